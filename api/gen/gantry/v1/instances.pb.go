@@ -1961,7 +1961,7 @@ var File_gantry_v1_instances_proto protoreflect.FileDescriptor
 
 const file_gantry_v1_instances_proto_rawDesc = "" +
 	"\n" +
-	"\x19gantry/v1/instances.proto\x12\tgantry.v1\x1a\x13gantry/v1/app.proto\x1a\x14gantry/v1/apps.proto\x1a\x19gantry/v1/container.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\\\n" +
+	"\x19gantry/v1/instances.proto\x12\tgantry.v1\x1a\x14gantry/v1/apps.proto\x1a\x19gantry/v1/container.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\\\n" +
 	"\x0eInstanceTarget\x12 \n" +
 	"\venvironment\x18\x01 \x01(\tR\venvironment\x12\x10\n" +
 	"\x03app\x18\x02 \x01(\tR\x03app\x12\x16\n" +
@@ -2266,7 +2266,6 @@ func file_gantry_v1_instances_proto_init() {
 	if File_gantry_v1_instances_proto != nil {
 		return
 	}
-	file_gantry_v1_app_proto_init()
 	file_gantry_v1_apps_proto_init()
 	file_gantry_v1_container_proto_init()
 	file_gantry_v1_instances_proto_msgTypes[13].OneofWrappers = []any{

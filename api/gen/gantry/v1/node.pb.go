@@ -522,11 +522,92 @@ func (x *Endpoint) GetReady() bool {
 	return false
 }
 
+// InstanceRecord is what a node keeps on its disk of one instance, so that it goes on without a server.
+type InstanceRecord struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Without secret contents.
+	Assignment *Assignment     `protobuf:"bytes,1,opt,name=assignment,proto3" json:"assignment,omitempty"`
+	Status     *InstanceStatus `protobuf:"bytes,2,opt,name=status,proto3" json:"status,omitempty"`
+	// Restart generation that was started last.
+	StartedGeneration int64 `protobuf:"varint,3,opt,name=started_generation,json=startedGeneration,proto3" json:"started_generation,omitempty"`
+	// The process was told to stop by us; the restart policy does not apply to that exit.
+	StopRequested bool `protobuf:"varint,4,opt,name=stop_requested,json=stopRequested,proto3" json:"stop_requested,omitempty"`
+	// Restarts in a row without a stable run between.
+	Streak        int32 `protobuf:"varint,5,opt,name=streak,proto3" json:"streak,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *InstanceRecord) Reset() {
+	*x = InstanceRecord{}
+	mi := &file_gantry_v1_node_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *InstanceRecord) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*InstanceRecord) ProtoMessage() {}
+
+func (x *InstanceRecord) ProtoReflect() protoreflect.Message {
+	mi := &file_gantry_v1_node_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use InstanceRecord.ProtoReflect.Descriptor instead.
+func (*InstanceRecord) Descriptor() ([]byte, []int) {
+	return file_gantry_v1_node_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *InstanceRecord) GetAssignment() *Assignment {
+	if x != nil {
+		return x.Assignment
+	}
+	return nil
+}
+
+func (x *InstanceRecord) GetStatus() *InstanceStatus {
+	if x != nil {
+		return x.Status
+	}
+	return nil
+}
+
+func (x *InstanceRecord) GetStartedGeneration() int64 {
+	if x != nil {
+		return x.StartedGeneration
+	}
+	return 0
+}
+
+func (x *InstanceRecord) GetStopRequested() bool {
+	if x != nil {
+		return x.StopRequested
+	}
+	return false
+}
+
+func (x *InstanceRecord) GetStreak() int32 {
+	if x != nil {
+		return x.Streak
+	}
+	return 0
+}
+
 var File_gantry_v1_node_proto protoreflect.FileDescriptor
 
 const file_gantry_v1_node_proto_rawDesc = "" +
 	"\n" +
-	"\x14gantry/v1/node.proto\x12\tgantry.v1\x1a\x13gantry/v1/app.proto\x1a\x19gantry/v1/container.proto\"\xe5\x01\n" +
+	"\x14gantry/v1/node.proto\x12\tgantry.v1\x1a\x13gantry/v1/app.proto\x1a\x19gantry/v1/container.proto\x1a\x19gantry/v1/instances.proto\x1a\x19gantry/v1/resources.proto\"\xe5\x01\n" +
 	"\n" +
 	"NodeReport\x12*\n" +
 	"\x05hello\x18\x01 \x01(\v2\x14.gantry.v1.NodeHelloR\x05hello\x125\n" +
@@ -578,9 +659,33 @@ const file_gantry_v1_node_proto_rawDesc = "" +
 	"\aaddress\x18\x03 \x01(\tR\aaddress\x12\x1a\n" +
 	"\baddress6\x18\x04 \x01(\tR\baddress6\x12\x12\n" +
 	"\x04node\x18\x05 \x01(\tR\x04node\x12\x14\n" +
-	"\x05ready\x18\x06 \x01(\bR\x05ready2Q\n" +
+	"\x05ready\x18\x06 \x01(\bR\x05ready\"\xe8\x01\n" +
+	"\x0eInstanceRecord\x125\n" +
+	"\n" +
+	"assignment\x18\x01 \x01(\v2\x15.gantry.v1.AssignmentR\n" +
+	"assignment\x121\n" +
+	"\x06status\x18\x02 \x01(\v2\x19.gantry.v1.InstanceStatusR\x06status\x12-\n" +
+	"\x12started_generation\x18\x03 \x01(\x03R\x11startedGeneration\x12%\n" +
+	"\x0estop_requested\x18\x04 \x01(\bR\rstopRequested\x12\x16\n" +
+	"\x06streak\x18\x05 \x01(\x05R\x06streak2Q\n" +
 	"\x12NodeSessionService\x12;\n" +
-	"\aSession\x12\x15.gantry.v1.NodeReport\x1a\x15.gantry.v1.NodeUpdate(\x010\x01B6Z4github.com/gantryd/gantry/api/gen/gantry/v1;gantryv1b\x06proto3"
+	"\aSession\x12\x15.gantry.v1.NodeReport\x1a\x15.gantry.v1.NodeUpdate(\x010\x012\xce\a\n" +
+	"\vNodeService\x125\n" +
+	"\x04Logs\x12\x16.gantry.v1.LogsRequest\x1a\x13.gantry.v1.LogEntry0\x01\x127\n" +
+	"\x04Exec\x12\x14.gantry.v1.ExecInput\x1a\x15.gantry.v1.ExecOutput(\x010\x01\x129\n" +
+	"\x06Attach\x12\x14.gantry.v1.ExecInput\x1a\x15.gantry.v1.ExecOutput(\x010\x01\x12:\n" +
+	"\x05Stats\x12\x17.gantry.v1.StatsRequest\x1a\x18.gantry.v1.StatsResponse\x12A\n" +
+	"\x04Kill\x12\x16.gantry.v1.KillRequest\x1a!.gantry.v1.InstanceActionResponse\x12E\n" +
+	"\x05Pause\x12\x19.gantry.v1.InstanceTarget\x1a!.gantry.v1.InstanceActionResponse\x12G\n" +
+	"\aUnpause\x12\x19.gantry.v1.InstanceTarget\x1a!.gantry.v1.InstanceActionResponse\x128\n" +
+	"\x03Top\x12\x19.gantry.v1.InstanceTarget\x1a\x16.gantry.v1.TopResponse\x12:\n" +
+	"\x04Diff\x12\x19.gantry.v1.InstanceTarget\x1a\x17.gantry.v1.DiffResponse\x12C\n" +
+	"\x06CopyTo\x12\x14.gantry.v1.CopyChunk\x1a!.gantry.v1.InstanceActionResponse(\x01\x12>\n" +
+	"\bCopyFrom\x12\x1a.gantry.v1.CopyFromRequest\x1a\x14.gantry.v1.CopyChunk0\x01\x12?\n" +
+	"\rInspectVolume\x12\x17.gantry.v1.VolumeTarget\x1a\x15.gantry.v1.VolumeView\x12H\n" +
+	"\fRemoveVolume\x12\x17.gantry.v1.VolumeTarget\x1a\x1f.gantry.v1.RemoveVolumeResponse\x127\n" +
+	"\x04Info\x12\x16.gantry.v1.InfoRequest\x1a\x17.gantry.v1.InfoResponse\x12F\n" +
+	"\tDiskUsage\x12\x1b.gantry.v1.DiskUsageRequest\x1a\x1c.gantry.v1.DiskUsageResponseB6Z4github.com/gantryd/gantry/api/gen/gantry/v1;gantryv1b\x06proto3"
 
 var (
 	file_gantry_v1_node_proto_rawDescOnce sync.Once
@@ -594,49 +699,102 @@ func file_gantry_v1_node_proto_rawDescGZIP() []byte {
 	return file_gantry_v1_node_proto_rawDescData
 }
 
-var file_gantry_v1_node_proto_msgTypes = make([]protoimpl.MessageInfo, 8)
+var file_gantry_v1_node_proto_msgTypes = make([]protoimpl.MessageInfo, 9)
 var file_gantry_v1_node_proto_goTypes = []any{
-	(*NodeReport)(nil),        // 0: gantry.v1.NodeReport
-	(*NodeHello)(nil),         // 1: gantry.v1.NodeHello
-	(*NodeUpdate)(nil),        // 2: gantry.v1.NodeUpdate
-	(*Assignment)(nil),        // 3: gantry.v1.Assignment
-	(*ServiceEndpoints)(nil),  // 4: gantry.v1.ServiceEndpoints
-	(*Endpoint)(nil),          // 5: gantry.v1.Endpoint
-	nil,                       // 6: gantry.v1.Assignment.SecretsEntry
-	nil,                       // 7: gantry.v1.Assignment.ConfigsEntry
-	(*InstanceStatus)(nil),    // 8: gantry.v1.InstanceStatus
-	(*NodeStatus)(nil),        // 9: gantry.v1.NodeStatus
-	(*Volume)(nil),            // 10: gantry.v1.Volume
-	(*Node)(nil),              // 11: gantry.v1.Node
-	(*Network)(nil),           // 12: gantry.v1.Network
-	(*Instance)(nil),          // 13: gantry.v1.Instance
-	(*ContainerSpec)(nil),     // 14: gantry.v1.ContainerSpec
-	(*PortPublish)(nil),       // 15: gantry.v1.PortPublish
-	(*NetworkAttachment)(nil), // 16: gantry.v1.NetworkAttachment
+	(*NodeReport)(nil),             // 0: gantry.v1.NodeReport
+	(*NodeHello)(nil),              // 1: gantry.v1.NodeHello
+	(*NodeUpdate)(nil),             // 2: gantry.v1.NodeUpdate
+	(*Assignment)(nil),             // 3: gantry.v1.Assignment
+	(*ServiceEndpoints)(nil),       // 4: gantry.v1.ServiceEndpoints
+	(*Endpoint)(nil),               // 5: gantry.v1.Endpoint
+	(*InstanceRecord)(nil),         // 6: gantry.v1.InstanceRecord
+	nil,                            // 7: gantry.v1.Assignment.SecretsEntry
+	nil,                            // 8: gantry.v1.Assignment.ConfigsEntry
+	(*InstanceStatus)(nil),         // 9: gantry.v1.InstanceStatus
+	(*NodeStatus)(nil),             // 10: gantry.v1.NodeStatus
+	(*Volume)(nil),                 // 11: gantry.v1.Volume
+	(*Node)(nil),                   // 12: gantry.v1.Node
+	(*Network)(nil),                // 13: gantry.v1.Network
+	(*Instance)(nil),               // 14: gantry.v1.Instance
+	(*ContainerSpec)(nil),          // 15: gantry.v1.ContainerSpec
+	(*PortPublish)(nil),            // 16: gantry.v1.PortPublish
+	(*NetworkAttachment)(nil),      // 17: gantry.v1.NetworkAttachment
+	(*LogsRequest)(nil),            // 18: gantry.v1.LogsRequest
+	(*ExecInput)(nil),              // 19: gantry.v1.ExecInput
+	(*StatsRequest)(nil),           // 20: gantry.v1.StatsRequest
+	(*KillRequest)(nil),            // 21: gantry.v1.KillRequest
+	(*InstanceTarget)(nil),         // 22: gantry.v1.InstanceTarget
+	(*CopyChunk)(nil),              // 23: gantry.v1.CopyChunk
+	(*CopyFromRequest)(nil),        // 24: gantry.v1.CopyFromRequest
+	(*VolumeTarget)(nil),           // 25: gantry.v1.VolumeTarget
+	(*InfoRequest)(nil),            // 26: gantry.v1.InfoRequest
+	(*DiskUsageRequest)(nil),       // 27: gantry.v1.DiskUsageRequest
+	(*LogEntry)(nil),               // 28: gantry.v1.LogEntry
+	(*ExecOutput)(nil),             // 29: gantry.v1.ExecOutput
+	(*StatsResponse)(nil),          // 30: gantry.v1.StatsResponse
+	(*InstanceActionResponse)(nil), // 31: gantry.v1.InstanceActionResponse
+	(*TopResponse)(nil),            // 32: gantry.v1.TopResponse
+	(*DiffResponse)(nil),           // 33: gantry.v1.DiffResponse
+	(*VolumeView)(nil),             // 34: gantry.v1.VolumeView
+	(*RemoveVolumeResponse)(nil),   // 35: gantry.v1.RemoveVolumeResponse
+	(*InfoResponse)(nil),           // 36: gantry.v1.InfoResponse
+	(*DiskUsageResponse)(nil),      // 37: gantry.v1.DiskUsageResponse
 }
 var file_gantry_v1_node_proto_depIdxs = []int32{
 	1,  // 0: gantry.v1.NodeReport.hello:type_name -> gantry.v1.NodeHello
-	8,  // 1: gantry.v1.NodeReport.statuses:type_name -> gantry.v1.InstanceStatus
-	9,  // 2: gantry.v1.NodeReport.status:type_name -> gantry.v1.NodeStatus
-	10, // 3: gantry.v1.NodeReport.volumes:type_name -> gantry.v1.Volume
+	9,  // 1: gantry.v1.NodeReport.statuses:type_name -> gantry.v1.InstanceStatus
+	10, // 2: gantry.v1.NodeReport.status:type_name -> gantry.v1.NodeStatus
+	11, // 3: gantry.v1.NodeReport.volumes:type_name -> gantry.v1.Volume
 	3,  // 4: gantry.v1.NodeUpdate.assignments:type_name -> gantry.v1.Assignment
 	4,  // 5: gantry.v1.NodeUpdate.endpoints:type_name -> gantry.v1.ServiceEndpoints
-	11, // 6: gantry.v1.NodeUpdate.node:type_name -> gantry.v1.Node
-	12, // 7: gantry.v1.NodeUpdate.networks:type_name -> gantry.v1.Network
-	13, // 8: gantry.v1.Assignment.instance:type_name -> gantry.v1.Instance
-	14, // 9: gantry.v1.Assignment.spec:type_name -> gantry.v1.ContainerSpec
-	6,  // 10: gantry.v1.Assignment.secrets:type_name -> gantry.v1.Assignment.SecretsEntry
-	7,  // 11: gantry.v1.Assignment.configs:type_name -> gantry.v1.Assignment.ConfigsEntry
+	12, // 6: gantry.v1.NodeUpdate.node:type_name -> gantry.v1.Node
+	13, // 7: gantry.v1.NodeUpdate.networks:type_name -> gantry.v1.Network
+	14, // 8: gantry.v1.Assignment.instance:type_name -> gantry.v1.Instance
+	15, // 9: gantry.v1.Assignment.spec:type_name -> gantry.v1.ContainerSpec
+	7,  // 10: gantry.v1.Assignment.secrets:type_name -> gantry.v1.Assignment.SecretsEntry
+	8,  // 11: gantry.v1.Assignment.configs:type_name -> gantry.v1.Assignment.ConfigsEntry
 	5,  // 12: gantry.v1.ServiceEndpoints.endpoints:type_name -> gantry.v1.Endpoint
-	15, // 13: gantry.v1.ServiceEndpoints.ports:type_name -> gantry.v1.PortPublish
-	16, // 14: gantry.v1.ServiceEndpoints.attachments:type_name -> gantry.v1.NetworkAttachment
-	0,  // 15: gantry.v1.NodeSessionService.Session:input_type -> gantry.v1.NodeReport
-	2,  // 16: gantry.v1.NodeSessionService.Session:output_type -> gantry.v1.NodeUpdate
-	16, // [16:17] is the sub-list for method output_type
-	15, // [15:16] is the sub-list for method input_type
-	15, // [15:15] is the sub-list for extension type_name
-	15, // [15:15] is the sub-list for extension extendee
-	0,  // [0:15] is the sub-list for field type_name
+	16, // 13: gantry.v1.ServiceEndpoints.ports:type_name -> gantry.v1.PortPublish
+	17, // 14: gantry.v1.ServiceEndpoints.attachments:type_name -> gantry.v1.NetworkAttachment
+	3,  // 15: gantry.v1.InstanceRecord.assignment:type_name -> gantry.v1.Assignment
+	9,  // 16: gantry.v1.InstanceRecord.status:type_name -> gantry.v1.InstanceStatus
+	0,  // 17: gantry.v1.NodeSessionService.Session:input_type -> gantry.v1.NodeReport
+	18, // 18: gantry.v1.NodeService.Logs:input_type -> gantry.v1.LogsRequest
+	19, // 19: gantry.v1.NodeService.Exec:input_type -> gantry.v1.ExecInput
+	19, // 20: gantry.v1.NodeService.Attach:input_type -> gantry.v1.ExecInput
+	20, // 21: gantry.v1.NodeService.Stats:input_type -> gantry.v1.StatsRequest
+	21, // 22: gantry.v1.NodeService.Kill:input_type -> gantry.v1.KillRequest
+	22, // 23: gantry.v1.NodeService.Pause:input_type -> gantry.v1.InstanceTarget
+	22, // 24: gantry.v1.NodeService.Unpause:input_type -> gantry.v1.InstanceTarget
+	22, // 25: gantry.v1.NodeService.Top:input_type -> gantry.v1.InstanceTarget
+	22, // 26: gantry.v1.NodeService.Diff:input_type -> gantry.v1.InstanceTarget
+	23, // 27: gantry.v1.NodeService.CopyTo:input_type -> gantry.v1.CopyChunk
+	24, // 28: gantry.v1.NodeService.CopyFrom:input_type -> gantry.v1.CopyFromRequest
+	25, // 29: gantry.v1.NodeService.InspectVolume:input_type -> gantry.v1.VolumeTarget
+	25, // 30: gantry.v1.NodeService.RemoveVolume:input_type -> gantry.v1.VolumeTarget
+	26, // 31: gantry.v1.NodeService.Info:input_type -> gantry.v1.InfoRequest
+	27, // 32: gantry.v1.NodeService.DiskUsage:input_type -> gantry.v1.DiskUsageRequest
+	2,  // 33: gantry.v1.NodeSessionService.Session:output_type -> gantry.v1.NodeUpdate
+	28, // 34: gantry.v1.NodeService.Logs:output_type -> gantry.v1.LogEntry
+	29, // 35: gantry.v1.NodeService.Exec:output_type -> gantry.v1.ExecOutput
+	29, // 36: gantry.v1.NodeService.Attach:output_type -> gantry.v1.ExecOutput
+	30, // 37: gantry.v1.NodeService.Stats:output_type -> gantry.v1.StatsResponse
+	31, // 38: gantry.v1.NodeService.Kill:output_type -> gantry.v1.InstanceActionResponse
+	31, // 39: gantry.v1.NodeService.Pause:output_type -> gantry.v1.InstanceActionResponse
+	31, // 40: gantry.v1.NodeService.Unpause:output_type -> gantry.v1.InstanceActionResponse
+	32, // 41: gantry.v1.NodeService.Top:output_type -> gantry.v1.TopResponse
+	33, // 42: gantry.v1.NodeService.Diff:output_type -> gantry.v1.DiffResponse
+	31, // 43: gantry.v1.NodeService.CopyTo:output_type -> gantry.v1.InstanceActionResponse
+	23, // 44: gantry.v1.NodeService.CopyFrom:output_type -> gantry.v1.CopyChunk
+	34, // 45: gantry.v1.NodeService.InspectVolume:output_type -> gantry.v1.VolumeView
+	35, // 46: gantry.v1.NodeService.RemoveVolume:output_type -> gantry.v1.RemoveVolumeResponse
+	36, // 47: gantry.v1.NodeService.Info:output_type -> gantry.v1.InfoResponse
+	37, // 48: gantry.v1.NodeService.DiskUsage:output_type -> gantry.v1.DiskUsageResponse
+	33, // [33:49] is the sub-list for method output_type
+	17, // [17:33] is the sub-list for method input_type
+	17, // [17:17] is the sub-list for extension type_name
+	17, // [17:17] is the sub-list for extension extendee
+	0,  // [0:17] is the sub-list for field type_name
 }
 
 func init() { file_gantry_v1_node_proto_init() }
@@ -646,15 +804,17 @@ func file_gantry_v1_node_proto_init() {
 	}
 	file_gantry_v1_app_proto_init()
 	file_gantry_v1_container_proto_init()
+	file_gantry_v1_instances_proto_init()
+	file_gantry_v1_resources_proto_init()
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_gantry_v1_node_proto_rawDesc), len(file_gantry_v1_node_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   8,
+			NumMessages:   9,
 			NumExtensions: 0,
-			NumServices:   1,
+			NumServices:   2,
 		},
 		GoTypes:           file_gantry_v1_node_proto_goTypes,
 		DependencyIndexes: file_gantry_v1_node_proto_depIdxs,

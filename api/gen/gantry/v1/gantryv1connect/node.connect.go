@@ -23,6 +23,8 @@ const _ = connect.IsAtLeastVersion1_13_0
 const (
 	// NodeSessionServiceName is the fully-qualified name of the NodeSessionService service.
 	NodeSessionServiceName = "gantry.v1.NodeSessionService"
+	// NodeServiceName is the fully-qualified name of the NodeService service.
+	NodeServiceName = "gantry.v1.NodeService"
 )
 
 // These constants are the fully-qualified names of the RPCs defined in this package. They're
@@ -36,6 +38,38 @@ const (
 	// NodeSessionServiceSessionProcedure is the fully-qualified name of the NodeSessionService's
 	// Session RPC.
 	NodeSessionServiceSessionProcedure = "/gantry.v1.NodeSessionService/Session"
+	// NodeServiceLogsProcedure is the fully-qualified name of the NodeService's Logs RPC.
+	NodeServiceLogsProcedure = "/gantry.v1.NodeService/Logs"
+	// NodeServiceExecProcedure is the fully-qualified name of the NodeService's Exec RPC.
+	NodeServiceExecProcedure = "/gantry.v1.NodeService/Exec"
+	// NodeServiceAttachProcedure is the fully-qualified name of the NodeService's Attach RPC.
+	NodeServiceAttachProcedure = "/gantry.v1.NodeService/Attach"
+	// NodeServiceStatsProcedure is the fully-qualified name of the NodeService's Stats RPC.
+	NodeServiceStatsProcedure = "/gantry.v1.NodeService/Stats"
+	// NodeServiceKillProcedure is the fully-qualified name of the NodeService's Kill RPC.
+	NodeServiceKillProcedure = "/gantry.v1.NodeService/Kill"
+	// NodeServicePauseProcedure is the fully-qualified name of the NodeService's Pause RPC.
+	NodeServicePauseProcedure = "/gantry.v1.NodeService/Pause"
+	// NodeServiceUnpauseProcedure is the fully-qualified name of the NodeService's Unpause RPC.
+	NodeServiceUnpauseProcedure = "/gantry.v1.NodeService/Unpause"
+	// NodeServiceTopProcedure is the fully-qualified name of the NodeService's Top RPC.
+	NodeServiceTopProcedure = "/gantry.v1.NodeService/Top"
+	// NodeServiceDiffProcedure is the fully-qualified name of the NodeService's Diff RPC.
+	NodeServiceDiffProcedure = "/gantry.v1.NodeService/Diff"
+	// NodeServiceCopyToProcedure is the fully-qualified name of the NodeService's CopyTo RPC.
+	NodeServiceCopyToProcedure = "/gantry.v1.NodeService/CopyTo"
+	// NodeServiceCopyFromProcedure is the fully-qualified name of the NodeService's CopyFrom RPC.
+	NodeServiceCopyFromProcedure = "/gantry.v1.NodeService/CopyFrom"
+	// NodeServiceInspectVolumeProcedure is the fully-qualified name of the NodeService's InspectVolume
+	// RPC.
+	NodeServiceInspectVolumeProcedure = "/gantry.v1.NodeService/InspectVolume"
+	// NodeServiceRemoveVolumeProcedure is the fully-qualified name of the NodeService's RemoveVolume
+	// RPC.
+	NodeServiceRemoveVolumeProcedure = "/gantry.v1.NodeService/RemoveVolume"
+	// NodeServiceInfoProcedure is the fully-qualified name of the NodeService's Info RPC.
+	NodeServiceInfoProcedure = "/gantry.v1.NodeService/Info"
+	// NodeServiceDiskUsageProcedure is the fully-qualified name of the NodeService's DiskUsage RPC.
+	NodeServiceDiskUsageProcedure = "/gantry.v1.NodeService/DiskUsage"
 )
 
 // NodeSessionServiceClient is a client for the gantry.v1.NodeSessionService service.
@@ -108,4 +142,438 @@ type UnimplementedNodeSessionServiceHandler struct{}
 
 func (UnimplementedNodeSessionServiceHandler) Session(context.Context, *connect.BidiStream[v1.NodeReport, v1.NodeUpdate]) error {
 	return connect.NewError(connect.CodeUnimplemented, errors.New("gantry.v1.NodeSessionService.Session is not implemented"))
+}
+
+// NodeServiceClient is a client for the gantry.v1.NodeService service.
+type NodeServiceClient interface {
+	Logs(context.Context, *connect.Request[v1.LogsRequest]) (*connect.ServerStreamForClient[v1.LogEntry], error)
+	Exec(context.Context) *connect.BidiStreamForClient[v1.ExecInput, v1.ExecOutput]
+	Attach(context.Context) *connect.BidiStreamForClient[v1.ExecInput, v1.ExecOutput]
+	Stats(context.Context, *connect.Request[v1.StatsRequest]) (*connect.Response[v1.StatsResponse], error)
+	Kill(context.Context, *connect.Request[v1.KillRequest]) (*connect.Response[v1.InstanceActionResponse], error)
+	Pause(context.Context, *connect.Request[v1.InstanceTarget]) (*connect.Response[v1.InstanceActionResponse], error)
+	Unpause(context.Context, *connect.Request[v1.InstanceTarget]) (*connect.Response[v1.InstanceActionResponse], error)
+	Top(context.Context, *connect.Request[v1.InstanceTarget]) (*connect.Response[v1.TopResponse], error)
+	Diff(context.Context, *connect.Request[v1.InstanceTarget]) (*connect.Response[v1.DiffResponse], error)
+	CopyTo(context.Context) *connect.ClientStreamForClient[v1.CopyChunk, v1.InstanceActionResponse]
+	CopyFrom(context.Context, *connect.Request[v1.CopyFromRequest]) (*connect.ServerStreamForClient[v1.CopyChunk], error)
+	InspectVolume(context.Context, *connect.Request[v1.VolumeTarget]) (*connect.Response[v1.VolumeView], error)
+	RemoveVolume(context.Context, *connect.Request[v1.VolumeTarget]) (*connect.Response[v1.RemoveVolumeResponse], error)
+	Info(context.Context, *connect.Request[v1.InfoRequest]) (*connect.Response[v1.InfoResponse], error)
+	DiskUsage(context.Context, *connect.Request[v1.DiskUsageRequest]) (*connect.Response[v1.DiskUsageResponse], error)
+}
+
+// NewNodeServiceClient constructs a client for the gantry.v1.NodeService service. By default, it
+// uses the Connect protocol with the binary Protobuf Codec, asks for gzipped responses, and sends
+// uncompressed requests. To use the gRPC or gRPC-Web protocols, supply the connect.WithGRPC() or
+// connect.WithGRPCWeb() options.
+//
+// The URL supplied here should be the base URL for the Connect or gRPC server (for example,
+// http://api.acme.com or https://acme.com/grpc).
+func NewNodeServiceClient(httpClient connect.HTTPClient, baseURL string, opts ...connect.ClientOption) NodeServiceClient {
+	baseURL = strings.TrimRight(baseURL, "/")
+	nodeServiceMethods := v1.File_gantry_v1_node_proto.Services().ByName("NodeService").Methods()
+	return &nodeServiceClient{
+		logs: connect.NewClient[v1.LogsRequest, v1.LogEntry](
+			httpClient,
+			baseURL+NodeServiceLogsProcedure,
+			connect.WithSchema(nodeServiceMethods.ByName("Logs")),
+			connect.WithClientOptions(opts...),
+		),
+		exec: connect.NewClient[v1.ExecInput, v1.ExecOutput](
+			httpClient,
+			baseURL+NodeServiceExecProcedure,
+			connect.WithSchema(nodeServiceMethods.ByName("Exec")),
+			connect.WithClientOptions(opts...),
+		),
+		attach: connect.NewClient[v1.ExecInput, v1.ExecOutput](
+			httpClient,
+			baseURL+NodeServiceAttachProcedure,
+			connect.WithSchema(nodeServiceMethods.ByName("Attach")),
+			connect.WithClientOptions(opts...),
+		),
+		stats: connect.NewClient[v1.StatsRequest, v1.StatsResponse](
+			httpClient,
+			baseURL+NodeServiceStatsProcedure,
+			connect.WithSchema(nodeServiceMethods.ByName("Stats")),
+			connect.WithClientOptions(opts...),
+		),
+		kill: connect.NewClient[v1.KillRequest, v1.InstanceActionResponse](
+			httpClient,
+			baseURL+NodeServiceKillProcedure,
+			connect.WithSchema(nodeServiceMethods.ByName("Kill")),
+			connect.WithClientOptions(opts...),
+		),
+		pause: connect.NewClient[v1.InstanceTarget, v1.InstanceActionResponse](
+			httpClient,
+			baseURL+NodeServicePauseProcedure,
+			connect.WithSchema(nodeServiceMethods.ByName("Pause")),
+			connect.WithClientOptions(opts...),
+		),
+		unpause: connect.NewClient[v1.InstanceTarget, v1.InstanceActionResponse](
+			httpClient,
+			baseURL+NodeServiceUnpauseProcedure,
+			connect.WithSchema(nodeServiceMethods.ByName("Unpause")),
+			connect.WithClientOptions(opts...),
+		),
+		top: connect.NewClient[v1.InstanceTarget, v1.TopResponse](
+			httpClient,
+			baseURL+NodeServiceTopProcedure,
+			connect.WithSchema(nodeServiceMethods.ByName("Top")),
+			connect.WithClientOptions(opts...),
+		),
+		diff: connect.NewClient[v1.InstanceTarget, v1.DiffResponse](
+			httpClient,
+			baseURL+NodeServiceDiffProcedure,
+			connect.WithSchema(nodeServiceMethods.ByName("Diff")),
+			connect.WithClientOptions(opts...),
+		),
+		copyTo: connect.NewClient[v1.CopyChunk, v1.InstanceActionResponse](
+			httpClient,
+			baseURL+NodeServiceCopyToProcedure,
+			connect.WithSchema(nodeServiceMethods.ByName("CopyTo")),
+			connect.WithClientOptions(opts...),
+		),
+		copyFrom: connect.NewClient[v1.CopyFromRequest, v1.CopyChunk](
+			httpClient,
+			baseURL+NodeServiceCopyFromProcedure,
+			connect.WithSchema(nodeServiceMethods.ByName("CopyFrom")),
+			connect.WithClientOptions(opts...),
+		),
+		inspectVolume: connect.NewClient[v1.VolumeTarget, v1.VolumeView](
+			httpClient,
+			baseURL+NodeServiceInspectVolumeProcedure,
+			connect.WithSchema(nodeServiceMethods.ByName("InspectVolume")),
+			connect.WithClientOptions(opts...),
+		),
+		removeVolume: connect.NewClient[v1.VolumeTarget, v1.RemoveVolumeResponse](
+			httpClient,
+			baseURL+NodeServiceRemoveVolumeProcedure,
+			connect.WithSchema(nodeServiceMethods.ByName("RemoveVolume")),
+			connect.WithClientOptions(opts...),
+		),
+		info: connect.NewClient[v1.InfoRequest, v1.InfoResponse](
+			httpClient,
+			baseURL+NodeServiceInfoProcedure,
+			connect.WithSchema(nodeServiceMethods.ByName("Info")),
+			connect.WithClientOptions(opts...),
+		),
+		diskUsage: connect.NewClient[v1.DiskUsageRequest, v1.DiskUsageResponse](
+			httpClient,
+			baseURL+NodeServiceDiskUsageProcedure,
+			connect.WithSchema(nodeServiceMethods.ByName("DiskUsage")),
+			connect.WithClientOptions(opts...),
+		),
+	}
+}
+
+// nodeServiceClient implements NodeServiceClient.
+type nodeServiceClient struct {
+	logs          *connect.Client[v1.LogsRequest, v1.LogEntry]
+	exec          *connect.Client[v1.ExecInput, v1.ExecOutput]
+	attach        *connect.Client[v1.ExecInput, v1.ExecOutput]
+	stats         *connect.Client[v1.StatsRequest, v1.StatsResponse]
+	kill          *connect.Client[v1.KillRequest, v1.InstanceActionResponse]
+	pause         *connect.Client[v1.InstanceTarget, v1.InstanceActionResponse]
+	unpause       *connect.Client[v1.InstanceTarget, v1.InstanceActionResponse]
+	top           *connect.Client[v1.InstanceTarget, v1.TopResponse]
+	diff          *connect.Client[v1.InstanceTarget, v1.DiffResponse]
+	copyTo        *connect.Client[v1.CopyChunk, v1.InstanceActionResponse]
+	copyFrom      *connect.Client[v1.CopyFromRequest, v1.CopyChunk]
+	inspectVolume *connect.Client[v1.VolumeTarget, v1.VolumeView]
+	removeVolume  *connect.Client[v1.VolumeTarget, v1.RemoveVolumeResponse]
+	info          *connect.Client[v1.InfoRequest, v1.InfoResponse]
+	diskUsage     *connect.Client[v1.DiskUsageRequest, v1.DiskUsageResponse]
+}
+
+// Logs calls gantry.v1.NodeService.Logs.
+func (c *nodeServiceClient) Logs(ctx context.Context, req *connect.Request[v1.LogsRequest]) (*connect.ServerStreamForClient[v1.LogEntry], error) {
+	return c.logs.CallServerStream(ctx, req)
+}
+
+// Exec calls gantry.v1.NodeService.Exec.
+func (c *nodeServiceClient) Exec(ctx context.Context) *connect.BidiStreamForClient[v1.ExecInput, v1.ExecOutput] {
+	return c.exec.CallBidiStream(ctx)
+}
+
+// Attach calls gantry.v1.NodeService.Attach.
+func (c *nodeServiceClient) Attach(ctx context.Context) *connect.BidiStreamForClient[v1.ExecInput, v1.ExecOutput] {
+	return c.attach.CallBidiStream(ctx)
+}
+
+// Stats calls gantry.v1.NodeService.Stats.
+func (c *nodeServiceClient) Stats(ctx context.Context, req *connect.Request[v1.StatsRequest]) (*connect.Response[v1.StatsResponse], error) {
+	return c.stats.CallUnary(ctx, req)
+}
+
+// Kill calls gantry.v1.NodeService.Kill.
+func (c *nodeServiceClient) Kill(ctx context.Context, req *connect.Request[v1.KillRequest]) (*connect.Response[v1.InstanceActionResponse], error) {
+	return c.kill.CallUnary(ctx, req)
+}
+
+// Pause calls gantry.v1.NodeService.Pause.
+func (c *nodeServiceClient) Pause(ctx context.Context, req *connect.Request[v1.InstanceTarget]) (*connect.Response[v1.InstanceActionResponse], error) {
+	return c.pause.CallUnary(ctx, req)
+}
+
+// Unpause calls gantry.v1.NodeService.Unpause.
+func (c *nodeServiceClient) Unpause(ctx context.Context, req *connect.Request[v1.InstanceTarget]) (*connect.Response[v1.InstanceActionResponse], error) {
+	return c.unpause.CallUnary(ctx, req)
+}
+
+// Top calls gantry.v1.NodeService.Top.
+func (c *nodeServiceClient) Top(ctx context.Context, req *connect.Request[v1.InstanceTarget]) (*connect.Response[v1.TopResponse], error) {
+	return c.top.CallUnary(ctx, req)
+}
+
+// Diff calls gantry.v1.NodeService.Diff.
+func (c *nodeServiceClient) Diff(ctx context.Context, req *connect.Request[v1.InstanceTarget]) (*connect.Response[v1.DiffResponse], error) {
+	return c.diff.CallUnary(ctx, req)
+}
+
+// CopyTo calls gantry.v1.NodeService.CopyTo.
+func (c *nodeServiceClient) CopyTo(ctx context.Context) *connect.ClientStreamForClient[v1.CopyChunk, v1.InstanceActionResponse] {
+	return c.copyTo.CallClientStream(ctx)
+}
+
+// CopyFrom calls gantry.v1.NodeService.CopyFrom.
+func (c *nodeServiceClient) CopyFrom(ctx context.Context, req *connect.Request[v1.CopyFromRequest]) (*connect.ServerStreamForClient[v1.CopyChunk], error) {
+	return c.copyFrom.CallServerStream(ctx, req)
+}
+
+// InspectVolume calls gantry.v1.NodeService.InspectVolume.
+func (c *nodeServiceClient) InspectVolume(ctx context.Context, req *connect.Request[v1.VolumeTarget]) (*connect.Response[v1.VolumeView], error) {
+	return c.inspectVolume.CallUnary(ctx, req)
+}
+
+// RemoveVolume calls gantry.v1.NodeService.RemoveVolume.
+func (c *nodeServiceClient) RemoveVolume(ctx context.Context, req *connect.Request[v1.VolumeTarget]) (*connect.Response[v1.RemoveVolumeResponse], error) {
+	return c.removeVolume.CallUnary(ctx, req)
+}
+
+// Info calls gantry.v1.NodeService.Info.
+func (c *nodeServiceClient) Info(ctx context.Context, req *connect.Request[v1.InfoRequest]) (*connect.Response[v1.InfoResponse], error) {
+	return c.info.CallUnary(ctx, req)
+}
+
+// DiskUsage calls gantry.v1.NodeService.DiskUsage.
+func (c *nodeServiceClient) DiskUsage(ctx context.Context, req *connect.Request[v1.DiskUsageRequest]) (*connect.Response[v1.DiskUsageResponse], error) {
+	return c.diskUsage.CallUnary(ctx, req)
+}
+
+// NodeServiceHandler is an implementation of the gantry.v1.NodeService service.
+type NodeServiceHandler interface {
+	Logs(context.Context, *connect.Request[v1.LogsRequest], *connect.ServerStream[v1.LogEntry]) error
+	Exec(context.Context, *connect.BidiStream[v1.ExecInput, v1.ExecOutput]) error
+	Attach(context.Context, *connect.BidiStream[v1.ExecInput, v1.ExecOutput]) error
+	Stats(context.Context, *connect.Request[v1.StatsRequest]) (*connect.Response[v1.StatsResponse], error)
+	Kill(context.Context, *connect.Request[v1.KillRequest]) (*connect.Response[v1.InstanceActionResponse], error)
+	Pause(context.Context, *connect.Request[v1.InstanceTarget]) (*connect.Response[v1.InstanceActionResponse], error)
+	Unpause(context.Context, *connect.Request[v1.InstanceTarget]) (*connect.Response[v1.InstanceActionResponse], error)
+	Top(context.Context, *connect.Request[v1.InstanceTarget]) (*connect.Response[v1.TopResponse], error)
+	Diff(context.Context, *connect.Request[v1.InstanceTarget]) (*connect.Response[v1.DiffResponse], error)
+	CopyTo(context.Context, *connect.ClientStream[v1.CopyChunk]) (*connect.Response[v1.InstanceActionResponse], error)
+	CopyFrom(context.Context, *connect.Request[v1.CopyFromRequest], *connect.ServerStream[v1.CopyChunk]) error
+	InspectVolume(context.Context, *connect.Request[v1.VolumeTarget]) (*connect.Response[v1.VolumeView], error)
+	RemoveVolume(context.Context, *connect.Request[v1.VolumeTarget]) (*connect.Response[v1.RemoveVolumeResponse], error)
+	Info(context.Context, *connect.Request[v1.InfoRequest]) (*connect.Response[v1.InfoResponse], error)
+	DiskUsage(context.Context, *connect.Request[v1.DiskUsageRequest]) (*connect.Response[v1.DiskUsageResponse], error)
+}
+
+// NewNodeServiceHandler builds an HTTP handler from the service implementation. It returns the path
+// on which to mount the handler and the handler itself.
+//
+// By default, handlers support the Connect, gRPC, and gRPC-Web protocols with the binary Protobuf
+// and JSON codecs. They also support gzip compression.
+func NewNodeServiceHandler(svc NodeServiceHandler, opts ...connect.HandlerOption) (string, http.Handler) {
+	nodeServiceMethods := v1.File_gantry_v1_node_proto.Services().ByName("NodeService").Methods()
+	nodeServiceLogsHandler := connect.NewServerStreamHandler(
+		NodeServiceLogsProcedure,
+		svc.Logs,
+		connect.WithSchema(nodeServiceMethods.ByName("Logs")),
+		connect.WithHandlerOptions(opts...),
+	)
+	nodeServiceExecHandler := connect.NewBidiStreamHandler(
+		NodeServiceExecProcedure,
+		svc.Exec,
+		connect.WithSchema(nodeServiceMethods.ByName("Exec")),
+		connect.WithHandlerOptions(opts...),
+	)
+	nodeServiceAttachHandler := connect.NewBidiStreamHandler(
+		NodeServiceAttachProcedure,
+		svc.Attach,
+		connect.WithSchema(nodeServiceMethods.ByName("Attach")),
+		connect.WithHandlerOptions(opts...),
+	)
+	nodeServiceStatsHandler := connect.NewUnaryHandler(
+		NodeServiceStatsProcedure,
+		svc.Stats,
+		connect.WithSchema(nodeServiceMethods.ByName("Stats")),
+		connect.WithHandlerOptions(opts...),
+	)
+	nodeServiceKillHandler := connect.NewUnaryHandler(
+		NodeServiceKillProcedure,
+		svc.Kill,
+		connect.WithSchema(nodeServiceMethods.ByName("Kill")),
+		connect.WithHandlerOptions(opts...),
+	)
+	nodeServicePauseHandler := connect.NewUnaryHandler(
+		NodeServicePauseProcedure,
+		svc.Pause,
+		connect.WithSchema(nodeServiceMethods.ByName("Pause")),
+		connect.WithHandlerOptions(opts...),
+	)
+	nodeServiceUnpauseHandler := connect.NewUnaryHandler(
+		NodeServiceUnpauseProcedure,
+		svc.Unpause,
+		connect.WithSchema(nodeServiceMethods.ByName("Unpause")),
+		connect.WithHandlerOptions(opts...),
+	)
+	nodeServiceTopHandler := connect.NewUnaryHandler(
+		NodeServiceTopProcedure,
+		svc.Top,
+		connect.WithSchema(nodeServiceMethods.ByName("Top")),
+		connect.WithHandlerOptions(opts...),
+	)
+	nodeServiceDiffHandler := connect.NewUnaryHandler(
+		NodeServiceDiffProcedure,
+		svc.Diff,
+		connect.WithSchema(nodeServiceMethods.ByName("Diff")),
+		connect.WithHandlerOptions(opts...),
+	)
+	nodeServiceCopyToHandler := connect.NewClientStreamHandler(
+		NodeServiceCopyToProcedure,
+		svc.CopyTo,
+		connect.WithSchema(nodeServiceMethods.ByName("CopyTo")),
+		connect.WithHandlerOptions(opts...),
+	)
+	nodeServiceCopyFromHandler := connect.NewServerStreamHandler(
+		NodeServiceCopyFromProcedure,
+		svc.CopyFrom,
+		connect.WithSchema(nodeServiceMethods.ByName("CopyFrom")),
+		connect.WithHandlerOptions(opts...),
+	)
+	nodeServiceInspectVolumeHandler := connect.NewUnaryHandler(
+		NodeServiceInspectVolumeProcedure,
+		svc.InspectVolume,
+		connect.WithSchema(nodeServiceMethods.ByName("InspectVolume")),
+		connect.WithHandlerOptions(opts...),
+	)
+	nodeServiceRemoveVolumeHandler := connect.NewUnaryHandler(
+		NodeServiceRemoveVolumeProcedure,
+		svc.RemoveVolume,
+		connect.WithSchema(nodeServiceMethods.ByName("RemoveVolume")),
+		connect.WithHandlerOptions(opts...),
+	)
+	nodeServiceInfoHandler := connect.NewUnaryHandler(
+		NodeServiceInfoProcedure,
+		svc.Info,
+		connect.WithSchema(nodeServiceMethods.ByName("Info")),
+		connect.WithHandlerOptions(opts...),
+	)
+	nodeServiceDiskUsageHandler := connect.NewUnaryHandler(
+		NodeServiceDiskUsageProcedure,
+		svc.DiskUsage,
+		connect.WithSchema(nodeServiceMethods.ByName("DiskUsage")),
+		connect.WithHandlerOptions(opts...),
+	)
+	return "/gantry.v1.NodeService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		switch r.URL.Path {
+		case NodeServiceLogsProcedure:
+			nodeServiceLogsHandler.ServeHTTP(w, r)
+		case NodeServiceExecProcedure:
+			nodeServiceExecHandler.ServeHTTP(w, r)
+		case NodeServiceAttachProcedure:
+			nodeServiceAttachHandler.ServeHTTP(w, r)
+		case NodeServiceStatsProcedure:
+			nodeServiceStatsHandler.ServeHTTP(w, r)
+		case NodeServiceKillProcedure:
+			nodeServiceKillHandler.ServeHTTP(w, r)
+		case NodeServicePauseProcedure:
+			nodeServicePauseHandler.ServeHTTP(w, r)
+		case NodeServiceUnpauseProcedure:
+			nodeServiceUnpauseHandler.ServeHTTP(w, r)
+		case NodeServiceTopProcedure:
+			nodeServiceTopHandler.ServeHTTP(w, r)
+		case NodeServiceDiffProcedure:
+			nodeServiceDiffHandler.ServeHTTP(w, r)
+		case NodeServiceCopyToProcedure:
+			nodeServiceCopyToHandler.ServeHTTP(w, r)
+		case NodeServiceCopyFromProcedure:
+			nodeServiceCopyFromHandler.ServeHTTP(w, r)
+		case NodeServiceInspectVolumeProcedure:
+			nodeServiceInspectVolumeHandler.ServeHTTP(w, r)
+		case NodeServiceRemoveVolumeProcedure:
+			nodeServiceRemoveVolumeHandler.ServeHTTP(w, r)
+		case NodeServiceInfoProcedure:
+			nodeServiceInfoHandler.ServeHTTP(w, r)
+		case NodeServiceDiskUsageProcedure:
+			nodeServiceDiskUsageHandler.ServeHTTP(w, r)
+		default:
+			http.NotFound(w, r)
+		}
+	})
+}
+
+// UnimplementedNodeServiceHandler returns CodeUnimplemented from all methods.
+type UnimplementedNodeServiceHandler struct{}
+
+func (UnimplementedNodeServiceHandler) Logs(context.Context, *connect.Request[v1.LogsRequest], *connect.ServerStream[v1.LogEntry]) error {
+	return connect.NewError(connect.CodeUnimplemented, errors.New("gantry.v1.NodeService.Logs is not implemented"))
+}
+
+func (UnimplementedNodeServiceHandler) Exec(context.Context, *connect.BidiStream[v1.ExecInput, v1.ExecOutput]) error {
+	return connect.NewError(connect.CodeUnimplemented, errors.New("gantry.v1.NodeService.Exec is not implemented"))
+}
+
+func (UnimplementedNodeServiceHandler) Attach(context.Context, *connect.BidiStream[v1.ExecInput, v1.ExecOutput]) error {
+	return connect.NewError(connect.CodeUnimplemented, errors.New("gantry.v1.NodeService.Attach is not implemented"))
+}
+
+func (UnimplementedNodeServiceHandler) Stats(context.Context, *connect.Request[v1.StatsRequest]) (*connect.Response[v1.StatsResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("gantry.v1.NodeService.Stats is not implemented"))
+}
+
+func (UnimplementedNodeServiceHandler) Kill(context.Context, *connect.Request[v1.KillRequest]) (*connect.Response[v1.InstanceActionResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("gantry.v1.NodeService.Kill is not implemented"))
+}
+
+func (UnimplementedNodeServiceHandler) Pause(context.Context, *connect.Request[v1.InstanceTarget]) (*connect.Response[v1.InstanceActionResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("gantry.v1.NodeService.Pause is not implemented"))
+}
+
+func (UnimplementedNodeServiceHandler) Unpause(context.Context, *connect.Request[v1.InstanceTarget]) (*connect.Response[v1.InstanceActionResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("gantry.v1.NodeService.Unpause is not implemented"))
+}
+
+func (UnimplementedNodeServiceHandler) Top(context.Context, *connect.Request[v1.InstanceTarget]) (*connect.Response[v1.TopResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("gantry.v1.NodeService.Top is not implemented"))
+}
+
+func (UnimplementedNodeServiceHandler) Diff(context.Context, *connect.Request[v1.InstanceTarget]) (*connect.Response[v1.DiffResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("gantry.v1.NodeService.Diff is not implemented"))
+}
+
+func (UnimplementedNodeServiceHandler) CopyTo(context.Context, *connect.ClientStream[v1.CopyChunk]) (*connect.Response[v1.InstanceActionResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("gantry.v1.NodeService.CopyTo is not implemented"))
+}
+
+func (UnimplementedNodeServiceHandler) CopyFrom(context.Context, *connect.Request[v1.CopyFromRequest], *connect.ServerStream[v1.CopyChunk]) error {
+	return connect.NewError(connect.CodeUnimplemented, errors.New("gantry.v1.NodeService.CopyFrom is not implemented"))
+}
+
+func (UnimplementedNodeServiceHandler) InspectVolume(context.Context, *connect.Request[v1.VolumeTarget]) (*connect.Response[v1.VolumeView], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("gantry.v1.NodeService.InspectVolume is not implemented"))
+}
+
+func (UnimplementedNodeServiceHandler) RemoveVolume(context.Context, *connect.Request[v1.VolumeTarget]) (*connect.Response[v1.RemoveVolumeResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("gantry.v1.NodeService.RemoveVolume is not implemented"))
+}
+
+func (UnimplementedNodeServiceHandler) Info(context.Context, *connect.Request[v1.InfoRequest]) (*connect.Response[v1.InfoResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("gantry.v1.NodeService.Info is not implemented"))
+}
+
+func (UnimplementedNodeServiceHandler) DiskUsage(context.Context, *connect.Request[v1.DiskUsageRequest]) (*connect.Response[v1.DiskUsageResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("gantry.v1.NodeService.DiskUsage is not implemented"))
 }

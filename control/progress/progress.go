@@ -1,0 +1,231 @@
+// Package progress judges how far services are: which instances are ready, what a service waits for, why it cannot go on.
+//
+// All functions are pure: they look at a snapshot of the store and nothing else. The rollout controller decides by them and
+// the API shows them, so that both always agree.
+package progress
+
+import (
+	"fmt"
+	"sort"
+
+	gantryv1 "github.com/gantryd/gantry/api/gen/gantry/v1"
+	"github.com/gantryd/gantry/store"
+)
+
+// crashLoop is the number of restarts in a row from which a service counts as failing to come up.
+const crashLoop = 3
+
+// Instances returns the instances of a service with what their nodes last said, in order of slot and creation.
+func Instances(r store.Reader, serviceKey string) []*gantryv1.InstanceView {
+	var out []*gantryv1.InstanceView
+	for _, i := range store.List[*gantryv1.Instance](r, "") {
+		if Key(i) == serviceKey {
+			out = append(out, View(r, i))
+		}
+	}
+	Sort(out)
+	return out
+}
+
+// ByService groups all instances of a snapshot by their service's key.
+func ByService(r store.Reader) map[string][]*gantryv1.InstanceView {
+	out := map[string][]*gantryv1.InstanceView{}
+	for _, i := range store.List[*gantryv1.Instance](r, "") {
+		out[Key(i)] = append(out[Key(i)], View(r, i))
+	}
+	for _, views := range out {
+		Sort(views)
+	}
+	return out
+}
+
+// Sort puts instances in the order of their slots, older first within one.
+func Sort(views []*gantryv1.InstanceView) {
+	sort.SliceStable(views, func(a, b int) bool {
+		x, y := views[a].Instance, views[b].Instance
+		if x.Slot != y.Slot {
+			return x.Slot < y.Slot
+		}
+		return x.Meta.CreatedAt.AsTime().Before(y.Meta.CreatedAt.AsTime())
+	})
+}
+
+// View joins an instance with its status; one that no node has reported is pending.
+func View(r store.Reader, i *gantryv1.Instance) *gantryv1.InstanceView {
+	st, ok := store.Get[*gantryv1.InstanceStatus](r, i.Meta.Key)
+	if !ok {
+		st = &gantryv1.InstanceStatus{
+			Meta: store.NewMeta(i.Meta.Key), Node: i.Node, Phase: gantryv1.InstanceStatus_PHASE_PENDING,
+		}
+	}
+	return &gantryv1.InstanceView{Instance: i, Status: st}
+}
+
+// Key is the key of the service an instance belongs to; that of a `gantry run` instance is its own pseudo service.
+func Key(i *gantryv1.Instance) string {
+	if i.App == "" {
+		return i.Environment + "//" + i.Service
+	}
+	return i.Environment + "/" + i.App + "/" + i.Service
+}
+
+// Ready reports whether an instance takes connections: running and, where it has a health check, healthy.
+func Ready(st *gantryv1.InstanceStatus) bool {
+	if st.GetPhase() != gantryv1.InstanceStatus_PHASE_RUNNING {
+		return false
+	}
+	return st.Health == gantryv1.InstanceStatus_HEALTH_UNSPECIFIED || st.Health == gantryv1.InstanceStatus_HEALTH_HEALTHY
+}
+
+// Completed reports whether an instance has done its work and is not to be started again.
+func Completed(st *gantryv1.InstanceStatus) bool {
+	return st.GetPhase() == gantryv1.InstanceStatus_PHASE_EXITED && st.ExitCode == 0
+}
+
+// Failure says why an instance does not come up by itself; "" if it may.
+func Failure(v *gantryv1.InstanceView) string {
+	st, name := v.Status, Name(v.Instance)
+	switch st.GetPhase() {
+	case gantryv1.InstanceStatus_PHASE_FAILED:
+		return fmt.Sprintf("%s: %s", name, st.Error)
+	case gantryv1.InstanceStatus_PHASE_EXITED:
+		if st.ExitCode != 0 {
+			return fmt.Sprintf("%s exited with code %d%s", name, st.ExitCode, oom(st))
+		}
+	case gantryv1.InstanceStatus_PHASE_RESTARTING:
+		if st.Restarts >= crashLoop {
+			return fmt.Sprintf("%s keeps exiting, last with code %d%s, after %d restarts", name, st.ExitCode, oom(st), st.Restarts)
+		}
+	case gantryv1.InstanceStatus_PHASE_RUNNING:
+		if st.Health == gantryv1.InstanceStatus_HEALTH_UNHEALTHY {
+			return fmt.Sprintf("%s is unhealthy: %s", name, st.HealthOutput)
+		}
+	}
+	return ""
+}
+
+func oom(st *gantryv1.InstanceStatus) string {
+	if st.OomKilled {
+		return " (out of memory)"
+	}
+	return ""
+}
+
+// Name is what people call an instance: "db.1", or the name given to `gantry run`.
+func Name(i *gantryv1.Instance) string {
+	if i.Slot == 0 {
+		return i.Service
+	}
+	return fmt.Sprintf("%s.%d", i.Service, i.Slot)
+}
+
+// Current reports whether an instance is one of those the service wants now.
+func Current(s *gantryv1.Service, i *gantryv1.Instance) bool {
+	return i.Release == s.Release && i.Slot <= s.Replicas && i.Desired != gantryv1.Instance_DESIRED_REMOVED
+}
+
+// Service judges one service against its instances and, for what it depends on, the services of its app.
+func Service(s *gantryv1.Service, instances []*gantryv1.InstanceView, blocked, blockedFor string) *gantryv1.ServiceView {
+	v := &gantryv1.ServiceView{Service: s, Instances: instances, Wanted: s.Replicas}
+	if s.Stopped || s.Removing {
+		v.Wanted = 0
+	}
+	settled, old := int32(0), 0
+	for _, i := range instances {
+		if !Current(s, i.Instance) {
+			old++
+			continue
+		}
+		if Ready(i.Status) {
+			v.Ready++
+			settled++
+		} else if Completed(i.Status) {
+			settled++
+		}
+		if v.Failure == "" && v.Wanted > 0 {
+			v.Failure = Failure(i)
+		}
+	}
+	v.Converged = settled >= v.Wanted && old == 0 && (v.Wanted > 0 || len(instances) == 0 || s.Stopped && down(instances))
+	if !v.Converged {
+		v.Waiting = blocked
+		if v.Failure == "" {
+			v.Failure = blockedFor
+		}
+	}
+	return v
+}
+
+func down(instances []*gantryv1.InstanceView) bool {
+	for _, i := range instances {
+		switch i.Status.GetPhase() {
+		case gantryv1.InstanceStatus_PHASE_EXITED, gantryv1.InstanceStatus_PHASE_FAILED, gantryv1.InstanceStatus_PHASE_CREATED:
+		default:
+			return false
+		}
+	}
+	return true
+}
+
+// Blocked says which dependency a service waits for ("db to be healthy"), and why the wait cannot end by itself, if so.
+func Blocked(r store.Reader, s *gantryv1.Service, byService map[string][]*gantryv1.InstanceView) (waits, failure string) {
+	for _, d := range s.Spec.GetDependsOn() {
+		key := s.Environment + "/" + s.App + "/" + d.Service
+		dep, ok := store.Get[*gantryv1.Service](r, key)
+		if !ok || dep.Removing {
+			if d.Required {
+				return d.Service + " to exist", ""
+			}
+			continue
+		}
+		if waits, failure = dependency(d, dep, byService[key]); waits != "" {
+			return "waits for " + waits, failure
+		}
+	}
+	return "", ""
+}
+
+func dependency(d *gantryv1.Dependency, dep *gantryv1.Service, instances []*gantryv1.InstanceView) (waits, failure string) {
+	met, fail := int32(0), ""
+	for _, i := range instances {
+		if !Current(dep, i.Instance) {
+			continue
+		}
+		ok, why := condition(d.Condition, i)
+		if ok {
+			met++
+		}
+		if why != "" {
+			fail = fmt.Sprintf("its dependency %s", why)
+		}
+	}
+	if met >= dep.Replicas && !dep.Stopped {
+		return "", ""
+	}
+	word := map[gantryv1.Dependency_Condition]string{
+		gantryv1.Dependency_CONDITION_HEALTHY:                "be healthy",
+		gantryv1.Dependency_CONDITION_COMPLETED_SUCCESSFULLY: "complete",
+	}[d.Condition]
+	if word == "" {
+		word = "start"
+	}
+	if dep.Stopped {
+		fail = fmt.Sprintf("its dependency %s is stopped", d.Service)
+	}
+	return d.Service + " to " + word, fail
+}
+
+func condition(c gantryv1.Dependency_Condition, i *gantryv1.InstanceView) (met bool, failure string) {
+	st := i.Status
+	switch c {
+	case gantryv1.Dependency_CONDITION_HEALTHY:
+		if st.Phase == gantryv1.InstanceStatus_PHASE_RUNNING && st.Health == gantryv1.InstanceStatus_HEALTH_UNSPECIFIED {
+			return false, Name(i.Instance) + " has no health check, so it can never be healthy"
+		}
+		return st.Phase == gantryv1.InstanceStatus_PHASE_RUNNING && st.Health == gantryv1.InstanceStatus_HEALTH_HEALTHY, Failure(i)
+	case gantryv1.Dependency_CONDITION_COMPLETED_SUCCESSFULLY:
+		return Completed(st), Failure(i)
+	default:
+		return st.Phase == gantryv1.InstanceStatus_PHASE_RUNNING || Completed(st), Failure(i)
+	}
+}
