@@ -1,0 +1,5 @@
+package build
+
+const childArg = "build-until-killed"
+
+func child() {}
