@@ -9,6 +9,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	gantryv1 "github.com/gantryd/gantry/api/gen/gantry/v1"
+	"github.com/gantryd/gantry/build/lint"
 	"github.com/gantryd/gantry/fault"
 )
 
@@ -44,7 +45,7 @@ func (b *Builder) Build(ctx context.Context, req Request, emit func(*gantryv1.Bu
 	p := &progress{emit: emit, stop: cancel}
 	defer p.close()
 	if src.text != nil {
-		p.warn(lint(src.dockerfile, src.text))
+		p.warn(lint.Check(src.dockerfile, src.text, req.Start.GetSpec().GetArgs()))
 	}
 	resp, err := b.solve(ctx, req, src, solve, p)
 	if err != nil {
