@@ -170,7 +170,7 @@ func (d *decision) run() {
 
 // fill makes an instance in an empty slot, unless one that must be gone first is still there.
 func (d *decision) fill(n int32, s *slot) {
-	if d.Blocked || s.leaving > 0 && !startFirst(d.Release.Spec) {
+	if d.Blocked || s.leaving > 0 && !d.startFirst() {
 		return
 	}
 	d.add(Change{Action: Create, Slot: n})
@@ -187,7 +187,7 @@ func (d *decision) settle(s *slot) {
 }
 
 func (d *decision) replace(n int32, s *slot) {
-	if startFirst(d.Release.Spec) {
+	if d.startFirst() {
 		d.add(Change{Action: Create, Slot: n})
 		return
 	}
@@ -197,7 +197,7 @@ func (d *decision) replace(n int32, s *slot) {
 }
 
 func (d *decision) parallelism() int {
-	if p := d.Release.Spec.GetUpdate().GetParallelism(); p > 0 {
+	if p := d.Service.Spec.GetUpdate().GetParallelism(); p > 0 {
 		return int(p)
 	}
 	return 1
@@ -223,7 +223,7 @@ func (d *decision) halted() bool {
 		if s.current == nil || progress.Failure(s.current) == "" {
 			continue
 		}
-		switch d.Release.Spec.GetUpdate().GetFailureAction() {
+		switch d.Service.Spec.GetUpdate().GetFailureAction() {
 		case "continue":
 			continue
 		case "rollback":
@@ -248,7 +248,7 @@ func (d *decision) rollback() {
 
 // early reports that update_config.delay has not passed since the last instance became ready, and asks to look again.
 func (d *decision) early() bool {
-	delay := d.Release.Spec.GetUpdate().GetDelay().AsDuration()
+	delay := d.Service.Spec.GetUpdate().GetDelay().AsDuration()
 	if delay <= 0 {
 		return false
 	}
@@ -270,22 +270,23 @@ func (d *decision) early() bool {
 
 // startFirst reports whether a new instance may run beside the one it replaces: not if both would write the same volume
 // or need the same port of the machine.
-func startFirst(spec *gantryv1.ServiceSpec) bool {
-	switch spec.GetUpdate().GetOrder() {
+func (d *decision) startFirst() bool {
+	switch d.Service.Spec.GetUpdate().GetOrder() {
 	case "start-first":
 		return true
 	case "stop-first":
 		return false
 	}
-	for _, m := range spec.GetContainer().GetMounts() {
+	c := d.Release.Spec.GetContainer()
+	for _, m := range c.GetMounts() {
 		if m.Type == gantryv1.Mount_TYPE_VOLUME && !m.ReadOnly {
 			return false
 		}
 	}
-	for _, p := range spec.GetContainer().GetPorts() {
+	for _, p := range c.GetPorts() {
 		if p.Mode == "host" {
 			return false
 		}
 	}
-	return spec.GetContainer().GetNetwork().GetKind() != gantryv1.NetworkMode_KIND_HOST
+	return c.GetNetwork().GetKind() != gantryv1.NetworkMode_KIND_HOST
 }

@@ -1407,6 +1407,8 @@ type Instance struct {
 	AutoRemove bool `protobuf:"varint,11,opt,name=auto_remove,json=autoRemove,proto3" json:"auto_remove,omitempty"`
 	// Attached client starts the process after it is connected (run without -d).
 	WaitAttach bool `protobuf:"varint,12,opt,name=wait_attach,json=waitAttach,proto3" json:"wait_attach,omitempty"`
+	// Grace period of the stop asked for last (gantry stop -t); unset for the spec's.
+	StopGrace *durationpb.Duration `protobuf:"bytes,14,opt,name=stop_grace,json=stopGrace,proto3" json:"stop_grace,omitempty"`
 	// Virtual address of the service, copied at creation.
 	VirtualIp     string `protobuf:"bytes,13,opt,name=virtual_ip,json=virtualIp,proto3" json:"virtual_ip,omitempty"`
 	unknownFields protoimpl.UnknownFields
@@ -1525,6 +1527,13 @@ func (x *Instance) GetWaitAttach() bool {
 		return x.WaitAttach
 	}
 	return false
+}
+
+func (x *Instance) GetStopGrace() *durationpb.Duration {
+	if x != nil {
+		return x.StopGrace
+	}
+	return nil
 }
 
 func (x *Instance) GetVirtualIp() string {
@@ -2331,7 +2340,7 @@ const file_gantry_v1_app_proto_rawDesc = "" +
 	"\x06number\x18\x03 \x01(\x03R\x06number\x12*\n" +
 	"\x04spec\x18\x04 \x01(\v2\x16.gantry.v1.ServiceSpecR\x04spec\x12\x1b\n" +
 	"\tspec_hash\x18\x05 \x01(\tR\bspecHash\x12\x12\n" +
-	"\x04note\x18\x06 \x01(\tR\x04note\"\x97\x04\n" +
+	"\x04note\x18\x06 \x01(\tR\x04note\"\xd1\x04\n" +
 	"\bInstance\x12#\n" +
 	"\x04meta\x18\x01 \x01(\v2\x0f.gantry.v1.MetaR\x04meta\x12 \n" +
 	"\venvironment\x18\x02 \x01(\tR\venvironment\x12\x10\n" +
@@ -2347,7 +2356,9 @@ const file_gantry_v1_app_proto_rawDesc = "" +
 	"\vauto_remove\x18\v \x01(\bR\n" +
 	"autoRemove\x12\x1f\n" +
 	"\vwait_attach\x18\f \x01(\bR\n" +
-	"waitAttach\x12\x1d\n" +
+	"waitAttach\x128\n" +
+	"\n" +
+	"stop_grace\x18\x0e \x01(\v2\x19.google.protobuf.DurationR\tstopGrace\x12\x1d\n" +
 	"\n" +
 	"virtual_ip\x18\r \x01(\tR\tvirtualIp\"a\n" +
 	"\aDesired\x12\x17\n" +
@@ -2529,30 +2540,31 @@ var file_gantry_v1_app_proto_depIdxs = []int32{
 	39, // 29: gantry.v1.Instance.meta:type_name -> gantry.v1.Meta
 	40, // 30: gantry.v1.Instance.spec:type_name -> gantry.v1.ContainerSpec
 	1,  // 31: gantry.v1.Instance.desired:type_name -> gantry.v1.Instance.Desired
-	39, // 32: gantry.v1.InstanceStatus.meta:type_name -> gantry.v1.Meta
-	2,  // 33: gantry.v1.InstanceStatus.phase:type_name -> gantry.v1.InstanceStatus.Phase
-	3,  // 34: gantry.v1.InstanceStatus.health:type_name -> gantry.v1.InstanceStatus.Health
-	42, // 35: gantry.v1.InstanceStatus.started_at:type_name -> google.protobuf.Timestamp
-	42, // 36: gantry.v1.InstanceStatus.finished_at:type_name -> google.protobuf.Timestamp
-	43, // 37: gantry.v1.InstanceStatus.ports:type_name -> gantry.v1.PortPublish
-	39, // 38: gantry.v1.Volume.meta:type_name -> gantry.v1.Meta
-	38, // 39: gantry.v1.Volume.driver_options:type_name -> gantry.v1.Volume.DriverOptionsEntry
-	39, // 40: gantry.v1.Network.meta:type_name -> gantry.v1.Meta
-	39, // 41: gantry.v1.Secret.meta:type_name -> gantry.v1.Meta
-	39, // 42: gantry.v1.Config.meta:type_name -> gantry.v1.Meta
-	39, // 43: gantry.v1.Node.meta:type_name -> gantry.v1.Meta
-	39, // 44: gantry.v1.NodeStatus.meta:type_name -> gantry.v1.Meta
-	42, // 45: gantry.v1.NodeStatus.last_seen:type_name -> google.protobuf.Timestamp
-	9,  // 46: gantry.v1.AppSpec.ServicesEntry.value:type_name -> gantry.v1.ServiceSpec
-	6,  // 47: gantry.v1.AppSpec.NetworksEntry.value:type_name -> gantry.v1.NetworkSpec
-	7,  // 48: gantry.v1.AppSpec.VolumesEntry.value:type_name -> gantry.v1.VolumeSpec
-	8,  // 49: gantry.v1.AppSpec.SecretsEntry.value:type_name -> gantry.v1.FileSpec
-	8,  // 50: gantry.v1.AppSpec.ConfigsEntry.value:type_name -> gantry.v1.FileSpec
-	51, // [51:51] is the sub-list for method output_type
-	51, // [51:51] is the sub-list for method input_type
-	51, // [51:51] is the sub-list for extension type_name
-	51, // [51:51] is the sub-list for extension extendee
-	0,  // [0:51] is the sub-list for field type_name
+	41, // 32: gantry.v1.Instance.stop_grace:type_name -> google.protobuf.Duration
+	39, // 33: gantry.v1.InstanceStatus.meta:type_name -> gantry.v1.Meta
+	2,  // 34: gantry.v1.InstanceStatus.phase:type_name -> gantry.v1.InstanceStatus.Phase
+	3,  // 35: gantry.v1.InstanceStatus.health:type_name -> gantry.v1.InstanceStatus.Health
+	42, // 36: gantry.v1.InstanceStatus.started_at:type_name -> google.protobuf.Timestamp
+	42, // 37: gantry.v1.InstanceStatus.finished_at:type_name -> google.protobuf.Timestamp
+	43, // 38: gantry.v1.InstanceStatus.ports:type_name -> gantry.v1.PortPublish
+	39, // 39: gantry.v1.Volume.meta:type_name -> gantry.v1.Meta
+	38, // 40: gantry.v1.Volume.driver_options:type_name -> gantry.v1.Volume.DriverOptionsEntry
+	39, // 41: gantry.v1.Network.meta:type_name -> gantry.v1.Meta
+	39, // 42: gantry.v1.Secret.meta:type_name -> gantry.v1.Meta
+	39, // 43: gantry.v1.Config.meta:type_name -> gantry.v1.Meta
+	39, // 44: gantry.v1.Node.meta:type_name -> gantry.v1.Meta
+	39, // 45: gantry.v1.NodeStatus.meta:type_name -> gantry.v1.Meta
+	42, // 46: gantry.v1.NodeStatus.last_seen:type_name -> google.protobuf.Timestamp
+	9,  // 47: gantry.v1.AppSpec.ServicesEntry.value:type_name -> gantry.v1.ServiceSpec
+	6,  // 48: gantry.v1.AppSpec.NetworksEntry.value:type_name -> gantry.v1.NetworkSpec
+	7,  // 49: gantry.v1.AppSpec.VolumesEntry.value:type_name -> gantry.v1.VolumeSpec
+	8,  // 50: gantry.v1.AppSpec.SecretsEntry.value:type_name -> gantry.v1.FileSpec
+	8,  // 51: gantry.v1.AppSpec.ConfigsEntry.value:type_name -> gantry.v1.FileSpec
+	52, // [52:52] is the sub-list for method output_type
+	52, // [52:52] is the sub-list for method input_type
+	52, // [52:52] is the sub-list for extension type_name
+	52, // [52:52] is the sub-list for extension extendee
+	0,  // [0:52] is the sub-list for field type_name
 }
 
 func init() { file_gantry_v1_app_proto_init() }

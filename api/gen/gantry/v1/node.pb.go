@@ -264,8 +264,10 @@ type Assignment struct {
 	Secrets         map[string][]byte `protobuf:"bytes,3,rep,name=secrets,proto3" json:"secrets,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	Configs         map[string][]byte `protobuf:"bytes,4,rep,name=configs,proto3" json:"configs,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	AllowPrivileged bool              `protobuf:"varint,5,opt,name=allow_privileged,json=allowPrivileged,proto3" json:"allow_privileged,omitempty"`
-	unknownFields   protoimpl.UnknownFields
-	sizeCache       protoimpl.SizeCache
+	// Named volumes of the spec by key.
+	Volumes       map[string]*Volume `protobuf:"bytes,6,rep,name=volumes,proto3" json:"volumes,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Assignment) Reset() {
@@ -331,6 +333,13 @@ func (x *Assignment) GetAllowPrivileged() bool {
 		return x.AllowPrivileged
 	}
 	return false
+}
+
+func (x *Assignment) GetVolumes() map[string]*Volume {
+	if x != nil {
+		return x.Volumes
+	}
+	return nil
 }
 
 // ServiceEndpoints is where a service can be reached, for virtual addresses and names on every node.
@@ -629,20 +638,24 @@ const file_gantry_v1_node_proto_rawDesc = "" +
 	"\x11removed_endpoints\x18\x05 \x03(\tR\x10removedEndpoints\x12#\n" +
 	"\x04node\x18\x06 \x01(\v2\x0f.gantry.v1.NodeR\x04node\x12.\n" +
 	"\bnetworks\x18\a \x03(\v2\x12.gantry.v1.NetworkR\bnetworks\x12)\n" +
-	"\x10removed_networks\x18\b \x03(\tR\x0fremovedNetworks\"\x8a\x03\n" +
+	"\x10removed_networks\x18\b \x03(\tR\x0fremovedNetworks\"\x97\x04\n" +
 	"\n" +
 	"Assignment\x12/\n" +
 	"\binstance\x18\x01 \x01(\v2\x13.gantry.v1.InstanceR\binstance\x12,\n" +
 	"\x04spec\x18\x02 \x01(\v2\x18.gantry.v1.ContainerSpecR\x04spec\x12<\n" +
 	"\asecrets\x18\x03 \x03(\v2\".gantry.v1.Assignment.SecretsEntryR\asecrets\x12<\n" +
 	"\aconfigs\x18\x04 \x03(\v2\".gantry.v1.Assignment.ConfigsEntryR\aconfigs\x12)\n" +
-	"\x10allow_privileged\x18\x05 \x01(\bR\x0fallowPrivileged\x1a:\n" +
+	"\x10allow_privileged\x18\x05 \x01(\bR\x0fallowPrivileged\x12<\n" +
+	"\avolumes\x18\x06 \x03(\v2\".gantry.v1.Assignment.VolumesEntryR\avolumes\x1a:\n" +
 	"\fSecretsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\fR\x05value:\x028\x01\x1a:\n" +
 	"\fConfigsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\fR\x05value:\x028\x01\"\xb4\x02\n" +
+	"\x05value\x18\x02 \x01(\fR\x05value:\x028\x01\x1aM\n" +
+	"\fVolumesEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12'\n" +
+	"\x05value\x18\x02 \x01(\v2\x11.gantry.v1.VolumeR\x05value:\x028\x01\"\xb4\x02\n" +
 	"\x10ServiceEndpoints\x12\x18\n" +
 	"\aservice\x18\x01 \x01(\tR\aservice\x12 \n" +
 	"\venvironment\x18\x02 \x01(\tR\venvironment\x12\x10\n" +
@@ -699,7 +712,7 @@ func file_gantry_v1_node_proto_rawDescGZIP() []byte {
 	return file_gantry_v1_node_proto_rawDescData
 }
 
-var file_gantry_v1_node_proto_msgTypes = make([]protoimpl.MessageInfo, 9)
+var file_gantry_v1_node_proto_msgTypes = make([]protoimpl.MessageInfo, 10)
 var file_gantry_v1_node_proto_goTypes = []any{
 	(*NodeReport)(nil),             // 0: gantry.v1.NodeReport
 	(*NodeHello)(nil),              // 1: gantry.v1.NodeHello
@@ -710,91 +723,94 @@ var file_gantry_v1_node_proto_goTypes = []any{
 	(*InstanceRecord)(nil),         // 6: gantry.v1.InstanceRecord
 	nil,                            // 7: gantry.v1.Assignment.SecretsEntry
 	nil,                            // 8: gantry.v1.Assignment.ConfigsEntry
-	(*InstanceStatus)(nil),         // 9: gantry.v1.InstanceStatus
-	(*NodeStatus)(nil),             // 10: gantry.v1.NodeStatus
-	(*Volume)(nil),                 // 11: gantry.v1.Volume
-	(*Node)(nil),                   // 12: gantry.v1.Node
-	(*Network)(nil),                // 13: gantry.v1.Network
-	(*Instance)(nil),               // 14: gantry.v1.Instance
-	(*ContainerSpec)(nil),          // 15: gantry.v1.ContainerSpec
-	(*PortPublish)(nil),            // 16: gantry.v1.PortPublish
-	(*NetworkAttachment)(nil),      // 17: gantry.v1.NetworkAttachment
-	(*LogsRequest)(nil),            // 18: gantry.v1.LogsRequest
-	(*ExecInput)(nil),              // 19: gantry.v1.ExecInput
-	(*StatsRequest)(nil),           // 20: gantry.v1.StatsRequest
-	(*KillRequest)(nil),            // 21: gantry.v1.KillRequest
-	(*InstanceTarget)(nil),         // 22: gantry.v1.InstanceTarget
-	(*CopyChunk)(nil),              // 23: gantry.v1.CopyChunk
-	(*CopyFromRequest)(nil),        // 24: gantry.v1.CopyFromRequest
-	(*VolumeTarget)(nil),           // 25: gantry.v1.VolumeTarget
-	(*InfoRequest)(nil),            // 26: gantry.v1.InfoRequest
-	(*DiskUsageRequest)(nil),       // 27: gantry.v1.DiskUsageRequest
-	(*LogEntry)(nil),               // 28: gantry.v1.LogEntry
-	(*ExecOutput)(nil),             // 29: gantry.v1.ExecOutput
-	(*StatsResponse)(nil),          // 30: gantry.v1.StatsResponse
-	(*InstanceActionResponse)(nil), // 31: gantry.v1.InstanceActionResponse
-	(*TopResponse)(nil),            // 32: gantry.v1.TopResponse
-	(*DiffResponse)(nil),           // 33: gantry.v1.DiffResponse
-	(*VolumeView)(nil),             // 34: gantry.v1.VolumeView
-	(*RemoveVolumeResponse)(nil),   // 35: gantry.v1.RemoveVolumeResponse
-	(*InfoResponse)(nil),           // 36: gantry.v1.InfoResponse
-	(*DiskUsageResponse)(nil),      // 37: gantry.v1.DiskUsageResponse
+	nil,                            // 9: gantry.v1.Assignment.VolumesEntry
+	(*InstanceStatus)(nil),         // 10: gantry.v1.InstanceStatus
+	(*NodeStatus)(nil),             // 11: gantry.v1.NodeStatus
+	(*Volume)(nil),                 // 12: gantry.v1.Volume
+	(*Node)(nil),                   // 13: gantry.v1.Node
+	(*Network)(nil),                // 14: gantry.v1.Network
+	(*Instance)(nil),               // 15: gantry.v1.Instance
+	(*ContainerSpec)(nil),          // 16: gantry.v1.ContainerSpec
+	(*PortPublish)(nil),            // 17: gantry.v1.PortPublish
+	(*NetworkAttachment)(nil),      // 18: gantry.v1.NetworkAttachment
+	(*LogsRequest)(nil),            // 19: gantry.v1.LogsRequest
+	(*ExecInput)(nil),              // 20: gantry.v1.ExecInput
+	(*StatsRequest)(nil),           // 21: gantry.v1.StatsRequest
+	(*KillRequest)(nil),            // 22: gantry.v1.KillRequest
+	(*InstanceTarget)(nil),         // 23: gantry.v1.InstanceTarget
+	(*CopyChunk)(nil),              // 24: gantry.v1.CopyChunk
+	(*CopyFromRequest)(nil),        // 25: gantry.v1.CopyFromRequest
+	(*VolumeTarget)(nil),           // 26: gantry.v1.VolumeTarget
+	(*InfoRequest)(nil),            // 27: gantry.v1.InfoRequest
+	(*DiskUsageRequest)(nil),       // 28: gantry.v1.DiskUsageRequest
+	(*LogEntry)(nil),               // 29: gantry.v1.LogEntry
+	(*ExecOutput)(nil),             // 30: gantry.v1.ExecOutput
+	(*StatsResponse)(nil),          // 31: gantry.v1.StatsResponse
+	(*InstanceActionResponse)(nil), // 32: gantry.v1.InstanceActionResponse
+	(*TopResponse)(nil),            // 33: gantry.v1.TopResponse
+	(*DiffResponse)(nil),           // 34: gantry.v1.DiffResponse
+	(*VolumeView)(nil),             // 35: gantry.v1.VolumeView
+	(*RemoveVolumeResponse)(nil),   // 36: gantry.v1.RemoveVolumeResponse
+	(*InfoResponse)(nil),           // 37: gantry.v1.InfoResponse
+	(*DiskUsageResponse)(nil),      // 38: gantry.v1.DiskUsageResponse
 }
 var file_gantry_v1_node_proto_depIdxs = []int32{
 	1,  // 0: gantry.v1.NodeReport.hello:type_name -> gantry.v1.NodeHello
-	9,  // 1: gantry.v1.NodeReport.statuses:type_name -> gantry.v1.InstanceStatus
-	10, // 2: gantry.v1.NodeReport.status:type_name -> gantry.v1.NodeStatus
-	11, // 3: gantry.v1.NodeReport.volumes:type_name -> gantry.v1.Volume
+	10, // 1: gantry.v1.NodeReport.statuses:type_name -> gantry.v1.InstanceStatus
+	11, // 2: gantry.v1.NodeReport.status:type_name -> gantry.v1.NodeStatus
+	12, // 3: gantry.v1.NodeReport.volumes:type_name -> gantry.v1.Volume
 	3,  // 4: gantry.v1.NodeUpdate.assignments:type_name -> gantry.v1.Assignment
 	4,  // 5: gantry.v1.NodeUpdate.endpoints:type_name -> gantry.v1.ServiceEndpoints
-	12, // 6: gantry.v1.NodeUpdate.node:type_name -> gantry.v1.Node
-	13, // 7: gantry.v1.NodeUpdate.networks:type_name -> gantry.v1.Network
-	14, // 8: gantry.v1.Assignment.instance:type_name -> gantry.v1.Instance
-	15, // 9: gantry.v1.Assignment.spec:type_name -> gantry.v1.ContainerSpec
+	13, // 6: gantry.v1.NodeUpdate.node:type_name -> gantry.v1.Node
+	14, // 7: gantry.v1.NodeUpdate.networks:type_name -> gantry.v1.Network
+	15, // 8: gantry.v1.Assignment.instance:type_name -> gantry.v1.Instance
+	16, // 9: gantry.v1.Assignment.spec:type_name -> gantry.v1.ContainerSpec
 	7,  // 10: gantry.v1.Assignment.secrets:type_name -> gantry.v1.Assignment.SecretsEntry
 	8,  // 11: gantry.v1.Assignment.configs:type_name -> gantry.v1.Assignment.ConfigsEntry
-	5,  // 12: gantry.v1.ServiceEndpoints.endpoints:type_name -> gantry.v1.Endpoint
-	16, // 13: gantry.v1.ServiceEndpoints.ports:type_name -> gantry.v1.PortPublish
-	17, // 14: gantry.v1.ServiceEndpoints.attachments:type_name -> gantry.v1.NetworkAttachment
-	3,  // 15: gantry.v1.InstanceRecord.assignment:type_name -> gantry.v1.Assignment
-	9,  // 16: gantry.v1.InstanceRecord.status:type_name -> gantry.v1.InstanceStatus
-	0,  // 17: gantry.v1.NodeSessionService.Session:input_type -> gantry.v1.NodeReport
-	18, // 18: gantry.v1.NodeService.Logs:input_type -> gantry.v1.LogsRequest
-	19, // 19: gantry.v1.NodeService.Exec:input_type -> gantry.v1.ExecInput
-	19, // 20: gantry.v1.NodeService.Attach:input_type -> gantry.v1.ExecInput
-	20, // 21: gantry.v1.NodeService.Stats:input_type -> gantry.v1.StatsRequest
-	21, // 22: gantry.v1.NodeService.Kill:input_type -> gantry.v1.KillRequest
-	22, // 23: gantry.v1.NodeService.Pause:input_type -> gantry.v1.InstanceTarget
-	22, // 24: gantry.v1.NodeService.Unpause:input_type -> gantry.v1.InstanceTarget
-	22, // 25: gantry.v1.NodeService.Top:input_type -> gantry.v1.InstanceTarget
-	22, // 26: gantry.v1.NodeService.Diff:input_type -> gantry.v1.InstanceTarget
-	23, // 27: gantry.v1.NodeService.CopyTo:input_type -> gantry.v1.CopyChunk
-	24, // 28: gantry.v1.NodeService.CopyFrom:input_type -> gantry.v1.CopyFromRequest
-	25, // 29: gantry.v1.NodeService.InspectVolume:input_type -> gantry.v1.VolumeTarget
-	25, // 30: gantry.v1.NodeService.RemoveVolume:input_type -> gantry.v1.VolumeTarget
-	26, // 31: gantry.v1.NodeService.Info:input_type -> gantry.v1.InfoRequest
-	27, // 32: gantry.v1.NodeService.DiskUsage:input_type -> gantry.v1.DiskUsageRequest
-	2,  // 33: gantry.v1.NodeSessionService.Session:output_type -> gantry.v1.NodeUpdate
-	28, // 34: gantry.v1.NodeService.Logs:output_type -> gantry.v1.LogEntry
-	29, // 35: gantry.v1.NodeService.Exec:output_type -> gantry.v1.ExecOutput
-	29, // 36: gantry.v1.NodeService.Attach:output_type -> gantry.v1.ExecOutput
-	30, // 37: gantry.v1.NodeService.Stats:output_type -> gantry.v1.StatsResponse
-	31, // 38: gantry.v1.NodeService.Kill:output_type -> gantry.v1.InstanceActionResponse
-	31, // 39: gantry.v1.NodeService.Pause:output_type -> gantry.v1.InstanceActionResponse
-	31, // 40: gantry.v1.NodeService.Unpause:output_type -> gantry.v1.InstanceActionResponse
-	32, // 41: gantry.v1.NodeService.Top:output_type -> gantry.v1.TopResponse
-	33, // 42: gantry.v1.NodeService.Diff:output_type -> gantry.v1.DiffResponse
-	31, // 43: gantry.v1.NodeService.CopyTo:output_type -> gantry.v1.InstanceActionResponse
-	23, // 44: gantry.v1.NodeService.CopyFrom:output_type -> gantry.v1.CopyChunk
-	34, // 45: gantry.v1.NodeService.InspectVolume:output_type -> gantry.v1.VolumeView
-	35, // 46: gantry.v1.NodeService.RemoveVolume:output_type -> gantry.v1.RemoveVolumeResponse
-	36, // 47: gantry.v1.NodeService.Info:output_type -> gantry.v1.InfoResponse
-	37, // 48: gantry.v1.NodeService.DiskUsage:output_type -> gantry.v1.DiskUsageResponse
-	33, // [33:49] is the sub-list for method output_type
-	17, // [17:33] is the sub-list for method input_type
-	17, // [17:17] is the sub-list for extension type_name
-	17, // [17:17] is the sub-list for extension extendee
-	0,  // [0:17] is the sub-list for field type_name
+	9,  // 12: gantry.v1.Assignment.volumes:type_name -> gantry.v1.Assignment.VolumesEntry
+	5,  // 13: gantry.v1.ServiceEndpoints.endpoints:type_name -> gantry.v1.Endpoint
+	17, // 14: gantry.v1.ServiceEndpoints.ports:type_name -> gantry.v1.PortPublish
+	18, // 15: gantry.v1.ServiceEndpoints.attachments:type_name -> gantry.v1.NetworkAttachment
+	3,  // 16: gantry.v1.InstanceRecord.assignment:type_name -> gantry.v1.Assignment
+	10, // 17: gantry.v1.InstanceRecord.status:type_name -> gantry.v1.InstanceStatus
+	12, // 18: gantry.v1.Assignment.VolumesEntry.value:type_name -> gantry.v1.Volume
+	0,  // 19: gantry.v1.NodeSessionService.Session:input_type -> gantry.v1.NodeReport
+	19, // 20: gantry.v1.NodeService.Logs:input_type -> gantry.v1.LogsRequest
+	20, // 21: gantry.v1.NodeService.Exec:input_type -> gantry.v1.ExecInput
+	20, // 22: gantry.v1.NodeService.Attach:input_type -> gantry.v1.ExecInput
+	21, // 23: gantry.v1.NodeService.Stats:input_type -> gantry.v1.StatsRequest
+	22, // 24: gantry.v1.NodeService.Kill:input_type -> gantry.v1.KillRequest
+	23, // 25: gantry.v1.NodeService.Pause:input_type -> gantry.v1.InstanceTarget
+	23, // 26: gantry.v1.NodeService.Unpause:input_type -> gantry.v1.InstanceTarget
+	23, // 27: gantry.v1.NodeService.Top:input_type -> gantry.v1.InstanceTarget
+	23, // 28: gantry.v1.NodeService.Diff:input_type -> gantry.v1.InstanceTarget
+	24, // 29: gantry.v1.NodeService.CopyTo:input_type -> gantry.v1.CopyChunk
+	25, // 30: gantry.v1.NodeService.CopyFrom:input_type -> gantry.v1.CopyFromRequest
+	26, // 31: gantry.v1.NodeService.InspectVolume:input_type -> gantry.v1.VolumeTarget
+	26, // 32: gantry.v1.NodeService.RemoveVolume:input_type -> gantry.v1.VolumeTarget
+	27, // 33: gantry.v1.NodeService.Info:input_type -> gantry.v1.InfoRequest
+	28, // 34: gantry.v1.NodeService.DiskUsage:input_type -> gantry.v1.DiskUsageRequest
+	2,  // 35: gantry.v1.NodeSessionService.Session:output_type -> gantry.v1.NodeUpdate
+	29, // 36: gantry.v1.NodeService.Logs:output_type -> gantry.v1.LogEntry
+	30, // 37: gantry.v1.NodeService.Exec:output_type -> gantry.v1.ExecOutput
+	30, // 38: gantry.v1.NodeService.Attach:output_type -> gantry.v1.ExecOutput
+	31, // 39: gantry.v1.NodeService.Stats:output_type -> gantry.v1.StatsResponse
+	32, // 40: gantry.v1.NodeService.Kill:output_type -> gantry.v1.InstanceActionResponse
+	32, // 41: gantry.v1.NodeService.Pause:output_type -> gantry.v1.InstanceActionResponse
+	32, // 42: gantry.v1.NodeService.Unpause:output_type -> gantry.v1.InstanceActionResponse
+	33, // 43: gantry.v1.NodeService.Top:output_type -> gantry.v1.TopResponse
+	34, // 44: gantry.v1.NodeService.Diff:output_type -> gantry.v1.DiffResponse
+	32, // 45: gantry.v1.NodeService.CopyTo:output_type -> gantry.v1.InstanceActionResponse
+	24, // 46: gantry.v1.NodeService.CopyFrom:output_type -> gantry.v1.CopyChunk
+	35, // 47: gantry.v1.NodeService.InspectVolume:output_type -> gantry.v1.VolumeView
+	36, // 48: gantry.v1.NodeService.RemoveVolume:output_type -> gantry.v1.RemoveVolumeResponse
+	37, // 49: gantry.v1.NodeService.Info:output_type -> gantry.v1.InfoResponse
+	38, // 50: gantry.v1.NodeService.DiskUsage:output_type -> gantry.v1.DiskUsageResponse
+	35, // [35:51] is the sub-list for method output_type
+	19, // [19:35] is the sub-list for method input_type
+	19, // [19:19] is the sub-list for extension type_name
+	19, // [19:19] is the sub-list for extension extendee
+	0,  // [0:19] is the sub-list for field type_name
 }
 
 func init() { file_gantry_v1_node_proto_init() }
@@ -812,7 +828,7 @@ func file_gantry_v1_node_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_gantry_v1_node_proto_rawDesc), len(file_gantry_v1_node_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   9,
+			NumMessages:   10,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

@@ -1,0 +1,351 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"strings"
+
+	"connectrpc.com/connect"
+	"google.golang.org/protobuf/proto"
+
+	gantryv1 "github.com/gantryd/gantry/api/gen/gantry/v1"
+	"github.com/gantryd/gantry/control/progress"
+	"github.com/gantryd/gantry/control/rollout"
+	"github.com/gantryd/gantry/fault"
+	"github.com/gantryd/gantry/store"
+)
+
+// apps serves AppService.
+type apps struct{ s *Server }
+
+var errDry = errors.New("dry run")
+
+// Plan implements the API.
+func (h *apps) Plan(ctx context.Context, req *connect.Request[gantryv1.ApplyRequest]) (*connect.Response[gantryv1.PlanResponse], error) {
+	return respond(h.apply(ctx, req.Msg, true))
+}
+
+// Apply implements the API.
+func (h *apps) Apply(ctx context.Context, req *connect.Request[gantryv1.ApplyRequest]) (*connect.Response[gantryv1.PlanResponse], error) {
+	return respond(h.apply(ctx, req.Msg, false))
+}
+
+func (h *apps) apply(ctx context.Context, req *gantryv1.ApplyRequest, dry bool) (*gantryv1.PlanResponse, error) {
+	digests := h.digests(ctx, req)
+	var out *gantryv1.PlanResponse
+	err := h.s.store.Update(ctx, func(tx *store.Tx) error {
+		a := &applier{tx: tx, sealer: h.s.o.Sealer, vips: h.s.o.VirtualIPs, req: req,
+			digest: func(image, platform string) string { return digests[image+" "+platform] }}
+		if err := a.run(); err != nil {
+			return err
+		}
+		out = &gantryv1.PlanResponse{Changes: a.changes}
+		if dry {
+			return errDry
+		}
+		return nil
+	})
+	if err != nil && !errors.Is(err, errDry) {
+		return nil, err
+	}
+	out.Revision = h.s.store.Revision()
+	return out, nil
+}
+
+// digests looks up the images that come without a digest among those this machine has.
+func (h *apps) digests(ctx context.Context, req *gantryv1.ApplyRequest) map[string]string {
+	out := map[string]string{}
+	for _, s := range req.GetSpec().GetServices() {
+		c := s.GetContainer()
+		if c.GetImage() == "" || c.GetImageDigest() != "" {
+			continue
+		}
+		resp, err := h.s.local.Images.Inspect(ctx, connect.NewRequest(&gantryv1.InspectImageRequest{Image: c.Image, Platform: c.Platform}))
+		if err == nil {
+			out[c.Image+" "+c.Platform] = resp.Msg.GetImage().GetDigest()
+		}
+	}
+	return out
+}
+
+// List implements the API.
+func (h *apps) List(_ context.Context, req *connect.Request[gantryv1.ListAppsRequest]) (*connect.Response[gantryv1.ListAppsResponse], error) {
+	out := &gantryv1.ListAppsResponse{}
+	snap := h.s.store.Snapshot()
+	for _, key := range appKeys(snap, req.Msg.Environment) {
+		out.Apps = append(out.Apps, appView(snap, key))
+	}
+	return connect.NewResponse(out), nil
+}
+
+// appKeys lists apps, including those that are going and have services left only.
+func appKeys(r store.Reader, environment string) []string {
+	set := map[string]bool{}
+	for _, a := range store.List[*gantryv1.App](r, "") {
+		set[a.Meta.Key] = environment == "" || a.Environment == environment
+	}
+	for _, s := range store.List[*gantryv1.Service](r, "") {
+		set[s.Environment+"/"+s.App] = environment == "" || s.Environment == environment
+	}
+	for k, wanted := range set {
+		if !wanted {
+			delete(set, k)
+		}
+	}
+	return sorted(set)
+}
+
+// Get implements the API.
+func (h *apps) Get(_ context.Context, req *connect.Request[gantryv1.GetAppRequest]) (*connect.Response[gantryv1.AppView], error) {
+	snap := h.s.store.Snapshot()
+	v := appView(snap, req.Msg.Environment+"/"+req.Msg.App)
+	if v.App == nil && len(v.Services) == 0 {
+		return nil, errNoApp(req.Msg.Environment, req.Msg.App)
+	}
+	return connect.NewResponse(v), nil
+}
+
+func errNoApp(env, app string) error {
+	return fault.New(fault.NotFound, "there is no app %q in the environment %q", app, env).WithHint("gantry ps lists what there is")
+}
+
+// appView collects an app with its services, their instances and how far they are.
+func appView(snap *store.ReadTx, key string) *gantryv1.AppView {
+	v := &gantryv1.AppView{Revision: snap.Revision()}
+	v.App, _ = store.Get[*gantryv1.App](snap, key)
+	byService := progress.ByService(snap)
+	for _, s := range store.List[*gantryv1.Service](snap, key+"/") {
+		waits, failure := progress.Blocked(snap, s, byService)
+		v.Services = append(v.Services, progress.Service(s, byService[s.Meta.Key], waits, failure))
+	}
+	return v
+}
+
+// Watch implements the API.
+func (h *apps) Watch(ctx context.Context, req *connect.Request[gantryv1.GetAppRequest], stream *connect.ServerStream[gantryv1.AppView]) error {
+	sub, err := h.s.store.ViewAndWatch(func(*store.ReadTx) error { return nil })
+	if err != nil {
+		return err
+	}
+	defer sub.Close()
+	var last *gantryv1.AppView
+	for {
+		v := appView(h.s.store.Snapshot(), req.Msg.Environment+"/"+req.Msg.App)
+		if last == nil || !sameView(last, v) {
+			if err := stream.Send(v); err != nil {
+				return err
+			}
+			last = v
+		}
+		if _, err := sub.Next(ctx); err != nil {
+			return err
+		}
+	}
+}
+
+// sameView compares views but for the revision, which grows with changes to other apps too.
+func sameView(a, b *gantryv1.AppView) bool {
+	if len(a.Services) != len(b.Services) || !proto.Equal(a.App, b.App) {
+		return false
+	}
+	for i := range a.Services {
+		if !proto.Equal(a.Services[i], b.Services[i]) {
+			return false
+		}
+	}
+	return true
+}
+
+// Remove implements the API.
+func (h *apps) Remove(ctx context.Context, req *connect.Request[gantryv1.RemoveAppRequest]) (*connect.Response[gantryv1.RemoveAppResponse], error) {
+	key := req.Msg.Environment + "/" + req.Msg.App
+	var named []string
+	err := h.s.store.Update(ctx, func(tx *store.Tx) error {
+		app, ok := store.Get[*gantryv1.App](tx, key)
+		services := store.List[*gantryv1.Service](tx, key+"/")
+		if !ok && len(services) == 0 {
+			return errNoApp(req.Msg.Environment, req.Msg.App)
+		}
+		for _, s := range services {
+			if err := store.Modify(tx, s.Meta.Key, func(o *gantryv1.Service) error { o.Removing = true; return nil }); err != nil {
+				return err
+			}
+		}
+		named = named[:0]
+		for _, v := range app.GetSpec().GetVolumes() {
+			if !v.External {
+				named = append(named, v.Key)
+			}
+		}
+		dropFiles(tx, app)
+		store.Delete[*gantryv1.App](tx, key)
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	if err := h.gone(ctx, key); err != nil {
+		return nil, err
+	}
+	if req.Msg.Volumes {
+		for _, v := range named {
+			if err := (&volumes{h.s}).remove(ctx, v); err != nil {
+				return nil, err
+			}
+		}
+	}
+	return connect.NewResponse(&gantryv1.RemoveAppResponse{}), nil
+}
+
+// dropFiles removes the secrets and configs that the app itself defined.
+func dropFiles(tx *store.Tx, app *gantryv1.App) {
+	for _, f := range app.GetSpec().GetSecrets() {
+		if !f.External {
+			store.Delete[*gantryv1.Secret](tx, f.Key)
+		}
+	}
+	for _, f := range app.GetSpec().GetConfigs() {
+		if !f.External {
+			store.Delete[*gantryv1.Config](tx, f.Key)
+		}
+	}
+}
+
+// gone waits until nothing of an app is left.
+func (h *apps) gone(ctx context.Context, key string) error {
+	sub, err := h.s.store.ViewAndWatch(func(*store.ReadTx) error { return nil })
+	if err != nil {
+		return err
+	}
+	defer sub.Close()
+	for len(store.List[*gantryv1.Service](h.s.store.Snapshot(), key+"/")) > 0 {
+		if _, err := sub.Next(ctx); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// each changes the named services of an app, or all of them.
+func (h *apps) each(ctx context.Context, env, app string, names []string, fn func(*gantryv1.Service) error) error {
+	return h.s.store.Update(ctx, func(tx *store.Tx) error {
+		keys := make([]string, 0, len(names))
+		for _, n := range names {
+			keys = append(keys, env+"/"+app+"/"+n)
+		}
+		if len(names) == 0 {
+			for _, s := range store.List[*gantryv1.Service](tx, env+"/"+app+"/") {
+				keys = append(keys, s.Meta.Key)
+			}
+		}
+		if len(keys) == 0 {
+			return errNoApp(env, app)
+		}
+		for _, key := range keys {
+			s, ok := store.Get[*gantryv1.Service](tx, key)
+			if !ok || s.Removing {
+				return fault.New(fault.NotFound, "the app %q has no service %q", app, key[strings.LastIndexByte(key, '/')+1:]).
+					WithHint("gantry ps")
+			}
+			if err := store.Modify(tx, key, fn); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+const maxReplicas = 10_000
+
+// Scale implements the API.
+func (h *apps) Scale(ctx context.Context, req *connect.Request[gantryv1.ScaleRequest]) (*connect.Response[gantryv1.ScaleResponse], error) {
+	m := req.Msg
+	for name, n := range m.Replicas {
+		if n < 0 || n > maxReplicas {
+			return nil, fault.New(fault.Invalid, "the service %q cannot have %d instances", name, n).WithHint("use a number from 0 to %d", maxReplicas)
+		}
+	}
+	err := h.each(ctx, m.Environment, m.App, sorted(m.Replicas), func(s *gantryv1.Service) error {
+		s.Replicas = m.Replicas[s.Name]
+		return nil
+	})
+	return respond(&gantryv1.ScaleResponse{}, err)
+}
+
+// SetStopped implements the API.
+func (h *apps) SetStopped(ctx context.Context, req *connect.Request[gantryv1.SetStoppedRequest]) (*connect.Response[gantryv1.SetStoppedResponse], error) {
+	m := req.Msg
+	err := h.each(ctx, m.Environment, m.App, m.Services, func(s *gantryv1.Service) error {
+		if s.Stopped && !m.Stopped {
+			s.RestartGeneration++
+		}
+		s.Stopped = m.Stopped
+		return nil
+	})
+	return respond(&gantryv1.SetStoppedResponse{}, err)
+}
+
+// Restart implements the API.
+func (h *apps) Restart(ctx context.Context, req *connect.Request[gantryv1.RestartRequest]) (*connect.Response[gantryv1.RestartResponse], error) {
+	m := req.Msg
+	err := h.each(ctx, m.Environment, m.App, m.Services, func(s *gantryv1.Service) error {
+		s.Stopped = false
+		s.RestartGeneration++
+		return nil
+	})
+	return respond(&gantryv1.RestartResponse{}, err)
+}
+
+// Rollback implements the API.
+func (h *apps) Rollback(ctx context.Context, req *connect.Request[gantryv1.RollbackRequest]) (*connect.Response[gantryv1.RollbackResponse], error) {
+	m := req.Msg
+	key := m.Environment + "/" + m.App + "/" + m.Service
+	var to int64
+	err := h.s.store.Update(ctx, func(tx *store.Tx) error {
+		s, ok := store.Get[*gantryv1.Service](tx, key)
+		if !ok || s.Removing {
+			return fault.New(fault.NotFound, "the app %q has no service %q", m.App, m.Service).WithHint("gantry ps")
+		}
+		if to = m.Release; to == 0 {
+			to = s.PreviousRelease
+		}
+		if to == 0 {
+			return fault.New(fault.Conflict, "the service %q has no release before %d", m.Service, s.Release).WithHint("gantry release ls")
+		}
+		if _, ok := store.Get[*gantryv1.Release](tx, rollout.ReleaseKey(key, to)); !ok {
+			return fault.New(fault.NotFound, "the service %q has no release %d", m.Service, to).WithHint("gantry release ls")
+		}
+		return store.Modify(tx, key, func(o *gantryv1.Service) error {
+			if o.Release != to {
+				o.Release, o.PreviousRelease = to, o.Release
+			}
+			return nil
+		})
+	})
+	return respond(&gantryv1.RollbackResponse{Release: to}, err)
+}
+
+// ListReleases implements the API.
+func (h *apps) ListReleases(_ context.Context, req *connect.Request[gantryv1.ListReleasesRequest]) (*connect.Response[gantryv1.ListReleasesResponse], error) {
+	m, snap := req.Msg, h.s.store.Snapshot()
+	prefix := m.Environment + "/"
+	if m.App != "" {
+		prefix += m.App + "/"
+		if m.Service != "" {
+			prefix += m.Service + "/"
+		}
+	}
+	byService := progress.ByService(snap)
+	out := &gantryv1.ListReleasesResponse{}
+	for _, r := range store.List[*gantryv1.Release](snap, prefix) {
+		s, _ := store.Get[*gantryv1.Service](snap, r.Service)
+		v := &gantryv1.ReleaseView{Release: r, Current: s.GetRelease() == r.Number}
+		for _, i := range byService[r.Service] {
+			if i.Instance.Release == r.Number {
+				v.Instances++
+			}
+		}
+		out.Releases = append(out.Releases, v)
+	}
+	return connect.NewResponse(out), nil
+}

@@ -1,0 +1,127 @@
+// Package server is the API of a Gantry server: it checks what callers ask for, changes the store, and routes reads and
+// streams of instances to the nodes they run on.
+//
+// New, then Handler for a listener and Run for what it keeps in memory. Handlers are safe in parallel. Nothing here talks to
+// containers: controllers and nodes act on what is stored.
+package server
+
+import (
+	"context"
+	"log/slog"
+	"net/http"
+	"net/netip"
+	"time"
+
+	"connectrpc.com/connect"
+
+	gantryv1 "github.com/gantryd/gantry/api/gen/gantry/v1"
+	"github.com/gantryd/gantry/api/gen/gantry/v1/gantryv1connect"
+	"github.com/gantryd/gantry/fault/wire"
+	"github.com/gantryd/gantry/store"
+)
+
+// Sealer keeps secrets unreadable at rest.
+type Sealer interface {
+	Seal(name string, plain []byte) ([]byte, error)
+	Open(name string, sealed []byte) ([]byte, error)
+	Fingerprint(name string, plain []byte) string
+}
+
+// Node is how the server reaches the node role of a machine.
+type Node struct {
+	Service gantryv1connect.NodeServiceClient
+	Images  gantryv1connect.ImageServiceClient
+	// ImageHandler serves the image API of the node as it is.
+	ImageHandler http.Handler
+}
+
+// Options says what a server needs to know of its cluster.
+type Options struct {
+	Node       string // ID of the local node
+	VirtualIPs netip.Prefix
+	Sealer     Sealer
+	Version    *gantryv1.VersionResponse
+	Logger     *slog.Logger
+}
+
+// Server holds the handlers. Use New.
+type Server struct {
+	store  *store.Store
+	o      Options
+	local  Node
+	log    *slog.Logger
+	events *eventLog
+}
+
+// New makes a server over the store; local is the node on the same machine.
+func New(s *store.Store, local Node, o Options) *Server {
+	return &Server{store: s, o: o, local: local, log: o.Logger, events: newEventLog()}
+}
+
+// Run keeps the log of events until ctx ends.
+func (s *Server) Run(ctx context.Context) error { return s.events.run(ctx, s.store) }
+
+// Handler serves the whole API.
+func (s *Server) Handler() http.Handler {
+	mux := http.NewServeMux()
+	opts := []connect.HandlerOption{connect.WithInterceptors(faults{}), connect.WithReadMaxBytes(maxMessage)}
+	mux.Handle(gantryv1connect.NewAppServiceHandler(&apps{s}, opts...))
+	mux.Handle(gantryv1connect.NewInstanceServiceHandler(&instances{s}, opts...))
+	mux.Handle(gantryv1connect.NewVolumeServiceHandler(&volumes{s}, opts...))
+	mux.Handle(gantryv1connect.NewNetworkServiceHandler(&networks{s}, opts...))
+	mux.Handle(gantryv1connect.NewSecretServiceHandler(&secrets{s}, opts...))
+	mux.Handle(gantryv1connect.NewConfigServiceHandler(&configs{s}, opts...))
+	mux.Handle(gantryv1connect.NewSystemServiceHandler(&system{s}, opts...))
+	mux.Handle(gantryv1connect.NewNodeSessionServiceHandler(&sessions{s}, opts...))
+	mux.Handle("/"+gantryv1connect.ImageServiceName+"/", s.local.ImageHandler)
+	return mux
+}
+
+const maxMessage = 64 << 20 // bytes of one request message
+
+// node is the way to a node; there is one machine so far.
+func (s *Server) node(id string) (Node, error) {
+	if id == s.o.Node {
+		return s.local, nil
+	}
+	return Node{}, errNoNode(id)
+}
+
+// faults turns errors of kinds into their form on the wire.
+type faults struct{}
+
+// WrapUnary is part of connect.Interceptor.
+func (faults) WrapUnary(next connect.UnaryFunc) connect.UnaryFunc {
+	return func(ctx context.Context, req connect.AnyRequest) (connect.AnyResponse, error) {
+		resp, err := next(ctx, req)
+		if err != nil {
+			return nil, wire.Encode(err)
+		}
+		return resp, nil
+	}
+}
+
+// WrapStreamingClient is part of connect.Interceptor.
+func (faults) WrapStreamingClient(next connect.StreamingClientFunc) connect.StreamingClientFunc {
+	return next
+}
+
+// WrapStreamingHandler is part of connect.Interceptor.
+func (faults) WrapStreamingHandler(next connect.StreamingHandlerFunc) connect.StreamingHandlerFunc {
+	return func(ctx context.Context, conn connect.StreamingHandlerConn) error {
+		if err := next(ctx, conn); err != nil {
+			return wire.Encode(err)
+		}
+		return nil
+	}
+}
+
+const nodeTimeout = 30 * time.Second // of a unary call to a node
+
+// respond wraps a message.
+func respond[T any](msg *T, err error) (*connect.Response[T], error) {
+	if err != nil {
+		return nil, err
+	}
+	return connect.NewResponse(msg), nil
+}
