@@ -1,0 +1,164 @@
+package network
+
+import (
+	"context"
+	"maps"
+	"net/netip"
+
+	"github.com/gantryd/gantry/fault"
+)
+
+// Apply makes the kernel say what the state says, in one transaction, and cuts connections of instances that are gone.
+// Connections of an instance that is merely not ready any more go on; new ones go elsewhere at once. It costs next to
+// nothing when nothing changed. Published ports must carry their host port, as Publish returns them.
+func (n *Network) Apply(_ context.Context, s State) error {
+	n.applying.Lock()
+	defer n.applying.Unlock()
+	want := newModel(s, n.opts.Subnet, n.opts.VirtualIPs, n.segments)
+	old := n.applied
+	if old == nil {
+		// The table may be an earlier daemon's: replace it whole, which does not disturb what is connected.
+		if err := n.nft.replace(want); err != nil {
+			return err
+		}
+	} else if c := compare(old, want); !c.empty() {
+		if err := n.nft.change(c); err != nil {
+			n.log.Warn("the nftables table did not take a change and is written anew", "err", err)
+			if err := n.nft.replace(want); err != nil {
+				return err
+			}
+		}
+	}
+	n.applied = want
+	n.ports.route(want)
+	return n.cut(staleFlows(old, want))
+}
+
+// reassert writes the whole table again.
+func (n *Network) reassert() error {
+	n.applying.Lock()
+	defer n.applying.Unlock()
+	if n.applied == nil {
+		return n.nft.ensureBase()
+	}
+	return n.nft.replace(n.applied)
+}
+
+// delta is the difference of two maps: what to take out (with its old value), then what to put in.
+type delta[K comparable, V any] struct{ del, add map[K]V }
+
+func compareMaps[K comparable, V any](old, want map[K]V, equal func(a, b V) bool) delta[K, V] {
+	d := delta[K, V]{map[K]V{}, map[K]V{}}
+	for k, v := range old {
+		if w, ok := want[k]; !ok || !equal(v, w) {
+			d.del[k] = v
+		}
+	}
+	for k, w := range want {
+		if v, ok := old[k]; !ok || !equal(v, w) {
+			d.add[k] = w
+		}
+	}
+	return d
+}
+
+func (d delta[K, V]) empty() bool { return len(d.del) == 0 && len(d.add) == 0 }
+
+// changes is what turns the kernel's tables from one model into another.
+type changes struct {
+	segments delta[netip.Addr, uint32]
+	pairs    delta[[2]uint32, struct{}]
+	internal delta[netip.Addr, struct{}]
+	hairpins delta[netip.Addr, struct{}]
+	services delta[netip.Addr, target]
+	ports    delta[portKey, target]
+}
+
+func compare(old, want *model) changes {
+	same := func(struct{}, struct{}) bool { return true }
+	return changes{
+		segments: compareMaps(old.segments, want.segments, func(a, b uint32) bool { return a == b }),
+		pairs:    compareMaps(old.pairs, want.pairs, same),
+		internal: compareMaps(old.internal, want.internal, same),
+		hairpins: compareMaps(old.hairpins, want.hairpins, same),
+		services: compareMaps(old.services, want.services, target.equal),
+		ports:    compareMaps(old.ports, want.ports, target.equal),
+	}
+}
+
+func (c changes) empty() bool {
+	return c.segments.empty() && c.pairs.empty() && c.internal.empty() && c.hairpins.empty() && c.services.empty() && c.ports.empty()
+}
+
+// flows says which tracked connections are to be forgotten.
+type flows struct {
+	gone  map[netip.Addr]bool // every flow of these containers
+	moved map[netip.Addr]bool // flows with containers they may not talk to any more
+	udp   map[netip.Addr]bool // datagrams translated to these: there is no connection to drain
+	ports map[uint16]bool     // datagrams that reached these ports of the node before they were published
+	model *model
+}
+
+func (f flows) empty() bool { return len(f.gone)+len(f.moved)+len(f.udp)+len(f.ports) == 0 }
+
+// staleFlows compares two models for what must not go on.
+func staleFlows(old, want *model) flows {
+	f := flows{map[netip.Addr]bool{}, map[netip.Addr]bool{}, map[netip.Addr]bool{}, map[uint16]bool{}, want}
+	if old == nil {
+		return f
+	}
+	for a, segment := range old.segments {
+		if now, there := want.segments[a]; !there {
+			f.gone[a] = true
+		} else if now != segment {
+			f.moved[a] = true
+		}
+	}
+	for a := range want.internal {
+		if _, was := old.internal[a]; !was && old.segments[a] != 0 {
+			f.moved[a] = true
+		}
+	}
+	for a := range old.hairpins { // containers without any network have no segment
+		if _, there := want.hairpins[a]; !there {
+			f.gone[a] = true
+		}
+	}
+	serving := allBackends(want)
+	for a := range allBackends(old) {
+		if !serving[a] && !f.gone[a] {
+			f.udp[a] = true
+		}
+	}
+	for k := range want.ports {
+		if _, was := old.ports[k]; !was && k.proto == protoUDP {
+			f.ports[k.port] = true
+		}
+	}
+	return f
+}
+
+func allBackends(m *model) map[netip.Addr]bool {
+	all := map[netip.Addr]bool{}
+	for _, targets := range []func(func(target) bool){targetsOf(m.services), targetsOf(m.ports)} {
+		for t := range targets {
+			for _, a := range t.backends {
+				all[a] = true
+			}
+		}
+	}
+	return all
+}
+
+func targetsOf[K comparable](m map[K]target) func(func(target) bool) { return maps.Values(m) }
+
+// cut forgets flows, so that their next packet is judged anew: by then its backend is gone, and it is answered by a reset.
+func (n *Network) cut(f flows) error {
+	if f.empty() {
+		return nil
+	}
+	if err := deleteFlows(n.links, f); err != nil {
+		return fault.Wrap(fault.Internal, err, "cut connections of instances that are gone")
+	}
+	return nil
+}

@@ -1,0 +1,59 @@
+package network
+
+import (
+	"errors"
+	"net/netip"
+	"syscall"
+
+	"github.com/vishvananda/netlink"
+)
+
+// deleteFlows forgets tracked connections that match. The list is read once, however many containers are gone.
+func deleteFlows(h *netlink.Handle, f flows) error {
+	_, err := h.ConntrackDeleteFilters(netlink.ConntrackTable, netlink.FAMILY_V4, f)
+	if err != nil && !harmless(err) {
+		return err
+	}
+	if _, err = h.ConntrackDeleteFilters(netlink.ConntrackTable, netlink.FAMILY_V6, f); err != nil && !harmless(err) {
+		return err
+	}
+	return nil
+}
+
+// harmless reports whether a list was merely disturbed, or the kernel tracks nothing of the family.
+func harmless(err error) bool {
+	return errors.Is(err, netlink.ErrDumpInterrupted) || errors.Is(err, syscall.ENOENT) || errors.Is(err, syscall.EAFNOSUPPORT)
+}
+
+// MatchConntrackFlow reports whether a flow is to be forgotten. The reply's source is where the connection really went.
+func (f flows) MatchConntrackFlow(flow *netlink.ConntrackFlow) bool {
+	from, to := toAddr(flow.Forward.SrcIP), toAddr(flow.Reverse.SrcIP)
+	if f.gone[from] || f.gone[to] {
+		return true
+	}
+	if (f.moved[from] || f.moved[to]) && !f.allowed(from, to) {
+		return true
+	}
+	if flow.Forward.Protocol != protoUDP {
+		return false
+	}
+	translated := !flow.Forward.DstIP.Equal(flow.Reverse.SrcIP)
+	return translated && f.udp[to] || !translated && f.ports[flow.Forward.DstPort]
+}
+
+// allowed repeats what the table's rules would say of a new connection.
+func (f flows) allowed(from, to netip.Addr) bool {
+	s, isContainer := f.model.segments[from]
+	t, toContainer := f.model.segments[to]
+	if isContainer && toContainer {
+		_, ok := f.model.pairs[[2]uint32{s, t}]
+		return ok
+	}
+	_, internal := f.model.internal[from]
+	return !internal
+}
+
+func toAddr(ip []byte) netip.Addr {
+	a, _ := netip.AddrFromSlice(ip)
+	return a.Unmap()
+}

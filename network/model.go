@@ -1,0 +1,209 @@
+package network
+
+import (
+	"cmp"
+	"net/netip"
+	"slices"
+	"strings"
+
+	gantryv1 "github.com/gantryd/gantry/api/gen/gantry/v1"
+)
+
+// State is all that the kernel's tables are to say: where every service of the cluster can be reached, and which isolation
+// groups exist. A `gantry run` instance is a ServiceEndpoints without app and virtual address.
+type State struct {
+	Endpoints []*gantryv1.ServiceEndpoints
+	Networks  []*gantryv1.Network
+}
+
+// model is State in the kernel's terms, as maps and sets whose differences are what has to be written.
+type model struct {
+	segments map[netip.Addr]uint32   // container to the set of networks it is in
+	pairs    map[[2]uint32]struct{}  // segments that share a network
+	internal map[netip.Addr]struct{} // containers that reach nothing outside
+	hairpins map[netip.Addr]struct{} // containers of this node that can meet themselves behind a virtual address
+	services map[netip.Addr]target   // virtual address to its ready instances
+	ports    map[portKey]target      // published port to its ready instances
+}
+
+// target is where new connections go: one of backends in turn, on port if that is not 0.
+type target struct {
+	backends []netip.Addr
+	port     uint16
+}
+
+func (t target) equal(o target) bool { return t.port == o.port && slices.Equal(t.backends, o.backends) }
+
+// portKey is a published port; host is invalid for all addresses of the node.
+type portKey struct {
+	host  netip.Addr
+	proto uint8
+	port  uint16
+}
+
+func newPortKey(host string, proto uint8, port uint16) portKey {
+	k := portKey{proto: proto, port: port}
+	if a, err := netip.ParseAddr(host); err == nil && a != netip.IPv4Unspecified() {
+		k.host = a
+	}
+	return k
+}
+
+// inKernel reports whether rules carry the port. IPv6 goes through the proxy.
+func (k portKey) inKernel() bool { return !k.host.Is6() }
+
+func (k portKey) compare(o portKey) int {
+	return cmp.Or(k.host.Compare(o.host), cmp.Compare(k.proto, o.proto), cmp.Compare(k.port, o.port))
+}
+
+const (
+	protoTCP = 6
+	protoUDP = 17
+)
+
+func protoNumber(name string) uint8 {
+	if strings.EqualFold(name, "udp") {
+		return protoUDP
+	}
+	return protoTCP
+}
+
+// segmentTable gives each set of networks a number. Numbers are never used twice in one run of the daemon, so that a change
+// of one service cannot renumber another.
+type segmentTable struct {
+	numbers map[string]uint32
+	last    uint32
+}
+
+func newSegmentTable() *segmentTable { return &segmentTable{numbers: map[string]uint32{}} }
+
+func (t *segmentTable) number(networks []uint32) uint32 {
+	key := make([]byte, 0, 4*len(networks))
+	for _, n := range networks {
+		key = append(key, byte(n>>24), byte(n>>16), byte(n>>8), byte(n))
+	}
+	if s, ok := t.numbers[string(key)]; ok {
+		return s
+	}
+	t.last++
+	t.numbers[string(key)] = t.last
+	return t.last
+}
+
+// builder turns a State into a model.
+type builder struct {
+	model
+	local    netip.Prefix
+	virtual  netip.Prefix
+	table    *segmentTable
+	networks map[string]*gantryv1.Network
+	members  map[uint32]map[uint32]struct{} // network to the segments that contain it
+}
+
+// newModel is pure but for the segments it names in table. Endpoints of this node are those with an address in local.
+func newModel(s State, local, virtual netip.Prefix, table *segmentTable) *model {
+	b := &builder{local: local, virtual: virtual, table: table, networks: map[string]*gantryv1.Network{},
+		members: map[uint32]map[uint32]struct{}{}}
+	b.model = model{segments: map[netip.Addr]uint32{}, pairs: map[[2]uint32]struct{}{}, internal: map[netip.Addr]struct{}{},
+		hairpins: map[netip.Addr]struct{}{}, services: map[netip.Addr]target{}, ports: map[portKey]target{}}
+	for _, n := range s.Networks {
+		b.networks[n.GetMeta().GetKey()] = n
+	}
+	for _, e := range s.Endpoints {
+		b.add(e)
+	}
+	b.pair()
+	return &b.model
+}
+
+func (b *builder) add(e *gantryv1.ServiceEndpoints) {
+	segment, internal := b.segment(e)
+	var ready []netip.Addr
+	for _, ep := range e.Endpoints {
+		a, err := netip.ParseAddr(ep.Address)
+		if err != nil {
+			continue // not attached yet, or without a network of its own
+		}
+		b.member(a, segment, internal)
+		if a6, err := netip.ParseAddr(ep.Address6); err == nil {
+			b.member(a6, segment, internal)
+		}
+		if ep.Ready {
+			ready = append(ready, a)
+		}
+		if b.local.Contains(a) {
+			b.hairpins[a] = struct{}{}
+		}
+	}
+	slices.SortFunc(ready, netip.Addr.Compare)
+	ready = slices.Compact(ready)
+	if vip, err := netip.ParseAddr(e.VirtualIp); err == nil && b.virtual.Contains(vip) && len(ready) > 0 {
+		b.services[vip] = target{backends: ready}
+	}
+	b.publish(e, ready)
+}
+
+// segment names the set of networks a service is in. A network of another environment does not count, whatever the
+// endpoints say: environments never share one.
+func (b *builder) segment(e *gantryv1.ServiceEndpoints) (segment uint32, internal bool) {
+	var numbers []uint32
+	for _, at := range e.Attachments {
+		n := b.networks[at.Network]
+		env, _, _ := strings.Cut(at.Network, "/")
+		if n == nil || n.Number == 0 || env != e.Environment {
+			continue
+		}
+		internal = n.Internal && (internal || len(numbers) == 0)
+		numbers = append(numbers, n.Number)
+	}
+	if len(numbers) == 0 {
+		return 0, false
+	}
+	slices.Sort(numbers)
+	numbers = slices.Compact(numbers)
+	segment = b.table.number(numbers)
+	for _, n := range numbers {
+		if b.members[n] == nil {
+			b.members[n] = map[uint32]struct{}{}
+		}
+		b.members[n][segment] = struct{}{}
+	}
+	return segment, internal
+}
+
+func (b *builder) member(a netip.Addr, segment uint32, internal bool) {
+	if segment != 0 {
+		b.segments[a] = segment
+	}
+	if internal {
+		b.internal[a] = struct{}{}
+	}
+}
+
+// pair lists the segments that share a network, with themselves too.
+func (b *builder) pair() {
+	for _, segments := range b.members {
+		for s := range segments {
+			for t := range segments {
+				b.pairs[[2]uint32{s, t}] = struct{}{}
+			}
+		}
+	}
+}
+
+// publish maps host ports to the ready instances, or in host mode to those of this node.
+func (b *builder) publish(e *gantryv1.ServiceEndpoints, ready []netip.Addr) {
+	for _, p := range e.Ports {
+		if p.HostPort == 0 || p.HostPort > 65535 || p.ContainerPort > 65535 {
+			continue // nothing reserved it
+		}
+		key := newPortKey(p.HostIp, protoNumber(p.Protocol), uint16(p.HostPort))
+		t := target{backends: ready, port: uint16(p.ContainerPort)}
+		if p.Mode == "host" {
+			t.backends = slices.DeleteFunc(slices.Clone(ready), func(a netip.Addr) bool { return !b.local.Contains(a) })
+		}
+		if _, taken := b.ports[key]; !taken && len(t.backends) > 0 {
+			b.ports[key] = t
+		}
+	}
+}

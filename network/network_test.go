@@ -1,0 +1,249 @@
+package network
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/netip"
+	"os"
+	"os/exec"
+	"runtime"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
+
+	gantryv1 "github.com/gantryd/gantry/api/gen/gantry/v1"
+)
+
+// inNamespace marks the test process that runs in network and mount namespaces of its own.
+const inNamespace = "GANTRY_NETWORK_TEST_NAMESPACE"
+
+// TestMain runs the tests in namespaces of their own, so that they cannot meet the machine's network and leave nothing.
+func TestMain(m *testing.M) {
+	if os.Getenv(inNamespace) != "" || os.Getuid() != 0 {
+		os.Exit(m.Run())
+	}
+	cmd := exec.Command("/proc/self/exe", os.Args[1:]...)
+	cmd.Env = append(os.Environ(), inNamespace+"=1")
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
+	cmd.SysProcAttr = &syscall.SysProcAttr{Unshareflags: syscall.CLONE_NEWNET | syscall.CLONE_NEWNS, Pdeathsig: syscall.SIGKILL}
+	if err := cmd.Run(); err != nil {
+		if exit, ok := err.(*exec.ExitError); ok {
+			os.Exit(exit.ExitCode())
+		}
+		fmt.Fprintln(os.Stderr, "start the tests in a network namespace:", err)
+		os.Exit(1)
+	}
+}
+
+func needKernel(t testing.TB) {
+	t.Helper()
+	if os.Getenv(inNamespace) == "" {
+		t.Skip("needs root, for network namespaces")
+	}
+	if _, err := os.Stat("/proc/sys/net/netfilter"); err != nil {
+		t.Skip("the kernel has no netfilter")
+	}
+}
+
+// lab is a host with one Network, in the namespace of the test process.
+type lab struct {
+	*Network
+	t    testing.TB
+	opts Options
+	stop func()
+}
+
+func newLab(t testing.TB, change ...func(*Options)) *lab {
+	needKernel(t)
+	dir := t.TempDir()
+	l := &lab{t: t, opts: Options{Root: dir + "/root", Run: dir + "/run", Bridge: "gantry0", PoolSize: 4,
+		Subnet: netip.MustParsePrefix("10.64.3.0/24"), VirtualIPs: netip.MustParsePrefix("10.96.0.0/16")}}
+	if testing.Verbose() {
+		l.opts.Logger = slog.New(slog.NewTextHandler(os.Stderr, nil))
+	}
+	for _, c := range change {
+		c(&l.opts)
+	}
+	lo, err := netlink.LinkByName("lo")
+	must(t, err)
+	must(t, netlink.LinkSetUp(lo))
+	l.open()
+	t.Cleanup(func() {
+		l.stop()
+		must(t, l.Network.Cleanup(context.Background()))
+		l.Network.Close()
+	})
+	return l
+}
+
+// open starts the network as a daemon does.
+func (l *lab) open() {
+	l.t.Helper()
+	n, err := Open(l.t.Context(), l.opts)
+	must(l.t, err)
+	l.Network = n
+	ctx, cancel := context.WithCancel(context.Background())
+	var g errgroup.Group
+	g.Go(func() error { return n.Run(ctx) })
+	l.stop = func() {
+		cancel()
+		must(l.t, g.Wait())
+	}
+}
+
+// restart is a daemon that dies and comes back.
+func (l *lab) restart() {
+	l.t.Helper()
+	l.stop()
+	must(l.t, l.Network.Close())
+	l.open()
+}
+
+func must(t testing.TB, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// await polls until a condition holds.
+func await(t testing.TB, what string, ok func() bool) {
+	t.Helper()
+	for deadline := time.After(5 * time.Second); !ok(); {
+		select {
+		case <-deadline:
+			t.Fatalf("waited in vain: %s", what)
+		case <-time.After(2 * time.Millisecond):
+		}
+	}
+}
+
+// container is an attached namespace that the test can act in.
+type container struct {
+	Attachment
+	t  testing.TB
+	id string
+	ns *os.File
+}
+
+func (l *lab) container(id string) *container {
+	l.t.Helper()
+	at, err := l.Attach(l.t.Context(), id, AttachOptions{})
+	must(l.t, err)
+	return enter(l.t, id, at)
+}
+
+func enter(t testing.TB, id string, at Attachment) *container {
+	t.Helper()
+	ns, err := os.Open(at.Netns)
+	must(t, err)
+	t.Cleanup(func() { ns.Close() })
+	return &container{Attachment: at, t: t, id: id, ns: ns}
+}
+
+// do runs f on a thread in a namespace. Sockets made there stay there.
+func do(t testing.TB, ns *os.File, f func() error) error {
+	t.Helper()
+	done := make(chan error, 1)
+	go func() {
+		runtime.LockOSThread() // never unlocked: the thread ends with the goroutine
+		if err := unix.Setns(int(ns.Fd()), unix.CLONE_NEWNET); err != nil {
+			done <- err
+			return
+		}
+		done <- f()
+	}()
+	return <-done
+}
+
+// serve answers each TCP connection to a port with the container's id and the client's address.
+func (c *container) serve(port int) {
+	c.t.Helper()
+	serveIn(c.t, c.ns, port, c.id)
+}
+
+func serveIn(t testing.TB, ns *os.File, port int, name string) {
+	t.Helper()
+	var l net.Listener
+	must(t, do(t, ns, func() (err error) {
+		l, err = net.Listen("tcp", fmt.Sprintf(":%d", port))
+		return err
+	}))
+	t.Cleanup(func() { l.Close() })
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			go func() {
+				defer c.Close()
+				host, _, _ := net.SplitHostPort(c.RemoteAddr().String())
+				fmt.Fprintf(c, "%s %s\n", name, host)
+				_, _ = io.Copy(c, c) // echo, for tests that keep a connection
+			}()
+		}
+	}()
+}
+
+// dial connects from the container.
+func (c *container) dial(addr string) (net.Conn, error) { return dialIn(c.t, c.ns, addr) }
+
+func dialIn(t testing.TB, ns *os.File, addr string) (conn net.Conn, err error) {
+	t.Helper()
+	err = do(t, ns, func() (err error) {
+		// Go's dialer moves to other threads only for names and for several addresses.
+		conn, err = net.DialTimeout("tcp", addr, 2*time.Second)
+		return err
+	})
+	return conn, err
+}
+
+// ask connects and returns the server's id and the client's address as the server saw it.
+func ask(conn net.Conn, err error) (server, client string, failure error) {
+	if err != nil {
+		return "", "", err
+	}
+	defer conn.Close()
+	_ = conn.SetDeadline(time.Now().Add(2 * time.Second))
+	_, err = fmt.Fscanln(conn, &server, &client)
+	return server, client, err
+}
+
+func (c *container) ask(addr string) (string, string, error) { return ask(c.dial(addr)) }
+
+func askHost(addr string) (string, string, error) {
+	return ask(net.DialTimeout("tcp", addr, 2*time.Second))
+}
+
+// service describes one service of app "shop" in an environment, in networks given as "name".
+func service(env, name, vip string, networks []string, members ...*container) *gantryv1.ServiceEndpoints {
+	e := &gantryv1.ServiceEndpoints{Service: env + "/shop/" + name, Environment: env, App: "shop", Name: name, VirtualIp: vip}
+	for _, n := range networks {
+		e.Attachments = append(e.Attachments, &gantryv1.NetworkAttachment{Network: env + "/shop/" + n})
+	}
+	for i, c := range members {
+		ep := &gantryv1.Endpoint{Instance: c.id, Slot: int32(i + 1), Address: c.IPv4.String(), Ready: true}
+		if c.IPv6.IsValid() {
+			ep.Address6 = c.IPv6.String()
+		}
+		e.Endpoints = append(e.Endpoints, ep)
+	}
+	return e
+}
+
+func network(key string, number uint32, internal bool) *gantryv1.Network {
+	return &gantryv1.Network{Meta: &gantryv1.Meta{Key: key}, Number: number, Internal: internal}
+}
+
+func (l *lab) apply(networks []*gantryv1.Network, services ...*gantryv1.ServiceEndpoints) {
+	l.t.Helper()
+	must(l.t, l.Apply(l.t.Context(), State{Endpoints: services, Networks: networks}))
+}

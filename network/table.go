@@ -1,0 +1,310 @@
+package network
+
+import (
+	"errors"
+	"net/netip"
+	"os"
+	"sync/atomic"
+
+	"github.com/google/nftables"
+	"github.com/google/nftables/expr"
+	"github.com/mdlayher/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/gantryd/gantry/fault"
+)
+
+// tableOptions is what the table's fixed rules depend on.
+type tableOptions struct {
+	bridge            string
+	group             uint32
+	gateway, gateway6 netip.Addr
+	subnet, virtual   netip.Prefix
+	subnet6           netip.Prefix
+}
+
+func (n *Network) tableOptions() tableOptions {
+	return tableOptions{bridge: n.opts.Bridge, group: n.group, gateway: n.Gateway(), gateway6: n.Gateway6(),
+		subnet: n.opts.Subnet, virtual: n.opts.VirtualIPs, subnet6: n.opts.Subnet6}
+}
+
+// ruleset is our nftables table. Its caller serialises writes.
+type ruleset struct {
+	tableOptions
+	conn  *nftables.Conn
+	table *nftables.Table
+	sets  sets
+	port  atomic.Uint32 // netlink port of conn: events that carry another one are somebody else's doing
+}
+
+// sets holds all that changes; rules are fixed, but for one per service and published port.
+type sets struct {
+	segments, segments6 *nftables.Set // address : segment
+	pairs               *nftables.Set // segment . segment
+	internal, internal6 *nftables.Set // address
+	hairpins            *nftables.Set // address . address
+	services            *nftables.Set // virtual address : chain
+	ports               *nftables.Set // protocol . port : chain
+	hostPorts           *nftables.Set // address . protocol . port : chain
+}
+
+func (s *sets) all() []*nftables.Set {
+	return []*nftables.Set{s.segments, s.segments6, s.pairs, s.internal, s.internal6, s.hairpins, s.services, s.ports, s.hostPorts}
+}
+
+// netlinkBuffer holds the largest transaction: a node with thousands of services that writes its table anew.
+const netlinkBuffer = 64 << 20
+
+func openRuleset(o tableOptions) (*ruleset, error) {
+	r := &ruleset{tableOptions: o}
+	var err error
+	r.conn, err = nftables.New(nftables.AsLasting(), nftables.WithSockOptions(r.prepareSocket))
+	if err != nil {
+		return nil, fault.Wrap(fault.Unsupported, err, "open nftables").WithHint("modprobe nf_tables")
+	}
+	r.table = &nftables.Table{Name: o.bridge, Family: nftables.TableFamilyINet}
+	r.sets = newSets(r.table)
+	return r, nil
+}
+
+func (r *ruleset) prepareSocket(c *netlink.Conn) error {
+	if err := errors.Join(c.SetWriteBuffer(netlinkBuffer), c.SetReadBuffer(netlinkBuffer)); err != nil {
+		return err
+	}
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return err
+	}
+	return raw.Control(func(fd uintptr) {
+		if sa, err := unix.Getsockname(int(fd)); err == nil {
+			r.port.Store(sa.(*unix.SockaddrNetlink).Pid)
+		}
+	})
+}
+
+func newSets(t *nftables.Table) sets {
+	set := func(name string, key ...nftables.SetDatatype) *nftables.Set {
+		return &nftables.Set{Table: t, Name: name, KeyType: nftables.MustConcatSetType(key...), Concatenation: len(key) > 1}
+	}
+	to := func(s *nftables.Set, data nftables.SetDatatype) *nftables.Set {
+		s.IsMap, s.DataType = true, data
+		return s
+	}
+	ip, ip6, mark := nftables.TypeIPAddr, nftables.TypeIP6Addr, nftables.TypeMark
+	proto, port := nftables.TypeInetProto, nftables.TypeInetService
+	return sets{
+		segments: to(set("segments", ip), mark), segments6: to(set("segments6", ip6), mark), pairs: set("pairs", mark, mark),
+		internal: set("internal", ip), internal6: set("internal6", ip6), hairpins: set("hairpins", ip, ip),
+		services:  to(set("services", ip), nftables.TypeVerdict),
+		ports:     to(set("ports", proto, port), nftables.TypeVerdict),
+		hostPorts: to(set("host-ports", ip, proto, port), nftables.TypeVerdict),
+	}
+}
+
+func (r *ruleset) close() { _ = r.conn.CloseLasting() }
+
+// commit sends what was collected as one transaction.
+func (r *ruleset) commit() error {
+	err := r.conn.Flush()
+	if err == nil {
+		return nil
+	}
+	return fault.Wrap(fault.Internal, err, "write the nftables table %s", r.bridge).
+		WithHint("nft list table inet %s shows what is there", r.bridge)
+}
+
+func (r *ruleset) exists() bool {
+	_, err := r.conn.ListTableOfFamily(r.bridge, nftables.TableFamilyINet)
+	return err == nil
+}
+
+// ensureBase makes the table with its fixed rules if it is not there. One that is there may be in use and is left alone
+// until the first Apply replaces it.
+func (r *ruleset) ensureBase() error {
+	if r.exists() {
+		return nil
+	}
+	if err := r.base(); err != nil {
+		return err
+	}
+	return r.commit()
+}
+
+func (r *ruleset) remove() error {
+	if !r.exists() {
+		return nil
+	}
+	r.conn.DelTable(r.table)
+	return r.commit()
+}
+
+// replace writes the whole table anew in one transaction.
+func (r *ruleset) replace(m *model) error {
+	if r.exists() {
+		r.conn.DelTable(r.table)
+	}
+	if err := r.base(); err != nil {
+		return err
+	}
+	r.collect(compare(&model{}, m))
+	err := r.commit()
+	if errors.Is(err, os.ErrNotExist) { // somebody removed the table in between
+		return r.replaceMissing(m)
+	}
+	return err
+}
+
+func (r *ruleset) replaceMissing(m *model) error {
+	if err := r.base(); err != nil {
+		return err
+	}
+	r.collect(compare(&model{}, m))
+	return r.commit()
+}
+
+// base collects the table's sets and fixed rules.
+func (r *ruleset) base() error {
+	r.conn.AddTable(r.table)
+	for _, s := range r.sets.all() {
+		if err := r.conn.AddSet(s, nil); err != nil {
+			return fault.Wrap(fault.Internal, err, "make the set %s", s.Name)
+		}
+	}
+	r.translation()
+	r.filters()
+	return nil
+}
+
+// chain adds a base chain with its rules.
+func (r *ruleset) chain(name string, kind nftables.ChainType, hook *nftables.ChainHook, prio *nftables.ChainPriority, rules ...rule) {
+	policy := nftables.ChainPolicyAccept
+	r.fill(&nftables.Chain{Name: name, Table: r.table, Type: kind, Hooknum: hook, Priority: prio, Policy: &policy}, rules)
+}
+
+// branch adds a chain that others jump to.
+func (r *ruleset) branch(name string, rules ...rule) {
+	r.fill(&nftables.Chain{Name: name, Table: r.table}, rules)
+}
+
+func (r *ruleset) fill(c *nftables.Chain, rules []rule) {
+	r.conn.AddChain(c)
+	for _, rule := range rules {
+		if len(rule) > 0 {
+			r.conn.AddRule(&nftables.Rule{Table: r.table, Chain: c, Exprs: rule})
+		}
+	}
+}
+
+// translation is where connections get their real destination and, on the way out, a source that can be answered.
+func (r *ruleset) translation() {
+	services := join(ipv4(), rule{destination4(regA), dispatch(regA, r.sets.services)})
+	proto := meta(expr.MetaKeyL4PROTO, regB)
+	onAddress := join(ipv4(), localDestination(), rule{destination4(regA), proto, destinationPort(regC), dispatch(regA, r.sets.hostPorts)})
+	onAny := join(ipv4(), localDestination(), rule{meta(expr.MetaKeyL4PROTO, regA), destinationPort(regB), dispatch(regA, r.sets.ports)})
+	// Questions of containers go to our name server even when somebody publishes port 53.
+	toResolver := join(fromOurs(r.group), ipv4(), within(destination4, single(r.gateway)), r.portDNS(), accept())
+
+	r.chain("destination", nftables.ChainTypeNAT, nftables.ChainHookPrerouting, nftables.ChainPriorityNATDest,
+		toResolver, join(fromOurs(r.group), services), onAddress, onAny)
+	r.chain("local-destination", nftables.ChainTypeNAT, nftables.ChainHookOutput, nftables.ChainPriorityNATDest,
+		services, onAddress, onAny)
+	r.chain("source", nftables.ChainTypeNAT, nftables.ChainHookPostrouting, nftables.ChainPriorityNATSource,
+		// A container that reaches itself through a virtual address would see a packet from itself.
+		join(toOurs(r.group), ipv4(), rule{source4(regA), destination4(regB), inSet(regA, r.sets.hairpins)}, sourceTo(r.gateway)),
+		join(toOurs(r.group), ipv4(), within(source4, netip.MustParsePrefix("127.0.0.0/8")), sourceTo(r.gateway)),
+		join(notToOurs(r.group), ipv4(), within(source4, r.subnet), masquerade()),
+		r.masquerade6())
+}
+
+func (r *ruleset) portDNS() rule { return rule{destinationPort(reg1), equals(reg1, []byte{0, 53})} }
+
+func (r *ruleset) masquerade6() rule {
+	if !r.subnet6.IsValid() {
+		return nil
+	}
+	return join(notToOurs(r.group), ipv6(), within(source6, r.subnet6), masquerade())
+}
+
+// filters is who may talk to whom.
+func (r *ruleset) filters() {
+	r.chain("forged", nftables.ChainTypeFilter, nftables.ChainHookPrerouting, nftables.ChainPriorityRaw,
+		join(notFromOurs(r.group), accept()),
+		// route_localnet lets replies for 127.0.0.1 in; nothing may use it to reach the host's own loopback.
+		join(ipv4(), within(destination4, netip.MustParsePrefix("127.0.0.0/8")), drop()),
+		join(forgedSource(), drop()))
+	r.branch("from", r.fromContainers()...)
+	r.branch("to", join(destinationTranslated(), accept()), drop())
+	r.chain("forward", nftables.ChainTypeFilter, nftables.ChainHookForward, nftables.ChainPriorityFilter,
+		join(established(), accept()),
+		join(fromOurs(r.group), verdict(expr.VerdictJump, "from")),
+		join(toOurs(r.group), verdict(expr.VerdictJump, "to")),
+		join(toDevice(r.bridge), drop()))
+	r.chain("input", nftables.ChainTypeFilter, nftables.ChainHookInput, nftables.ChainPriorityFilter, r.toHost()...)
+	r.chain("output", nftables.ChainTypeFilter, nftables.ChainHookOutput, nftables.ChainPriorityFilter, r.fromHost()...)
+}
+
+func (r *ruleset) fromContainers() []rule {
+	// Both addresses become segments in neighbouring registers, which together are the key of pairs. IPv6 addresses take
+	// four registers, so the second one is loaded behind the first result.
+	shared := join(ipv4(), rule{source4(regA), translate(regA, regA, r.sets.segments), destination4(regB),
+		translate(regB, regB, r.sets.segments), inSet(regA, r.sets.pairs)}, accept())
+	const reg2 = unix.NFT_REG_2
+	shared6 := join(ipv6(), rule{source6(reg2), translate(reg2, regA, r.sets.segments6), destination6(reg2),
+		translate(reg2, regB, r.sets.segments6), inSet(regA, r.sets.pairs)}, accept())
+	return []rule{
+		join(ctState(expr.CtStateBitINVALID), drop()),
+		shared, shared6,
+		join(ipv4(), rule{source4(regA), inSet(regA, r.sets.internal)}, refuse()),
+		join(ipv6(), rule{source6(reg1), inSet(reg1, r.sets.internal6)}, refuse()),
+		// What reaches the bridge has no container: a virtual address without a ready instance, or one that is gone.
+		join(toDevice(r.bridge), protocol(protoTCP), reset()),
+		join(toDevice(r.bridge), refusePort()),
+		r.publishedByOthers(),
+		join(toOurs(r.group), refuse()),
+		// A container of another node, whatever way leads there.
+		join(ipv4(), rule{destination4(regA), translate(regA, regA, r.sets.segments)}, refuse()),
+		accept(),
+	}
+}
+
+// publishedByOthers accepts what a container sent to a published port of the node: published is public.
+func (r *ruleset) publishedByOthers() rule {
+	direct := rule{originalDestination(reg1)}
+	if r.virtual.IsValid() {
+		direct = append(direct, prefix(reg1, r.virtual, expr.CmpOpNeq)...)
+	}
+	return join(toOurs(r.group), ipv4(), destinationTranslated(), direct, accept())
+}
+
+// toHost keeps containers of internal networks from the host, but for its name server.
+func (r *ruleset) toHost() []rule {
+	rules := []rule{
+		join(notFromOurs(r.group), accept()),
+		join(established(), accept()),
+		join(ipv4(), within(destination4, single(r.gateway)), r.dns(protoUDP), accept()),
+		join(ipv4(), within(destination4, single(r.gateway)), r.dns(protoTCP), accept()),
+	}
+	if r.gateway6.IsValid() {
+		rules = append(rules,
+			join(ipv6(), within(destination6, single(r.gateway6)), r.dns(protoUDP), accept()),
+			join(ipv6(), within(destination6, single(r.gateway6)), r.dns(protoTCP), accept()))
+	}
+	return append(rules,
+		join(ipv4(), rule{source4(regA), inSet(regA, r.sets.internal)}, refuse()),
+		join(ipv6(), rule{source6(reg1), inSet(reg1, r.sets.internal6)}, refuse()))
+}
+
+func (r *ruleset) dns(proto uint8) rule { return join(protocol(proto), r.portDNS()) }
+
+// fromHost answers the host's own processes for virtual addresses without a ready instance.
+func (r *ruleset) fromHost() []rule {
+	// Host and container share a device there and back, which the kernel takes for a detour to be told about.
+	redirect := rule{&expr.Payload{DestRegister: reg1, Base: expr.PayloadBaseTransportHeader, Offset: 0, Len: 1}, equals(reg1, []byte{5})}
+	rules := []rule{join(toOurs(r.group), ipv4(), protocol(unix.IPPROTO_ICMP), redirect, drop())}
+	if r.virtual.IsValid() {
+		rules = append(rules,
+			join(ipv4(), within(destination4, r.virtual), protocol(protoTCP), reset()),
+			join(ipv4(), within(destination4, r.virtual), refusePort()))
+	}
+	return rules
+}

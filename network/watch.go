@@ -1,0 +1,90 @@
+package network
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"errors"
+	"syscall"
+	"time"
+
+	"github.com/mdlayher/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/gantryd/gantry/fault"
+)
+
+// watchTable puts our table back when somebody else changes it: a firewall that starts with `flush ruleset` would
+// otherwise take isolation and published ports away.
+func (n *Network) watchTable(ctx context.Context) error {
+	c, err := netlink.Dial(unix.NETLINK_NETFILTER, nil)
+	if err != nil {
+		return fault.Wrap(fault.Unsupported, err, "watch nftables")
+	}
+	defer c.Close()
+	if err := errors.Join(c.JoinGroup(unix.NFNLGRP_NFTABLES), c.SetReadBuffer(netlinkBuffer)); err != nil {
+		return fault.Wrap(fault.Unsupported, err, "watch nftables")
+	}
+	stop := context.AfterFunc(ctx, func() { _ = c.SetReadDeadline(time.Unix(1, 0)) })
+	defer stop()
+	n.checkTable()
+	for {
+		events, err := c.Receive()
+		switch {
+		case ctx.Err() != nil:
+			return nil
+		case errors.Is(err, syscall.ENOBUFS): // events were lost, perhaps the one that matters
+		case err != nil:
+			return fault.Wrap(fault.Internal, err, "watch nftables")
+		case !n.foreign(events):
+			continue
+		}
+		n.log.Warn("somebody else changed the nftables table; it is written anew", "table", n.opts.Bridge)
+		if err := n.reassert(); err != nil {
+			n.log.Error("the nftables table cannot be restored", "table", n.opts.Bridge, "err", err)
+		}
+	}
+}
+
+// checkTable notices a table that vanished before anybody watched.
+func (n *Network) checkTable() {
+	n.applying.Lock()
+	missing := !n.nft.exists()
+	n.applying.Unlock()
+	if !missing {
+		return
+	}
+	if err := n.reassert(); err != nil {
+		n.log.Error("the nftables table cannot be restored", "table", n.opts.Bridge, "err", err)
+	}
+}
+
+// foreign reports whether an event tells of a change of our table that was not ours. Every event about a table, chain,
+// rule, set or element has the table's name as its first attribute, and the netlink port of whoever caused it.
+func (n *Network) foreign(events []netlink.Message) bool {
+	for _, e := range events {
+		if e.Header.PID == n.nft.port.Load() || e.Header.Type>>8 != unix.NFNL_SUBSYS_NFTABLES || e.Header.Type&0xff == unix.NFT_MSG_NEWGEN {
+			continue
+		}
+		if tableOf(e.Data) == n.opts.Bridge {
+			return true
+		}
+	}
+	return false
+}
+
+func tableOf(data []byte) string {
+	const header = 4 // struct nfgenmsg
+	for len(data) >= header+4 {
+		attr := data[header:]
+		size := int(binary.NativeEndian.Uint16(attr))
+		if size < 4 || size > len(attr) {
+			return ""
+		}
+		if kind := binary.NativeEndian.Uint16(attr[2:]) &^ (unix.NLA_F_NESTED | unix.NLA_F_NET_BYTEORDER); kind == unix.NFTA_TABLE_NAME {
+			return string(bytes.TrimRight(attr[4:size], "\x00"))
+		}
+		data = append(make([]byte, header), attr[min(len(attr), (size+3)&^3):]...)
+	}
+	return ""
+}
