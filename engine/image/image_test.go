@@ -4,7 +4,6 @@ import (
 	"archive/tar"
 	"bytes"
 	"compress/gzip"
-	"context"
 	"os"
 	"strings"
 	"testing"
@@ -13,7 +12,6 @@ import (
 	"github.com/klauspost/compress/zstd"
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 
-	gantryv1 "github.com/gantryd/gantry/api/gen/gantry/v1"
 	"github.com/gantryd/gantry/engine/image"
 	"github.com/gantryd/gantry/engine/image/imagetest"
 	"github.com/gantryd/gantry/fault"
@@ -320,7 +318,3 @@ func leaseCount(t *testing.T, rig *imagetest.Rig) int {
 	check(t, err)
 	return len(ls)
 }
-
-var _ = context.Background
-var _ = gantryv1.PullPolicy_PULL_POLICY_ALWAYS
-var _ = leaseCount
