@@ -1,0 +1,79 @@
+# Everything a person types: `make demo` and `make test`. The rest is what these two are made of.
+
+SHELL := /bin/bash
+export GOFLAGS ?= -trimpath
+VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+LDFLAGS := -s -w -X main.version=$(VERSION)
+STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
+GOVULNCHECK := golang.org/x/vuln/cmd/govulncheck@v1.8.0
+SHIM := github.com/containerd/containerd/v2/cmd/containerd-shim-runc-v2
+RUNC := github.com/opencontainers/runc
+PURE := ./fault/... ./api/... ./client/... ./store/... ./control/... ./compose/... ./internal/... ./cli/...
+
+# What a machine must have beyond Go. gcc and libseccomp are for runc; mmdebstrap makes base images.
+BUILD_PACKAGES := gcc libc6-dev libseccomp-dev pkg-config git ca-certificates
+RUN_PACKAGES := mmdebstrap debian-archive-keyring iproute2
+TEST_PACKAGES := $(shell . /etc/os-release; [ "$$ID" = debian ] && echo chromium) protobuf-compiler
+
+.PHONY: build deps demo demo-stop test check check-generated generate bench fuzz clean help
+
+help: ## show this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
+
+build: ## gantry, gantryd, runc and the shim, in bin/
+	@mkdir -p bin
+	CGO_ENABLED=0 go build -ldflags '$(LDFLAGS)' -o bin/ ./cmd/...
+	CGO_ENABLED=0 go build -ldflags '-s -w' -o bin/ $(SHIM)
+	CGO_ENABLED=1 go build -ldflags '-s -w' -tags seccomp -o bin/ $(RUNC)
+
+deps: ## install the distribution's packages that are missing (Debian 12, Ubuntu 24.04)
+	@.ci/packages $(BUILD_PACKAGES) $(RUN_PACKAGES)
+
+deps-test: deps
+	@.ci/packages $(TEST_PACKAGES)
+
+demo: deps build ## build and start examples/voting; twice changes nothing
+	@test/demo/start
+
+demo-stop: ## remove everything that demo made
+	@test/demo/stop
+
+test: deps-test build ## all tests
+	go vet ./...
+	go test $(TESTFLAGS) $$(go list ./... | grep -v /test/)
+	go test $(TESTFLAGS) -p 1 -timeout 30m ./test/...
+
+check: deps-test build check-generated ## what CI checks besides tests
+	go vet ./...
+	go run $(STATICCHECK) ./...
+	go test -race $(PURE)
+	go test -count 1 -run 'TestStructure' .
+	@if curl -fsS -m 5 -o /dev/null "$${GOVULNDB:-https://vuln.go.dev}/index/db.json"; then \
+	   go run $(GOVULNCHECK) ./...; \
+	 else echo "check: govulncheck was skipped: its database cannot be reached from here"; fi
+
+generate: deps-test ## Go code from api/*.proto
+	@rm -rf bin/generate && mkdir -p bin/generate
+	@go build -o bin/generate/ google.golang.org/protobuf/cmd/protoc-gen-go connectrpc.com/connect/cmd/protoc-gen-connect-go
+	@mkdir -p $(or $(OUT),api/gen)
+	cd api && PATH="$(CURDIR)/bin/generate:$$PATH" protoc -I . \
+	  --go_out=$(abspath $(or $(OUT),api/gen)) --go_opt=module=github.com/gantryd/gantry/api/gen \
+	  --connect-go_out=$(abspath $(or $(OUT),api/gen)) --connect-go_opt=module=github.com/gantryd/gantry/api/gen \
+	  gantry/v1/*.proto
+
+check-generated:
+	@$(MAKE) --no-print-directory generate OUT=bin/generate/out
+	@diff -r -I '^// 	protoc  *v' bin/generate/out api/gen || \
+	  { echo "check: api/gen is not what api/gantry/v1 generates; run: make generate" >&2; exit 1; }
+
+bench: deps build ## the table of doc/benchmarks.md, beside Docker in a throw-away root
+	go run ./test/bench $(BENCHFLAGS)
+
+fuzz: ## every fuzz target for FUZZTIME each (default 30s)
+	@for pkg in $$(grep -rlE '^func Fuzz' --include=*_test.go . | xargs -r -n1 dirname | sort -u); do \
+	   for target in $$(grep -hoE '^func Fuzz[A-Za-z0-9_]*' $$pkg/*_test.go | cut -c6-); do \
+	     echo "$$pkg $$target"; go test -run '^$$' -fuzz "^$$target\$$" -fuzztime $${FUZZTIME:-30s} $$pkg || exit 1; \
+	   done; done
+
+clean: ## remove what was built
+	rm -rf bin
