@@ -1,0 +1,5 @@
+package network
+
+import "time"
+
+func wait() { time.Sleep(1) }
