@@ -1,0 +1,56 @@
+# The life of one machine of the lab. First it enters cgroups of its own, then namespaces of its own, then it waits as
+# process 1: when it dies, everything on the machine dies. Arguments: the cgroup's name, the host name, the /run to use.
+set -euo pipefail
+
+enter_cgroups() {
+  local dir
+  for dir in $(awk '$3 ~ /^cgroup/ {print $2}' /proc/mounts); do
+    mkdir -p "$dir/$1"
+    if [ -e "$dir/$1/cpuset.cpus" ] && [ ! -e "$dir/$1/cgroup.controllers" ]; then
+      cat "$dir/cpuset.cpus" >"$dir/$1/cpuset.cpus"
+      cat "$dir/cpuset.mems" >"$dir/$1/cpuset.mems"
+    fi
+    echo $$ >"$dir/$1/cgroup.procs"
+  done
+}
+
+# In the new namespaces /sys shows the new network, and the cgroup file systems begin at the machine's own cgroup.
+mount_sys() {
+  local mounts type dir options
+  mounts=$(awk '$3 ~ /^cgroup/ {print $3, $2, $4}' /proc/mounts)
+  mount -t sysfs sysfs /sys
+  if [[ $mounts != "cgroup2 /sys/fs/cgroup "* ]]; then
+    mount -t tmpfs -o mode=755 tmpfs /sys/fs/cgroup
+  fi
+  while read -r type dir options; do
+    mkdir -p "$dir" 2>/dev/null || true
+    if [ "$type" = cgroup2 ]; then
+      mount -t cgroup2 none "$dir"
+    else
+      mount -t cgroup -o "$(tr , '\n' <<<"$options" | grep -vE '^(rw|ro|nosuid|nodev|noexec|relatime)$' | paste -sd,)" none "$dir"
+    fi
+  done <<<"$mounts"
+}
+
+if [ "${LAB_INSIDE:-}" = "" ]; then
+  enter_cgroups "$1"
+  # The ready file tells the starter that a signal to this process reaches the machine.
+  LAB_INSIDE=1 exec unshare --mount --net --pid --uts --ipc --cgroup --fork --kill-child=KILL --mount-proc \
+    bash "$0" "$@"
+fi
+
+mount_sys
+hostname "$2"
+ip link set lo up
+# As a machine has them: a /run that a reboot empties. The resolver's file may live there, so it is kept.
+resolv=$(cat /etc/resolv.conf 2>/dev/null || true)
+mount --bind "$3" /run
+if [ -L /etc/resolv.conf ]; then
+  target=$(readlink -m /etc/resolv.conf)
+  mkdir -p "$(dirname "$target")"
+  printf '%s\n' "$resolv" >"$target"
+fi
+echo ready
+trap '' INT TERM HUP
+# The shell reaps whatever loses its parent.
+while :; do sleep 3600 & wait $! || true; done
