@@ -151,6 +151,9 @@ func (d *decision) stop() {
 // run fills every slot and moves those with an old release to the current one, a few at a time.
 func (d *decision) run() {
 	budget := d.parallelism() - d.inFlight()
+	if d.updating() && d.halted() {
+		budget = 0
+	}
 	for n := int32(1); n <= d.Service.Replicas; n++ {
 		s := d.slots[n]
 		if s == nil {
@@ -161,7 +164,7 @@ func (d *decision) run() {
 			d.settle(s)
 		case len(s.old) == 0:
 			d.fill(n, s)
-		case budget > 0 && !d.Blocked && !d.halted() && !d.early():
+		case budget > 0 && !d.Blocked && !d.early():
 			budget--
 			d.replace(n, s)
 		}
@@ -179,7 +182,7 @@ func (d *decision) fill(n int32, s *slot) {
 // settle ends the move of a slot: once the new instance is ready, the old ones go.
 func (d *decision) settle(s *slot) {
 	d.set(s.current, running)
-	if progress.Ready(s.current.Status) || progress.Completed(s.current.Status) {
+	if done(s.current.Status) {
 		for _, o := range s.old {
 			d.set(o, removed)
 		}
@@ -203,11 +206,21 @@ func (d *decision) parallelism() int {
 	return 1
 }
 
+// updating reports that a slot still holds an instance of another release.
+func (d *decision) updating() bool {
+	for _, s := range d.slots {
+		if len(s.old) > 0 {
+			return true
+		}
+	}
+	return false
+}
+
 // inFlight counts the slots on their way to the current release while others still wait for their turn.
 func (d *decision) inFlight() int {
 	n := 0
 	for _, s := range d.slots {
-		if s.current != nil && !progress.Ready(s.current.Status) && !progress.Completed(s.current.Status) {
+		if s.current != nil && !done(s.current.Status) && !d.tolerated(s.current) {
 			n++
 		}
 		if s.current == nil && len(s.old) == 0 && s.leaving > 0 {
@@ -215,6 +228,13 @@ func (d *decision) inFlight() int {
 		}
 	}
 	return n
+}
+
+func done(st *gantryv1.InstanceStatus) bool { return progress.Ready(st) || progress.Completed(st) }
+
+// tolerated reports that an instance has failed and the update goes on all the same.
+func (d *decision) tolerated(i *gantryv1.InstanceView) bool {
+	return d.Service.Spec.GetUpdate().GetFailureAction() == "continue" && progress.Failure(i) != ""
 }
 
 // halted reports that a new instance has failed and the update must not go on; it may ask for a rollback.
