@@ -13,7 +13,7 @@ PURE := ./fault/... ./api/... ./client/... ./store/... ./control/... ./compose/.
 # What a machine must have beyond Go. gcc and libseccomp are for runc; mmdebstrap makes base images.
 BUILD_PACKAGES := gcc libc6-dev libseccomp-dev pkg-config git ca-certificates
 RUN_PACKAGES := mmdebstrap debian-archive-keyring iproute2
-TEST_PACKAGES := $(shell . /etc/os-release; [ "$$ID" = debian ] && echo chromium) protobuf-compiler
+TEST_PACKAGES := $(shell . /etc/os-release; [ "$$ID" = debian ] && echo chromium) protobuf-compiler busybox-static nftables procps
 
 .PHONY: build deps demo demo-stop test check check-generated generate bench fuzz clean help
 

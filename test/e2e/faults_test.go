@@ -1,0 +1,266 @@
+package e2e_test
+
+import (
+	"bytes"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	gantryv1 "github.com/gantryd/gantry/api/gen/gantry/v1"
+	"github.com/gantryd/gantry/test/lab"
+)
+
+// TestFullDisk gives the daemon a small disk, fills it, and frees it again.
+func TestFullDisk(t *testing.T) {
+	disk := smallDisk(t, "600M")
+	l := lab.Network(t)
+	n := l.AddNode(t, disk)
+	n.StartDaemon(t)
+	n.ImportBusybox(t)
+	n.Gantry(t, "run", "-d", "--name", "before", lab.Busybox, "sleep", "100000")
+
+	ballast := filepath.Join(disk, "ballast")
+	fill(t, ballast)
+	refused(t, n, "", time.Minute, []string{"space"}, "run", "--rm", lab.Busybox, "sh", "-c", "true")
+	if view := n.Instance(t, "before"); view == nil || !lab.Ready(view) {
+		t.Error("a container that ran before the disk was full does not run")
+	}
+	n.Gantry(t, "ps")
+	n.KillDaemon(t)
+	if err := n.TryStartDaemon(20 * time.Second); err != nil && !strings.Contains(n.DaemonLog(), "space") {
+		t.Errorf("the daemon on a full disk does not say why it ended: %v", err)
+	}
+	if err := os.Remove(ballast); err != nil {
+		t.Fatal(err)
+	}
+	if n.Try("system", "info").Code != 0 {
+		n.StartDaemon(t)
+	}
+	works(t, n)
+	if view := n.Instance(t, "before"); view == nil || !lab.Ready(view) {
+		t.Error("the container from before is lost")
+	}
+}
+
+// smallDisk mounts a file system of that size; its folder is short enough for sockets.
+func smallDisk(t *testing.T, size string) string {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		t.Skip("mounting needs root")
+	}
+	dir, err := os.MkdirTemp("", "gld")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	file, at := filepath.Join(dir, "disk"), filepath.Join(dir, "m")
+	host(t, "truncate", "-s", size, file)
+	host(t, "mkfs.ext4", "-q", "-F", "-m", "0", file)
+	if err := os.Mkdir(at, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	host(t, "mount", "-o", "loop", file, at)
+	t.Cleanup(func() { host(t, "umount", "-l", at) })
+	return at
+}
+
+// fill writes a file until the disk is full.
+func fill(t *testing.T, path string) {
+	t.Helper()
+	f, err := os.Create(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	for size := 1 << 20; size >= 1; size /= 16 {
+		for block := make([]byte, size); ; {
+			if _, err := f.Write(block); err != nil {
+				break
+			}
+		}
+	}
+	_ = f.Sync()
+}
+
+func host(t *testing.T, args ...string) {
+	t.Helper()
+	if out, err := exec.Command(args[0], args[1:]...).CombinedOutput(); err != nil {
+		t.Fatalf("%s: %v\n%s", strings.Join(args, " "), err, out)
+	}
+}
+
+func TestReadOnlyRoot(t *testing.T) {
+	disk := smallDisk(t, "64M")
+	host(t, "mount", "-o", "remount,ro", disk)
+	n := lab.Network(t).AddNode(t, disk)
+	if err := n.TryStartDaemon(30 * time.Second); err == nil {
+		t.Fatal("the daemon started on a read-only root")
+	}
+	if log := n.DaemonLog(); !strings.Contains(log, "read-only") || !strings.Contains(log, disk) {
+		t.Errorf("it does not say that its root %s is read-only:\n%s", disk, log)
+	}
+}
+
+func TestPortTaken(t *testing.T) {
+	n := machine(t)
+	taken := n.Command("busybox", "nc", "-l", "-p", "8090")
+	if err := taken.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = taken.Process.Kill(); _ = taken.Wait() })
+	lab.Eventually(t, 5*time.Second, "port in use", func() error {
+		conn, err := net.DialTimeout("tcp", n.Address()+":8091", time.Second)
+		if err == nil {
+			conn.Close()
+		}
+		if strings.Contains(n.Exec(t, "cat", "/proc/net/tcp", "/proc/net/tcp6"), ":1F9A ") {
+			return nil
+		}
+		return fmt.Errorf("nc does not listen")
+	})
+	refused(t, n, "", 30*time.Second, []string{"8090", "port"}, "run", "--rm", "-p", "8090:80", lab.Busybox, "true")
+	n.Gantry(t, "run", "-d", "--name", "first", "-p", "8092:80", lab.Busybox, "sleep", "100000")
+	refused(t, n, "", 30*time.Second, []string{"8092", "first"}, "run", "--rm", "-p", "8092:80", lab.Busybox, "true")
+	works(t, n)
+}
+
+func TestHealthCheckHangs(t *testing.T) {
+	n := machine(t)
+	dir := lab.Project(t, `
+name: hang
+services:
+  box:
+    image: busybox:lab
+    command: sleep 100000
+    healthcheck: {test: ["CMD", "sleep", "99999"], interval: 1s, timeout: 1s, retries: 2}
+`)
+	refused(t, n, dir, time.Minute, []string{"box", "health"}, "up", "--timeout", "15s")
+	if view := n.Instance(t, "box.1"); view == nil || view.Status.Health != gantryv1.InstanceStatus_HEALTH_UNHEALTHY {
+		t.Errorf("want unhealthy, got %v", view)
+	}
+	time.Sleep(5 * time.Second)
+	if hanging := strings.Count(n.Exec(t, "ps", "axo", "args"), "sleep 99999\n"); hanging > 1 {
+		t.Errorf("%d hanging checks pile up", hanging)
+	}
+	works(t, n)
+}
+
+func TestSIGTERMIgnored(t *testing.T) {
+	n := machine(t)
+	n.Gantry(t, "run", "-d", "--name", "deaf", lab.Busybox, "sh", "-c", `trap "" TERM; while :; do sleep 1; done`)
+	began := time.Now()
+	n.Gantry(t, "stop", "-t", "2", "deaf")
+	if took := time.Since(began); took < 1900*time.Millisecond || took > 6*time.Second {
+		t.Errorf("stop -t 2 took %s", took)
+	}
+	if view := n.Instance(t, "deaf"); view == nil || view.Status.ExitCode != 137 {
+		t.Errorf("want exit code 137, got %v", view)
+	}
+}
+
+func TestForkBomb(t *testing.T) {
+	n := machine(t)
+	dir := lab.Project(t, `
+name: bomb
+services:
+  bomb:
+    image: busybox:lab
+    pids_limit: 50
+    command: sh -c 'b() { b | b & }; b; sleep 100000'
+  neighbour: {image: "busybox:lab", command: sleep 100000}
+`)
+	n.GantryIn(t, dir, "up", "-d")
+	n.AwaitReady(t, "neighbour", 1)
+	time.Sleep(2 * time.Second)
+	if count := strings.Count(n.Exec(t, "ps", "axo", "args"), "\n"); count > 150 {
+		t.Errorf("%d processes on the machine, 50 were allowed in the container", count)
+	}
+	works(t, n)
+	n.GantryIn(t, dir, "down", "-t", "1")
+	if views := n.Instances(t); len(views) != 0 {
+		t.Errorf("%d instances are left", len(views))
+	}
+}
+
+func TestOutOfMemory(t *testing.T) {
+	n := machine(t)
+	n.Gantry(t, "run", "-d", "--name", "neighbour", lab.Busybox, "sleep", "100000")
+	result := n.Try("run", "--name", "hog", "--memory", "32m", lab.Busybox, "sh", "-c", `x=0123456789; while :; do x=$x$x; done`)
+	if result.Code != 137 {
+		t.Errorf("exit %d, want 137", result.Code)
+	}
+	view := n.Instance(t, "hog")
+	if view == nil || !view.Status.OomKilled {
+		t.Errorf("not reported as killed for its memory: %v", view)
+	}
+	if said := strings.ToLower(result.Stderr); !strings.Contains(said, "memory") {
+		t.Errorf("the command line does not say why: %q", said)
+	}
+	if view := n.Instance(t, "neighbour"); !lab.Ready(view) {
+		t.Error("the neighbour suffered")
+	}
+}
+
+func TestCorruptImports(t *testing.T) {
+	n := machine(t)
+	whole, err := os.ReadFile(lab.BusyboxArchive(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	flipped := bytes.Clone(whole)
+	flipped[len(flipped)/2] ^= 1
+	for name, body := range map[string][]byte{
+		"empty": nil, "text": []byte("hello"), "truncated": whole[:len(whole)/2], "flipped": flipped,
+		"zeros": make([]byte, 1<<20),
+	} {
+		path := filepath.Join(t.TempDir(), name+".tar")
+		if err := os.WriteFile(path, body, 0o644); err != nil {
+			t.Fatal(err)
+		}
+		refused(t, n, "", 30*time.Second, []string{name + ".tar"}, "image", "import", path)
+	}
+	works(t, n)
+}
+
+func TestHugeComposeFile(t *testing.T) {
+	n := machine(t)
+	var huge strings.Builder
+	huge.WriteString("name: huge\nservices:\n  box:\n    image: busybox:lab\n    command: sleep 100000\n    environment:\n")
+	for i := 0; huge.Len() < 10<<20; i++ {
+		fmt.Fprintf(&huge, "      KEY_%d: \"%s\"\n", i, strings.Repeat("x", 1000))
+	}
+	refused(t, n, lab.Project(t, huge.String()), time.Minute, []string{"box"}, "up")
+
+	comment := "name: padded\nservices:\n  box: {image: \"busybox:lab\", command: sleep 100000}\n" + strings.Repeat("# padding\n", 1<<20)
+	dir := lab.Project(t, comment)
+	n.GantryIn(t, dir, "up")
+	n.AwaitReady(t, "box", 1)
+
+	aliases := "name: bomb\nx-a: &a [x,x,x,x,x,x,x,x,x]\n"
+	for from := 'a'; from < 'j'; from++ {
+		aliases += fmt.Sprintf("x-%c: &%c [%s]\n", from+1, from+1, strings.TrimSuffix(strings.Repeat(fmt.Sprintf("*%c,", from), 9), ","))
+	}
+	aliases += "services:\n  box: {image: \"busybox:lab\", labels: *j}\n"
+	refused(t, n, lab.Project(t, aliases), 30*time.Second, []string{"compose"}, "up")
+	works(t, n)
+}
+
+// TestNoCgroup takes away the right to make cgroups under the daemon's parent.
+func TestNoCgroup(t *testing.T) {
+	n := machine(t)
+	n.Exec(t, "bash", "-c", `for d in $(awk '$3 ~ /^cgroup/ {print $2}' /proc/mounts); do mount -o remount,ro,bind "$d" 2>/dev/null || mount --bind -o ro "$d" "$d"; done`)
+	refused(t, n, "", 30*time.Second, []string{"cgroup"}, "run", "--rm", lab.Busybox, "true")
+	n.Gantry(t, "ps")
+	n.Exec(t, "bash", "-c", `for d in $(awk '$3 ~ /^cgroup/ {print $2}' /proc/mounts); do mount -o remount,rw,bind "$d"; done`)
+	works(t, n)
+}
+
+func TestPrivilegedIsRefused(t *testing.T) {
+	n := machine(t)
+	refused(t, n, "", 30*time.Second, []string{"privileged"}, "run", "--rm", "--privileged", lab.Busybox, "true")
+}
