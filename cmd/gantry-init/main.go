@@ -1,0 +1,87 @@
+// Command gantry-init is the first process of a container that asks for init: it starts the container's command, hands
+// signals on to it, and reaps what else ends, so that no zombies gather. Called by runc only: gantry-init -- COMMAND…
+package main
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"os/signal"
+	"syscall"
+)
+
+const usage = 125 // exit code for a wrong call, as Docker's for its own faults
+
+func main() {
+	if len(os.Args) < 3 || os.Args[1] != "--" {
+		fmt.Fprintln(os.Stderr, "usage: gantry-init -- COMMAND [ARG…]")
+		os.Exit(usage)
+	}
+	signals := make(chan os.Signal, 128)
+	signal.Notify(signals)
+	pid, err := start(os.Args[2:])
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "gantry-init:", err)
+		os.Exit(exitCode(err))
+	}
+	for s := range signals {
+		sig, ok := s.(syscall.Signal)
+		switch {
+		case !ok || sig == syscall.SIGURG: // SIGURG is the Go scheduler's own
+		case sig == syscall.SIGCHLD:
+			reap(pid)
+		default:
+			_ = syscall.Kill(pid, sig) // it may have ended: SIGCHLD is on its way
+		}
+	}
+}
+
+// start runs the command in a process group of its own that owns the terminal, if there is one.
+func start(argv []string) (int, error) {
+	path, err := exec.LookPath(argv[0])
+	if err != nil {
+		return 0, err
+	}
+	attr := &syscall.ProcAttr{Env: os.Environ(), Files: []uintptr{0, 1, 2}, Sys: &syscall.SysProcAttr{Setpgid: true}}
+	if isTerminal() {
+		attr.Sys.Foreground, attr.Sys.Ctty = true, 0
+	}
+	return syscall.ForkExec(path, argv, attr)
+}
+
+func isTerminal() bool {
+	st, err := os.Stdin.Stat()
+	return err == nil && st.Mode()&(os.ModeDevice|os.ModeCharDevice) == os.ModeDevice|os.ModeCharDevice && hasForeground()
+}
+
+// reap collects all children that have ended and exits as the command did once it is among them.
+func reap(command int) {
+	for {
+		var ws syscall.WaitStatus
+		pid, err := syscall.Wait4(-1, &ws, syscall.WNOHANG, nil)
+		if errors.Is(err, syscall.EINTR) {
+			continue
+		}
+		if err != nil || pid <= 0 {
+			return
+		}
+		switch {
+		case pid != command:
+		case ws.Signaled():
+			os.Exit(128 + int(ws.Signal()))
+		default:
+			os.Exit(ws.ExitStatus())
+		}
+	}
+}
+
+func exitCode(err error) int {
+	switch {
+	case errors.Is(err, exec.ErrNotFound), errors.Is(err, os.ErrNotExist):
+		return 127
+	case errors.Is(err, os.ErrPermission):
+		return 126
+	}
+	return usage
+}

@@ -1,0 +1,182 @@
+package engine
+
+import (
+	"encoding/json"
+	"errors"
+	"io/fs"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/gantryd/gantry/engine/jsonlog"
+	"github.com/gantryd/gantry/fault"
+)
+
+// Status says where a container is in its life.
+type Status string
+
+// The states of a container.
+const (
+	StatusCreated Status = "created" // never started
+	StatusRunning Status = "running"
+	StatusPaused  Status = "paused"
+	StatusExited  Status = "exited" // may be started again
+)
+
+// LostExitCode is the exit code of a container whose end nobody saw, after a power loss for example. As in Docker.
+const LostExitCode = 255
+
+// State is what the engine knows of a container.
+type State struct {
+	ID     string
+	Name   string
+	Labels map[string]string
+	Status Status
+	// Pid of the first process as the host sees it; 0 if none runs.
+	Pid uint32
+	// ExitCode of the last run, 128 plus the signal's number for one that was killed.
+	ExitCode  int32
+	OOMKilled bool // the last run met the memory limit
+	// Lost says that the end was not seen: the machine or the shim went away. ExitCode is LostExitCode then.
+	Lost       bool
+	CreatedAt  time.Time
+	StartedAt  time.Time
+	FinishedAt time.Time
+	// Runs counts the starts.
+	Runs int
+}
+
+// config is what of a container does not change, kept in container.json.
+type config struct {
+	ID          string
+	Name        string
+	Labels      map[string]string
+	CreatedAt   time.Time
+	Image       string // digest, for the record
+	Rootfs      string // host directory instead of a snapshot
+	Tty         bool
+	Stdin       bool
+	StopSignal  string
+	Log         logConfig
+	Group       string
+	Files       []string // targets of secrets; their content is on a tmpfs only
+	User        string
+	WorkingDir  string
+	Env         []string
+	NetworkHost bool
+}
+
+type container struct {
+	config
+	creating bool // guarded by Engine.mu
+
+	// op serializes Start, Stop's end, Remove and the like.
+	op sync.Mutex
+
+	mu    sync.Mutex // guards what follows
+	state State
+	run   *run
+	log   *jsonlog.Log
+}
+
+// run is one task of a container, from Start until its exit has been dealt with.
+type run struct {
+	pid     uint32
+	started chan struct{} // the start has succeeded or failed
+	failed  bool          // valid after started
+	ended   chan struct{} // closed when the process has exited
+	drained chan struct{} // closed when all its output is in the log
+	gone    chan struct{} // closed when the task is deleted
+	once    sync.Once
+	drain   sync.Once
+	stdin   stdin
+}
+
+func newRun() *run {
+	return &run{started: make(chan struct{}), ended: make(chan struct{}), drained: make(chan struct{}), gone: make(chan struct{})}
+}
+
+func (r *run) setDrained() { r.drain.Do(func() { close(r.drained) }) }
+
+// snapshot returns a copy of the state.
+func (c *container) snapshot() State {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	s := c.state
+	s.ID, s.Name, s.CreatedAt = c.ID, c.Name, c.CreatedAt
+	s.Labels = maps.Clone(c.Labels)
+	return s
+}
+
+// current returns the run, nil if the container does not run.
+func (c *container) current() *run {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.state.Status != StatusRunning && c.state.Status != StatusPaused {
+		return nil
+	}
+	return c.run
+}
+
+// running returns the run or an error that says that there is none.
+func (c *container) running() (*run, error) {
+	if r := c.current(); r != nil {
+		return r, nil
+	}
+	s := c.snapshot()
+	return nil, fault.New(fault.Conflict, "container %s is not running (%s)", c.ID, s.Status).WithHint("gantry start %s", c.Name)
+}
+
+const (
+	configFile = "container.json"
+	stateFile  = "state.json"
+)
+
+// saveState keeps the state for the next daemon. What is lost with the page cache in a power loss, the next start of the
+// engine settles by itself.
+func (e *Engine) saveState(c *container) {
+	s := c.snapshot()
+	s.Labels = nil
+	if err := writeJSON(filepath.Join(e.dir(c.ID), stateFile), s); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		e.log.Error("a container's state cannot be kept", "container", c.ID, "error", err)
+	}
+}
+
+func writeJSON(path string, v any) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	tmp := path + ".new"
+	if err := os.WriteFile(tmp, b, 0o600); err != nil {
+		return errors.Join(err, os.Remove(tmp))
+	}
+	return os.Rename(tmp, path)
+}
+
+func readJSON(path string, v any) error {
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return err
+	}
+	if err := json.Unmarshal(b, v); err != nil {
+		return fault.Wrap(fault.Corrupt, err, "file %s", path)
+	}
+	return nil
+}
+
+// all returns the containers, ordered by ID.
+func (e *Engine) all() []*container {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	list := make([]*container, 0, len(e.containers))
+	for _, id := range slices.Sorted(maps.Keys(e.containers)) {
+		if c := e.containers[id]; !c.creating {
+			list = append(list, c)
+		}
+	}
+	return list
+}

@@ -1,0 +1,174 @@
+package engine
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"time"
+
+	tasks "github.com/containerd/containerd/api/services/tasks/v1"
+	tasktypes "github.com/containerd/containerd/api/types/task"
+	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/containerd/errdefs"
+	"github.com/containerd/errdefs/pkg/errgrpc"
+
+	"github.com/gantryd/gantry/fault"
+)
+
+// recover takes over what an earlier engine left: containers that run, those that ended meanwhile, and the halves of
+// what it was doing when it was killed, which are cleared away.
+func (e *Engine) recover(ctx context.Context) error {
+	records, err := e.client.ContainerService().List(ctx)
+	if err != nil {
+		return fault.Wrap(fault.Internal, err, "containers of the last run")
+	}
+	resp, err := e.client.TaskService().List(ctx, &tasks.ListTasksRequest{})
+	if err != nil {
+		return fault.Wrap(fault.Internal, errgrpc.ToNative(err), "running containers of the last run")
+	}
+	byID := map[string]*tasktypes.Process{}
+	for _, t := range resp.Tasks {
+		byID[t.ID] = t
+	}
+	for _, record := range records {
+		if err := e.adopt(ctx, record.ID, byID[record.ID]); err != nil {
+			return err
+		}
+	}
+	return e.clearLeftovers(ctx, byID)
+}
+
+// adopt takes over one container. One without its configuration was being made or removed: it goes.
+func (e *Engine) adopt(ctx context.Context, id string, task *tasktypes.Process) error {
+	c := &container{}
+	err := readJSON(filepath.Join(e.dir(id), configFile), &c.config)
+	if err != nil || c.ID != id {
+		e.log.Warn("a half-made container is removed", "container", id, "error", err)
+		c.ID = id
+		e.clearTask(ctx, id)
+		return e.erase(ctx, c)
+	}
+	c.state.Status = StatusCreated
+	if err := readJSON(filepath.Join(e.dir(id), stateFile), &c.state); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		e.log.Warn("a container's last state cannot be read", "container", id, "error", err)
+	}
+	if err := e.openLog(c); err != nil {
+		return err
+	}
+	e.mu.Lock()
+	e.containers[id] = c
+	e.mu.Unlock()
+	e.adoptTask(ctx, c, task)
+	return nil
+}
+
+// adoptTask settles what became of the container's process.
+func (e *Engine) adoptTask(ctx context.Context, c *container, task *tasktypes.Process) {
+	wasRunning := c.state.Status == StatusRunning || c.state.Status == StatusPaused
+	if task == nil {
+		if wasRunning {
+			e.lost(c)
+		}
+		if err := c.log.Finish(); err != nil {
+			e.log.Warn("the end of a container's log is still in its spool", "container", c.ID, "error", err)
+		}
+		return
+	}
+	if task.Status == tasktypes.Status_CREATED || task.Status == tasktypes.Status_UNKNOWN {
+		e.clearTask(ctx, c.ID) // killed between making and starting the process
+		return
+	}
+	r := newRun()
+	r.pid = task.Pid
+	close(r.started)
+	if !wasRunning { // started, but killed before that was written down
+		c.state.Runs++
+		c.state.StartedAt = time.Now()
+	}
+	c.mu.Lock()
+	c.state.Status, c.state.Pid = StatusRunning, task.Pid
+	if task.Status == tasktypes.Status_PAUSED || task.Status == tasktypes.Status_PAUSING {
+		c.state.Status = StatusPaused
+	}
+	c.run = r
+	e.followLog(c, r)
+	c.mu.Unlock()
+	e.saveState(c)
+	e.clearExecs(ctx, c)
+	if task.Status == tasktypes.Status_STOPPED {
+		r.once.Do(func() { e.finish(c, r, int32(task.ExitStatus), task.ExitedAt.AsTime()) })
+	}
+}
+
+// lost records the end of a container that nobody saw: a power loss, a killed shim.
+func (e *Engine) lost(c *container) {
+	c.mu.Lock()
+	c.state.Status, c.state.Pid, c.state.ExitCode = StatusExited, 0, LostExitCode
+	c.state.Lost, c.state.FinishedAt = true, time.Now()
+	c.mu.Unlock()
+	e.saveState(c)
+}
+
+// clearTask kills and deletes a task that nobody wants.
+func (e *Engine) clearTask(ctx context.Context, id string) {
+	e.killTask(ctx, id)
+	wait, err := e.client.TaskService().Wait(ctx, &tasks.WaitRequest{ContainerID: id})
+	if err == nil && wait != nil || errdefs.IsNotFound(errgrpc.ToNative(err)) {
+		_, _ = e.client.TaskService().Delete(ctx, &tasks.DeleteTaskRequest{ContainerID: id})
+	}
+	_ = e.cgroup.remove(id)
+}
+
+// clearLeftovers removes tasks, snapshots, directories, mounts and control groups that belong to no container.
+func (e *Engine) clearLeftovers(ctx context.Context, byID map[string]*tasktypes.Process) error {
+	for id := range byID {
+		if e.containers[id] == nil {
+			e.clearTask(ctx, id)
+		}
+	}
+	for _, id := range e.strayIDs(ctx) {
+		e.log.Info("what a container left behind is removed", "container", id)
+		e.cgroup.kill(id)
+		if err := e.erase(ctx, &container{config: config{ID: id}}); err != nil {
+			return err
+		}
+	}
+	for _, id := range e.cgroup.ids() {
+		if c := e.containers[id]; c == nil || c.current() == nil {
+			e.cgroup.kill(id)
+			if err := e.cgroup.remove(id); err != nil {
+				e.log.Warn("a control group is left over", "container", id, "error", err)
+			}
+		}
+	}
+	return nil
+}
+
+// strayIDs lists the IDs that have a snapshot or files but no container.
+func (e *Engine) strayIDs(ctx context.Context) []string {
+	var ids []string
+	add := func(id string) {
+		if e.containers[id] == nil && !slices.Contains(ids, id) {
+			ids = append(ids, id)
+		}
+	}
+	err := e.client.SnapshotService(snapshotter).Walk(ctx, func(_ context.Context, info snapshots.Info) error {
+		if id := info.Labels[snapshotLabel]; id != "" {
+			add(id)
+		}
+		return nil
+	})
+	if err != nil {
+		e.log.Warn("snapshots cannot be listed", "error", err)
+	}
+	for _, dir := range []string{e.dir(""), e.filesDir("")} {
+		entries, _ := os.ReadDir(dir)
+		for _, d := range entries {
+			add(d.Name())
+		}
+	}
+	return ids
+}
