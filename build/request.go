@@ -12,6 +12,7 @@ import (
 	"github.com/containerd/platforms"
 	"github.com/distribution/reference"
 	controlapi "github.com/moby/buildkit/api/services/control"
+	"github.com/moby/buildkit/exporter/containerimage/exptypes"
 	"github.com/moby/buildkit/identity"
 	"github.com/moby/buildkit/util/entitlements"
 
@@ -57,13 +58,13 @@ func (b *Builder) solveRequest(start *gantryv1.BuildStart, src sources) (*contro
 
 func exporterAttrs(tags []string) map[string]string {
 	return map[string]string{
-		"name":                strings.Join(tags, ","),
-		"dangling-prefix":     danglingPrefix,
-		"dangling-empty-only": "true",
-		"oci-mediatypes":      "true",
-		"unpack":              "true",
+		string(exptypes.OptKeyName):              strings.Join(tags, ","),
+		string(exptypes.OptKeyDanglingPrefix):    danglingPrefix,
+		string(exptypes.OptKeyDanglingEmptyOnly): "true",
+		string(exptypes.OptKeyOCITypes):          "true",
+		string(exptypes.OptKeyUnpack):            "true",
 		// What stays on the machine is not worth compressing; a push compresses.
-		"compression": "uncompressed",
+		string(exptypes.OptKeyLayerCompression): "uncompressed",
 	}
 }
 
@@ -200,7 +201,8 @@ func setContexts(start *gantryv1.BuildStart, src sources, attrs map[string]strin
 			}
 			attrs[key] = value
 		default:
-			return fault.New(fault.Unsupported, "additional context %q: %q is neither a directory that was sent, docker-image://NAME, nor a URL", name, value)
+			return fault.New(fault.Unsupported, "additional context %q: %q is neither a directory that was sent, docker-image://NAME, nor a URL", name, value).
+				WithHint("correct build.additional_contexts")
 		}
 	}
 	return nil

@@ -146,5 +146,42 @@ func (s sshServer) ForwardAgent(stream sshforward.SSH_ForwardAgentServer) error 
 	if err != nil {
 		return status.Errorf(codes.Unavailable, "connect to the ssh agent: %v", err)
 	}
-	return sshforward.Copy(stream.Context(), conn, stream, nil)
+	return join(stream, conn)
+}
+
+// join copies both ways until the agent has nothing more to say. The step may hang up earlier; it is told when the agent
+// does, which BuildKit's own copy leaves out.
+func join(stream sshforward.SSH_ForwardAgentServer, conn io.ReadWriteCloser) error {
+	var asking errgroup.Group
+	asking.Go(func() error { return questions(stream, conn) })
+	defer conn.Close()
+	buf := make([]byte, 32<<10)
+	for {
+		n, err := conn.Read(buf)
+		if n > 0 {
+			if err := stream.Send(&sshforward.BytesMessage{Data: buf[:n]}); err != nil {
+				return err
+			}
+		}
+		if err != nil {
+			// Returning ends the stream, and with it the other direction.
+			return nil
+		}
+	}
+}
+
+// questions writes what the step sends to the agent.
+func questions(stream sshforward.SSH_ForwardAgentServer, conn io.ReadWriteCloser) error {
+	for {
+		message, err := stream.Recv()
+		if err != nil {
+			if half, ok := conn.(interface{ CloseWrite() error }); ok && err == io.EOF {
+				return half.CloseWrite()
+			}
+			return conn.Close()
+		}
+		if _, err := conn.Write(message.Data); err != nil {
+			return conn.Close()
+		}
+	}
 }

@@ -105,7 +105,8 @@ func (s *sources) findDockerfile(req Request) error {
 	}
 	path = filepath.Clean(path)
 	if !filepath.IsLocal(path) {
-		return fault.New(fault.Invalid, "the Dockerfile %s is outside of the context, and its content was not sent", path)
+		return fault.New(fault.Invalid, "the Dockerfile %s is outside of the context, and its content was not sent", path).
+			WithHint("give a path inside of the context, or send the file's content")
 	}
 	return s.readDockerfile(path)
 }

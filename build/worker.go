@@ -79,7 +79,7 @@ func (b *Builder) stores() base.WorkerOpt {
 // collector makes containerd collect garbage now: deleting a lease synchronously is the one way its API offers.
 func collector(manager *leaseutil.Manager) func(context.Context) (gc.Stats, error) {
 	return func(ctx context.Context) (gc.Stats, error) {
-		l, err := manager.Create(ctx)
+		l, err := manager.Create(ctx, leases.WithRandomID())
 		if err != nil {
 			return nil, err
 		}
