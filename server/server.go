@@ -10,7 +10,6 @@ import (
 	"log/slog"
 	"net/http"
 	"net/netip"
-	"time"
 
 	"connectrpc.com/connect"
 
@@ -64,7 +63,7 @@ func (s *Server) Run(ctx context.Context) error { return s.events.run(ctx, s.sto
 // Handler serves the whole API.
 func (s *Server) Handler() http.Handler {
 	mux := http.NewServeMux()
-	opts := []connect.HandlerOption{connect.WithInterceptors(faults{}), connect.WithReadMaxBytes(maxMessage)}
+	opts := HandlerOptions()
 	mux.Handle(gantryv1connect.NewAppServiceHandler(&apps{s}, opts...))
 	mux.Handle(gantryv1connect.NewInstanceServiceHandler(&instances{s}, opts...))
 	mux.Handle(gantryv1connect.NewVolumeServiceHandler(&volumes{s}, opts...))
@@ -74,6 +73,8 @@ func (s *Server) Handler() http.Handler {
 	mux.Handle(gantryv1connect.NewSystemServiceHandler(&system{s}, opts...))
 	mux.Handle(gantryv1connect.NewNodeSessionServiceHandler(&sessions{s}, opts...))
 	mux.Handle("/"+gantryv1connect.ImageServiceName+"/", s.local.ImageHandler)
+	mux.Handle(gantryv1connect.ImageServicePruneProcedure,
+		connect.NewUnaryHandler(gantryv1connect.ImageServicePruneProcedure, s.pruneImages, opts...))
 	return mux
 }
 
@@ -116,12 +117,24 @@ func (faults) WrapStreamingHandler(next connect.StreamingHandlerFunc) connect.St
 	}
 }
 
-const nodeTimeout = 30 * time.Second // of a unary call to a node
-
 // respond wraps a message.
 func respond[T any](msg *T, err error) (*connect.Response[T], error) {
 	if err != nil {
 		return nil, err
 	}
 	return connect.NewResponse(msg), nil
+}
+
+// HandlerOptions is how the node role of the same machine has to serve, so that its errors travel as the server's do.
+func HandlerOptions() []connect.HandlerOption {
+	return []connect.HandlerOption{connect.WithInterceptors(faults{}), connect.WithReadMaxBytes(maxMessage)}
+}
+
+// pruneImages tells the node which images releases still need.
+func (s *Server) pruneImages(ctx context.Context, req *connect.Request[gantryv1.PruneImagesRequest]) (*connect.Response[gantryv1.PruneImagesResponse], error) {
+	keep := map[string]bool{}
+	for _, r := range store.List[*gantryv1.Release](s.store.Snapshot(), "") {
+		keep[r.GetSpec().GetContainer().GetImageDigest()] = true
+	}
+	return relay(s.local.Images.Prune(ctx, connect.NewRequest(&gantryv1.PruneImagesRequest{All: req.Msg.All, Keep: sorted(keep)})))
 }

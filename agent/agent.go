@@ -1,0 +1,213 @@
+// Package agent makes one machine match what the cluster assigned to it.
+//
+// New, then Run. A worker per instance moves it one step at a time towards what is wanted; records on disk let the agent go
+// on after a crash or without a server; one stream to a server brings assignments and takes observations. The agent is the
+// only part that talks to the engine, the network, the volumes and the name server of its machine. Handler serves reads and
+// streams of what runs here. Everything is safe in parallel. The agent decides nothing about other machines.
+package agent
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	gantryv1 "github.com/gantryd/gantry/api/gen/gantry/v1"
+	"github.com/gantryd/gantry/api/gen/gantry/v1/gantryv1connect"
+	"github.com/gantryd/gantry/build"
+	"github.com/gantryd/gantry/discovery"
+	"github.com/gantryd/gantry/engine"
+	"github.com/gantryd/gantry/engine/image"
+	"github.com/gantryd/gantry/fault"
+	"github.com/gantryd/gantry/network"
+	"github.com/gantryd/gantry/volume"
+)
+
+// Parts are the machine's own subsystems, ready to use.
+type Parts struct {
+	Engine    *engine.Engine
+	Images    *image.Service
+	Builder   *build.Builder
+	Network   *network.Network
+	Discovery *discovery.Server
+	Volumes   *volume.Store
+}
+
+// Options says which node this is and where it keeps its records.
+type Options struct {
+	Node   string // ID
+	Name   string
+	Root   string // the agent's own directory
+	Info   *gantryv1.InfoResponse
+	Server gantryv1connect.NodeSessionServiceClient
+	Logger *slog.Logger
+}
+
+// Agent runs a node. Use New.
+type Agent struct {
+	Parts
+	o       Options
+	log     *slog.Logger
+	records *records
+	state   *endpointState
+	// contexts is where build contexts are unpacked; what a killed daemon left there is removed.
+	contexts string
+	reports  *outbox
+
+	mu      sync.Mutex
+	workers map[string]*worker
+	group   *errgroup.Group // of the running agent's workers
+	ctx     context.Context // of the running agent, for workers that start later
+}
+
+// New opens the records of an agent. Nothing runs before Run.
+func New(o Options, p Parts) (*Agent, error) {
+	r, err := openRecords(o.Root)
+	if err != nil {
+		return nil, err
+	}
+	contexts := filepath.Join(o.Root, "contexts")
+	if err := errors.Join(os.RemoveAll(contexts), os.MkdirAll(contexts, 0o700)); err != nil {
+		return nil, fault.Wrap(fault.Unavailable, err, "cannot make %s for build contexts", contexts)
+	}
+	a := &Agent{
+		Parts: p, o: o, log: o.Logger, records: r, reports: newOutbox(), workers: map[string]*worker{}, contexts: contexts,
+	}
+	a.state = newEndpointState(p.Network, p.Discovery, o.Node)
+	return a, nil
+}
+
+// Run brings every recorded instance on, then follows the server, until ctx ends. Containers are left running.
+func (a *Agent) Run(ctx context.Context) error {
+	recs, err := a.records.load()
+	if err != nil {
+		return err
+	}
+	group, ctx := errgroup.WithContext(ctx)
+	a.group, a.ctx = group, ctx
+	if err := a.adopt(ctx, recs); err != nil {
+		return err
+	}
+	events := a.Engine.Events(ctx)
+	group.Go(func() error { return a.dispatch(ctx, events) })
+	group.Go(func() error { return a.follow(ctx) })
+	for _, rec := range recs {
+		a.start(rec)
+	}
+	return group.Wait()
+}
+
+// adopt frees what no recorded instance uses: containers and network attachments that a crash left half made.
+func (a *Agent) adopt(ctx context.Context, recs []*gantryv1.InstanceRecord) error {
+	known := map[string]bool{}
+	ids := make([]string, 0, len(recs))
+	for _, r := range recs {
+		id := r.Assignment.Instance.Meta.Key
+		known[id] = true
+		ids = append(ids, id)
+		a.state.setLocal(r.Assignment.Instance, r.Status)
+	}
+	states, err := a.Engine.List(ctx)
+	if err != nil {
+		return err
+	}
+	for _, s := range states {
+		if known[s.ID] {
+			continue
+		}
+		a.log.Warn("removing a container that nothing is recorded of", "id", s.ID)
+		if err := a.Engine.Remove(ctx, s.ID); err != nil {
+			a.log.Warn("cannot remove it", "id", s.ID, "err", err)
+		}
+	}
+	return a.Network.Retain(ctx, ids)
+}
+
+// start runs a worker for a record unless one is there already.
+func (a *Agent) start(rec *gantryv1.InstanceRecord) *worker {
+	id := rec.Assignment.Instance.Meta.Key
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if w := a.workers[id]; w != nil {
+		return w
+	}
+	w := newWorker(a, rec)
+	a.workers[id] = w
+	a.group.Go(func() error {
+		w.run(a.ctx)
+		a.mu.Lock()
+		defer a.mu.Unlock()
+		if w.gone {
+			delete(a.workers, id)
+		}
+		return nil
+	})
+	return w
+}
+
+func (a *Agent) worker(id string) *worker {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.workers[id]
+}
+
+func (a *Agent) all() []*worker {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	out := make([]*worker, 0, len(a.workers))
+	for _, w := range a.workers {
+		out = append(out, w)
+	}
+	return out
+}
+
+// dispatch wakes workers whose container did something.
+func (a *Agent) dispatch(ctx context.Context, events <-chan engine.Event) error {
+	for {
+		select {
+		case ev, ok := <-events:
+			if !ok {
+				return nil
+			}
+			if w := a.worker(ev.ID); w != nil {
+				w.poke()
+			}
+		case <-ctx.Done():
+			return nil
+		}
+	}
+}
+
+// assign takes one assignment from the server.
+func (a *Agent) assign(as *gantryv1.Assignment) {
+	if w := a.worker(as.Instance.Meta.Key); w != nil {
+		w.update(as)
+		return
+	}
+	st := &gantryv1.InstanceStatus{
+		Meta: &gantryv1.Meta{Key: as.Instance.Meta.Key}, Node: a.o.Node, Phase: gantryv1.InstanceStatus_PHASE_PENDING,
+	}
+	a.start(&gantryv1.InstanceRecord{Assignment: as, Status: st})
+}
+
+// unassign retires an instance that the server no longer knows.
+func (a *Agent) unassign(id string) {
+	if w := a.worker(id); w != nil {
+		w.retire()
+	}
+}
+
+// report puts a status on its way to the server and to this machine's own network.
+func (a *Agent) report(i *gantryv1.Instance, st *gantryv1.InstanceStatus) {
+	if a.state.setLocal(i, st) {
+		a.state.apply(a.ctx, a.log)
+	}
+	a.reports.status(st)
+}
+
+const applyTimeout = 10 * time.Second

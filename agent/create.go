@@ -1,0 +1,369 @@
+package agent
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"net/netip"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+
+	gantryv1 "github.com/gantryd/gantry/api/gen/gantry/v1"
+	"github.com/gantryd/gantry/engine"
+	"github.com/gantryd/gantry/fault"
+	"github.com/gantryd/gantry/network"
+)
+
+// create makes the container of an instance: image, volumes, network, files. What it made is found again by the next
+// attempt, or removed with the instance.
+func (w *worker) create(ctx context.Context, as *gantryv1.Assignment) error {
+	spec := as.Spec
+	if spec.GetPrivileged() && !as.AllowPrivileged {
+		return fault.New(fault.Denied, "privileged containers are not permitted in the environment %q", as.Instance.Environment).
+			WithHint("gantry system allow-privileged %s", as.Instance.Environment)
+	}
+	if err := w.haveImage(ctx, spec); err != nil {
+		return err
+	}
+	w.phase(gantryv1.InstanceStatus_PHASE_CREATING)
+	req := engine.CreateRequest{
+		ID: w.id, Name: instanceName(as.Instance), Spec: spec, Group: serviceKey(as.Instance), Labels: labels(as.Instance),
+	}
+	var err error
+	if req.Mounts, err = w.mounts(ctx, as); err != nil {
+		return err
+	}
+	if req.Files, err = files(as); err != nil {
+		return err
+	}
+	if err := w.connect(ctx, as, &req); err != nil {
+		return err
+	}
+	if err := w.share(as, &req); err != nil {
+		return err
+	}
+	return w.a.Engine.Create(ctx, req)
+}
+
+func (w *worker) haveImage(ctx context.Context, spec *gantryv1.ContainerSpec) error {
+	if spec.Rootfs != "" {
+		return nil
+	}
+	policy := gantryv1.PullPolicy_PULL_POLICY_MISSING
+	if spec.PullPolicy == gantryv1.PullPolicy_PULL_POLICY_NEVER || spec.PullPolicy == gantryv1.PullPolicy_PULL_POLICY_BUILD {
+		policy = gantryv1.PullPolicy_PULL_POLICY_NEVER
+	}
+	ref := spec.Image
+	if spec.ImageDigest != "" {
+		ref = pinned(spec.Image, spec.ImageDigest)
+	}
+	if _, err := w.a.Images.Lookup(ctx, ref, spec.Platform); err == nil || !fault.Is(err, fault.NotFound) {
+		return err
+	}
+	w.phase(gantryv1.InstanceStatus_PHASE_PULLING)
+	_, err := w.a.Images.Pull(ctx, &gantryv1.PullRequest{Image: ref, Platform: spec.Platform, Policy: policy},
+		func(*gantryv1.Progress) error { return nil })
+	return err
+}
+
+// pinned is a reference by digest: name@sha256:…
+func pinned(image, digest string) string {
+	name, _, _ := strings.Cut(image, "@")
+	return name + "@" + digest
+}
+
+func instanceName(i *gantryv1.Instance) string {
+	if i.Slot == 0 {
+		return i.Service
+	}
+	return fmt.Sprintf("%s.%d", i.Service, i.Slot)
+}
+
+// serviceKey is "env/app/service"; `gantry run` instances are a service of their own without an app.
+func serviceKey(i *gantryv1.Instance) string { return i.Environment + "/" + i.App + "/" + i.Service }
+
+func labels(i *gantryv1.Instance) map[string]string {
+	return map[string]string{
+		"gantry.environment": i.Environment, "gantry.app": i.App, "gantry.service": i.Service,
+		"gantry.slot": fmt.Sprint(i.Slot), "gantry.release": fmt.Sprint(i.Release),
+	}
+}
+
+// mounts resolves volumes to places on this machine.
+func (w *worker) mounts(ctx context.Context, as *gantryv1.Assignment) ([]engine.Mount, error) {
+	var out []engine.Mount
+	for _, m := range as.Spec.Mounts {
+		r, err := w.mount(ctx, as, m)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, r)
+	}
+	return out, nil
+}
+
+func (w *worker) mount(ctx context.Context, as *gantryv1.Assignment, m *gantryv1.Mount) (engine.Mount, error) {
+	r := engine.Mount{
+		Target: m.Target, ReadOnly: m.ReadOnly, Propagation: m.Propagation, Options: slices.Clone(m.Options), Type: "bind",
+	}
+	switch m.Type {
+	case gantryv1.Mount_TYPE_TMPFS:
+		r.Type = "tmpfs"
+		if m.TmpfsSize > 0 {
+			r.Options = append(r.Options, fmt.Sprintf("size=%d", m.TmpfsSize))
+		}
+		if m.TmpfsMode > 0 {
+			r.Options = append(r.Options, fmt.Sprintf("mode=%o", m.TmpfsMode))
+		}
+		return r, nil
+	case gantryv1.Mount_TYPE_BIND:
+		r.Source = m.Source
+		return r, bindSource(m)
+	}
+	key, driver, options := m.Source, "", map[string]string(nil)
+	if key == "" {
+		key = w.anonymousKey(m.Target)
+	} else if v := as.Volumes[key]; v != nil {
+		driver, options = v.Driver, v.DriverOptions
+	}
+	path, _, err := w.a.Volumes.Ensure(ctx, key, driver, options)
+	if err != nil {
+		return r, err
+	}
+	r.Type, r.CopyUp = "volume", !m.NoCopy && m.Subpath == ""
+	r.Source = path
+	if m.Subpath != "" {
+		r.Source, err = w.a.Volumes.Subpath(ctx, key, m.Subpath)
+	}
+	return r, err
+}
+
+func bindSource(m *gantryv1.Mount) error {
+	_, err := os.Stat(m.Source)
+	if err == nil {
+		return nil
+	}
+	if os.IsNotExist(err) && m.CreateHostPath {
+		if err := os.MkdirAll(m.Source, 0o755); err != nil {
+			return fault.Wrap(fault.Unavailable, err, "cannot make the directory %s that is mounted at %s", m.Source, m.Target)
+		}
+		return nil
+	}
+	return fault.Wrap(fault.NotFound, err, "the path %s that is to be mounted at %s is not on this machine", m.Source, m.Target).
+		WithHint("make it, or set bind.create_host_path: true")
+}
+
+const anonymousPrefix = "anonymous/"
+
+// anonymousKey names the volume of an instance that has no name of its own.
+func (w *worker) anonymousKey(target string) string {
+	sum := sha256.Sum256([]byte(target))
+	return anonymousPrefix + w.id + "/" + hex.EncodeToString(sum[:4])
+}
+
+func (w *worker) removeAnonymous(ctx context.Context) error {
+	infos, err := w.a.Volumes.List(ctx)
+	if err != nil {
+		return err
+	}
+	for _, v := range infos {
+		if strings.HasPrefix(v.Key, anonymousPrefix+w.id+"/") {
+			if err := w.a.Volumes.Remove(ctx, v.Key); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// files collects secrets and configs with their contents.
+func files(as *gantryv1.Assignment) ([]engine.File, error) {
+	var out []engine.File
+	add := func(refs []*gantryv1.FileRef, contents map[string][]byte, what string) error {
+		for _, f := range refs {
+			content, ok := contents[f.Source]
+			if !ok {
+				return fault.New(fault.NotFound, "the %s %q is not there", what, f.Source).
+					WithHint("gantry %s create %s FILE", what, f.Source)
+			}
+			uid, gid, err := owner(f)
+			if err != nil {
+				return err
+			}
+			out = append(out, engine.File{Target: f.Target, Content: content, UID: uid, GID: gid, Mode: os.FileMode(f.Mode)})
+		}
+		return nil
+	}
+	if err := add(as.Spec.Secrets, as.Secrets, "secret"); err != nil {
+		return nil, err
+	}
+	return out, add(as.Spec.Configs, as.Configs, "config")
+}
+
+// owner is the numbers of a file's owner; nothing means root.
+func owner(f *gantryv1.FileRef) (uid, gid int, err error) {
+	for _, id := range []struct {
+		text string
+		to   *int
+	}{{f.Uid, &uid}, {f.Gid, &gid}} {
+		if id.text == "" {
+			continue
+		}
+		if *id.to, err = strconv.Atoi(id.text); err != nil {
+			return 0, 0, fault.New(fault.Invalid, "the owner %q of %s is not a number", id.text, f.Target)
+		}
+	}
+	return uid, gid, nil
+}
+
+// connect gives the container its network, with its name server and hosts.
+func (w *worker) connect(ctx context.Context, as *gantryv1.Assignment, req *engine.CreateRequest) error {
+	n := as.Spec.GetNetwork()
+	switch n.GetKind() {
+	case gantryv1.NetworkMode_KIND_NONE:
+		req.Hosts = hosts(as.Spec, w.id, netip.Addr{}, netip.Addr{})
+		return nil
+	case gantryv1.NetworkMode_KIND_HOST:
+		req.Netns = "host"
+		resolv, _ := os.ReadFile("/etc/resolv.conf")
+		req.ResolvConf, req.Hosts = resolv, hosts(as.Spec, w.id, netip.Addr{}, w.a.Network.Gateway())
+		return nil
+	case gantryv1.NetworkMode_KIND_SERVICE, gantryv1.NetworkMode_KIND_CONTAINER:
+		return w.join(ctx, as, n.GetTarget(), req)
+	}
+	return w.bridge(ctx, as, req)
+}
+
+func (w *worker) bridge(ctx context.Context, as *gantryv1.Assignment, req *engine.CreateRequest) error {
+	at, err := w.attachNetwork(ctx, as)
+	if err != nil {
+		return err
+	}
+	req.Netns = at.Netns
+	req.ResolvConf = resolvConf(as.Spec, at.Gateway)
+	req.Hosts = hosts(as.Spec, w.id, at.IPv4, at.Gateway)
+	return nil
+}
+
+// attachNetwork gives the instance its link, the same one every time, and lets the kernel know its address before the
+// first packet of the process.
+func (w *worker) attachNetwork(ctx context.Context, as *gantryv1.Assignment) (network.Attachment, error) {
+	opts := network.AttachOptions{MAC: as.Spec.MacAddress}
+	if text := as.Spec.GetNetwork().GetAddress(); text != "" {
+		addr, err := netip.ParseAddr(text)
+		if err != nil {
+			return network.Attachment{}, fault.Wrap(fault.Invalid, err, "the address %q of the instance is not one", text)
+		}
+		opts.Address = addr
+	}
+	at, err := w.a.Network.Attach(ctx, w.id, opts)
+	if err != nil {
+		return at, err
+	}
+	w.setStatus(func(s *gantryv1.InstanceStatus) {
+		s.Address, s.Address6 = at.IPv4.String(), ""
+		if at.IPv6.IsValid() {
+			s.Address6 = at.IPv6.String()
+		}
+	})
+	w.a.state.apply(ctx, w.a.log)
+	return at, w.a.state.portError(serviceKey(as.Instance))
+}
+
+// join puts the container into the network of another instance on this machine.
+func (w *worker) join(ctx context.Context, as *gantryv1.Assignment, target string, req *engine.CreateRequest) error {
+	other := w.a.peer(as.Instance, target)
+	if other == nil {
+		return fault.New(fault.Unavailable, "%q, whose network is to be shared, does not run on this machine", target)
+	}
+	at, err := w.a.Network.Attach(ctx, other.id, network.AttachOptions{})
+	if err != nil {
+		return err
+	}
+	req.Netns, req.ResolvConf = at.Netns, resolvConf(as.Spec, at.Gateway)
+	req.Hosts = hosts(other.assignment().Spec, other.id, at.IPv4, at.Gateway)
+	return nil
+}
+
+// share resolves PID and IPC namespaces of other instances.
+func (w *worker) share(as *gantryv1.Assignment, req *engine.CreateRequest) error {
+	for _, ns := range []struct {
+		mode, kind string
+		path       *string
+	}{{as.Spec.PidMode, "pid", &req.PidNS}, {as.Spec.IpcMode, "ipc", &req.IpcNS}} {
+		_, target, shared := strings.Cut(ns.mode, ":")
+		if !shared {
+			continue
+		}
+		other := w.a.peer(as.Instance, target)
+		if other == nil || other.status().GetPid() == 0 {
+			return fault.New(fault.Unavailable, "%q, whose %s namespace is to be shared, does not run on this machine", target, ns.kind)
+		}
+		*ns.path = fmt.Sprintf("/proc/%d/ns/%s", other.status().Pid, ns.kind)
+	}
+	return nil
+}
+
+// peer finds an instance of this machine by ID, name, or service of the same app (same slot first).
+func (a *Agent) peer(of *gantryv1.Instance, target string) *worker {
+	if w := a.worker(target); w != nil {
+		return w
+	}
+	var found *worker
+	for _, w := range a.all() {
+		i := w.assignment().Instance
+		if i.Environment != of.Environment || i.Meta.Key == of.Meta.Key || i.Service != target {
+			continue
+		}
+		if i.App != of.App && i.App != "" {
+			continue
+		}
+		if found == nil || i.Slot == of.Slot {
+			found = w
+		}
+	}
+	return found
+}
+
+func resolvConf(spec *gantryv1.ContainerSpec, gateway netip.Addr) []byte {
+	var b strings.Builder
+	fmt.Fprintf(&b, "nameserver %s\n", gateway)
+	if len(spec.DnsSearch) > 0 {
+		fmt.Fprintf(&b, "search %s\n", strings.Join(spec.DnsSearch, " "))
+	}
+	options := spec.DnsOptions
+	if len(options) == 0 {
+		options = []string{"ndots:0"}
+	}
+	fmt.Fprintf(&b, "options %s\n", strings.Join(options, " "))
+	return []byte(b.String())
+}
+
+func hosts(spec *gantryv1.ContainerSpec, id string, address, gateway netip.Addr) []byte {
+	var b strings.Builder
+	b.WriteString("127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n")
+	if address.IsValid() {
+		name := spec.Hostname
+		if name == "" {
+			name = id
+		}
+		if spec.Domainname != "" {
+			name = name + "." + spec.Domainname + " " + name
+		}
+		fmt.Fprintf(&b, "%s\t%s\n", address, name)
+	}
+	for _, h := range spec.ExtraHosts {
+		host, addr, ok := strings.Cut(h, ":")
+		if !ok {
+			continue
+		}
+		if addr == "host-gateway" {
+			addr = gateway.String()
+		}
+		fmt.Fprintf(&b, "%s\t%s\n", strings.Trim(addr, "[]"), host)
+	}
+	return []byte(b.String())
+}

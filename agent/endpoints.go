@@ -1,0 +1,209 @@
+package agent
+
+import (
+	"context"
+	"log/slog"
+	"sort"
+	"sync"
+
+	"google.golang.org/protobuf/proto"
+
+	gantryv1 "github.com/gantryd/gantry/api/gen/gantry/v1"
+	"github.com/gantryd/gantry/discovery"
+	"github.com/gantryd/gantry/network"
+)
+
+// endpointState is where every service can be reached, as this node knows it: what the server says of the whole cluster,
+// overridden by what the node itself sees of its own instances, so that a dead one leaves the balancing at once.
+type endpointState struct {
+	node      string
+	network   *network.Network
+	discovery *discovery.Server
+
+	mu       sync.Mutex
+	services map[string]*gantryv1.ServiceEndpoints
+	networks map[string]*gantryv1.Network
+	local    map[string]*localEndpoint
+	ports    map[string]error // what kept a service's ports from being published
+	owners   map[string]bool  // services whose ports are reserved
+	asked    uint64           // changes made
+	done     uint64           // changes that the kernel has
+
+	applying sync.Mutex
+}
+
+// localEndpoint is an instance of this machine as its worker sees it.
+type localEndpoint struct {
+	service  string
+	app      string
+	endpoint *gantryv1.Endpoint
+}
+
+func newEndpointState(n *network.Network, d *discovery.Server, node string) *endpointState {
+	return &endpointState{
+		node: node, network: n, discovery: d,
+		services: map[string]*gantryv1.ServiceEndpoints{}, networks: map[string]*gantryv1.Network{},
+		local: map[string]*localEndpoint{}, ports: map[string]error{},
+	}
+}
+
+// update takes what the server says.
+func (e *endpointState) update(u *gantryv1.NodeUpdate) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if u.Full {
+		e.services, e.networks = map[string]*gantryv1.ServiceEndpoints{}, map[string]*gantryv1.Network{}
+	}
+	for _, s := range u.Endpoints {
+		e.services[s.Service] = s
+	}
+	for _, key := range u.RemovedEndpoints {
+		delete(e.services, key)
+	}
+	for _, n := range u.Networks {
+		e.networks[n.Meta.Key] = n
+	}
+	for _, key := range u.RemovedNetworks {
+		delete(e.networks, key)
+	}
+	e.asked++
+}
+
+// setLocal records an instance of this machine and reports whether its reachability changed.
+func (e *endpointState) setLocal(i *gantryv1.Instance, st *gantryv1.InstanceStatus) bool {
+	if st.GetAddress() == "" {
+		return false
+	}
+	ep := &gantryv1.Endpoint{
+		Instance: i.Meta.Key, Slot: i.Slot, Address: st.Address, Address6: st.Address6, Node: e.node, Ready: serves(i, st),
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if old := e.local[i.Meta.Key]; old != nil && proto.Equal(old.endpoint, ep) {
+		return false
+	}
+	e.local[i.Meta.Key] = &localEndpoint{service: serviceKey(i), app: i.App, endpoint: ep}
+	e.asked++
+	return true
+}
+
+// serves reports whether an instance takes new connections.
+func serves(i *gantryv1.Instance, st *gantryv1.InstanceStatus) bool {
+	if st.Phase != gantryv1.InstanceStatus_PHASE_RUNNING || i.Desired == gantryv1.Instance_DESIRED_REMOVED {
+		return false
+	}
+	return st.Health == gantryv1.InstanceStatus_HEALTH_UNSPECIFIED || st.Health == gantryv1.InstanceStatus_HEALTH_HEALTHY
+}
+
+func (e *endpointState) dropLocal(id string) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if _, ok := e.local[id]; ok {
+		delete(e.local, id)
+		e.asked++
+	}
+}
+
+// portError is why the ports of a service could not be published, nil if they are.
+func (e *endpointState) portError(service string) error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.ports[service]
+}
+
+// apply brings kernel and name server up to all changes made before the call. Calls made meanwhile share one pass.
+func (e *endpointState) apply(ctx context.Context, log *slog.Logger) {
+	e.mu.Lock()
+	want := e.asked
+	e.mu.Unlock()
+	e.applying.Lock()
+	defer e.applying.Unlock()
+	e.mu.Lock()
+	if e.done >= want {
+		e.mu.Unlock()
+		return
+	}
+	upTo := e.asked
+	endpoints, networks := e.merged()
+	e.mu.Unlock()
+
+	ctx, cancel := context.WithTimeout(ctx, applyTimeout)
+	defer cancel()
+	ports := e.publish(ctx, endpoints)
+	if err := e.network.Apply(ctx, network.State{Endpoints: endpoints, Networks: networks}); err != nil {
+		log.Error("the kernel's tables could not be brought up to date", "err", err)
+		return
+	}
+	e.discovery.Apply(discovery.State{Endpoints: endpoints, Networks: networks})
+	e.mu.Lock()
+	e.done, e.ports = upTo, ports
+	e.mu.Unlock()
+}
+
+// merged is the server's view with this machine's instances as they are; mu is held.
+func (e *endpointState) merged() ([]*gantryv1.ServiceEndpoints, []*gantryv1.Network) {
+	byService := map[string][]*gantryv1.Endpoint{}
+	for _, l := range e.local {
+		byService[l.service] = append(byService[l.service], l.endpoint)
+	}
+	out := make([]*gantryv1.ServiceEndpoints, 0, len(e.services))
+	for key, s := range e.services {
+		c := proto.Clone(s).(*gantryv1.ServiceEndpoints)
+		c.Endpoints = c.Endpoints[:0]
+		for _, ep := range s.Endpoints {
+			if ep.Node != e.node {
+				c.Endpoints = append(c.Endpoints, ep)
+			}
+		}
+		c.Endpoints = append(c.Endpoints, byService[key]...)
+		sort.Slice(c.Endpoints, func(i, j int) bool { return c.Endpoints[i].Instance < c.Endpoints[j].Instance })
+		out = append(out, c)
+	}
+	sort.Slice(out, func(i, j int) bool { return out[i].Service < out[j].Service })
+	networks := make([]*gantryv1.Network, 0, len(e.networks))
+	for _, n := range e.networks {
+		networks = append(networks, n)
+	}
+	return out, networks
+}
+
+// publish reserves the host ports of every service and fills in those that any free port will do for.
+func (e *endpointState) publish(ctx context.Context, services []*gantryv1.ServiceEndpoints) map[string]error {
+	failed := map[string]error{}
+	keep := map[string]bool{}
+	for _, s := range services {
+		if len(s.Ports) == 0 {
+			continue
+		}
+		keep[s.Service] = true
+		ports, err := e.network.Publish(ctx, s.Service, s.Ports)
+		if err != nil {
+			failed[s.Service] = err
+			s.Ports = nil
+			continue
+		}
+		s.Ports = ports
+	}
+	for owner := range e.owners {
+		if !keep[owner] {
+			e.network.Unpublish(owner)
+		}
+	}
+	e.owners = keep
+	return failed
+}
+
+// published is the ports of a service with host ports filled in.
+func (e *endpointState) published(service string) []*gantryv1.PortPublish {
+	e.mu.Lock()
+	s := e.services[service]
+	e.mu.Unlock()
+	if s == nil || len(s.Ports) == 0 {
+		return nil
+	}
+	ports, err := e.network.Publish(context.Background(), service, s.Ports)
+	if err != nil {
+		return nil
+	}
+	return ports
+}

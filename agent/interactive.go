@@ -1,0 +1,236 @@
+package agent
+
+import (
+	"context"
+	"io"
+	"sync"
+
+	"connectrpc.com/connect"
+
+	gantryv1 "github.com/gantryd/gantry/api/gen/gantry/v1"
+	"github.com/gantryd/gantry/engine"
+	"github.com/gantryd/gantry/fault"
+)
+
+type interactiveStream = connect.BidiStream[gantryv1.ExecInput, gantryv1.ExecOutput]
+
+// terminal joins an API stream with the input and output of a process.
+type terminal struct {
+	stream *interactiveStream
+	send   sync.Mutex
+	stdin  *io.PipeWriter
+	resize chan engine.Size
+	signal chan string
+}
+
+// Write of an output sends one of the streams of a process.
+type output struct {
+	t      *terminal
+	stderr bool
+}
+
+// Write implements io.Writer.
+func (o output) Write(p []byte) (int, error) {
+	m := &gantryv1.ExecOutput{Output: &gantryv1.ExecOutput_Stdout{Stdout: p}}
+	if o.stderr {
+		m = &gantryv1.ExecOutput{Output: &gantryv1.ExecOutput_Stderr{Stderr: p}}
+	}
+	if err := o.t.put(m); err != nil {
+		return 0, err
+	}
+	return len(p), nil
+}
+
+func (t *terminal) put(m *gantryv1.ExecOutput) error {
+	t.send.Lock()
+	defer t.send.Unlock()
+	return t.stream.Send(m)
+}
+
+// open reads the first message and starts passing on what the caller sends, until ctx ends.
+func open(ctx context.Context, stream *interactiveStream) (*terminal, *gantryv1.ExecStart, engine.IO, error) {
+	first, err := stream.Receive()
+	if err != nil {
+		return nil, nil, engine.IO{}, err
+	}
+	start := first.GetStart()
+	if start == nil {
+		return nil, nil, engine.IO{}, fault.New(fault.Invalid, "the first message of the stream is not start")
+	}
+	t := &terminal{stream: stream, resize: make(chan engine.Size, 4), signal: make(chan string, 4)}
+	streams := engine.IO{Stdout: output{t: t}, Stderr: output{t: t, stderr: true}, Resize: t.resize}
+	var r *io.PipeReader
+	r, t.stdin = io.Pipe()
+	if start.Stdin {
+		streams.Stdin = r
+	}
+	if start.Rows > 0 {
+		t.resize <- engine.Size{Rows: start.Rows, Columns: start.Columns}
+	}
+	go t.receive(ctx, start.Stdin)
+	return t, start, streams, nil
+}
+
+// receive passes input on until the caller closes it.
+func (t *terminal) receive(ctx context.Context, stdin bool) {
+	for {
+		m, err := t.stream.Receive()
+		if err != nil {
+			_ = t.stdin.Close()
+			return
+		}
+		switch in := m.Input.(type) {
+		case *gantryv1.ExecInput_Stdin:
+			if stdin {
+				_, _ = t.stdin.Write(in.Stdin) // fails when the process has closed its end: the rest is dropped, as by a pipe
+			}
+		case *gantryv1.ExecInput_CloseStdin:
+			_ = t.stdin.Close()
+		case *gantryv1.ExecInput_Resize_:
+			t.pass(ctx, engine.Size{Rows: in.Resize.Rows, Columns: in.Resize.Columns})
+		case *gantryv1.ExecInput_Signal:
+			select {
+			case t.signal <- in.Signal:
+			case <-ctx.Done():
+			}
+		}
+	}
+}
+
+func (t *terminal) pass(ctx context.Context, s engine.Size) {
+	select {
+	case t.resize <- s:
+	case <-ctx.Done():
+	}
+}
+
+// Exec implements the API.
+func (h *nodeService) Exec(ctx context.Context, stream *interactiveStream) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	t, start, streams, err := open(ctx, stream)
+	if err != nil {
+		return err
+	}
+	req := engine.ExecRequest{
+		Command: start.Command, Env: start.Env, WorkingDir: start.WorkingDir, User: start.User, Tty: start.Tty,
+		Privileged: start.Privileged, Signals: t.signal,
+	}
+	if start.Detach {
+		return h.execDetached(ctx, t, start.Target.Target, req)
+	}
+	if err := t.put(&gantryv1.ExecOutput{Output: &gantryv1.ExecOutput_Started{Started: true}}); err != nil {
+		return err
+	}
+	code, err := h.a.Engine.Exec(ctx, start.Target.Target, req, streams)
+	if err != nil {
+		return err
+	}
+	return t.put(&gantryv1.ExecOutput{Output: &gantryv1.ExecOutput_ExitCode{ExitCode: code}})
+}
+
+// execDetached lets the process run on after the caller has gone.
+func (h *nodeService) execDetached(ctx context.Context, t *terminal, id string, req engine.ExecRequest) error {
+	if _, err := h.a.Engine.State(ctx, id); err != nil {
+		return err
+	}
+	h.a.group.Go(func() error {
+		if code, err := h.a.Engine.Exec(h.a.ctx, id, req, engine.IO{}); err != nil {
+			h.a.log.Warn("a detached exec failed", "instance", id, "code", code, "err", err)
+		}
+		return nil
+	})
+	return t.put(&gantryv1.ExecOutput{Output: &gantryv1.ExecOutput_Started{Started: true}})
+}
+
+// Attach implements the API. It ends with the process's exit code.
+func (h *nodeService) Attach(ctx context.Context, stream *interactiveStream) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	t, start, streams, err := open(ctx, stream)
+	if err != nil {
+		return err
+	}
+	id := start.Target.Target
+	w, err := h.a.awaitContainer(ctx, id)
+	if err != nil {
+		return err
+	}
+	go h.signals(ctx, t, id)
+	waiting := w.status().StartedAt == nil
+	attached := make(chan error, 1)
+	go func() { attached <- h.a.Engine.Attach(ctx, id, streams, start.Logs || waiting) }()
+	if err := t.put(&gantryv1.ExecOutput{Output: &gantryv1.ExecOutput_Started{Started: true}}); err != nil {
+		return err
+	}
+	w.attach()
+	if err := <-attached; err != nil {
+		return err
+	}
+	st, err := w.awaitEnd(ctx)
+	if err != nil {
+		return err
+	}
+	return t.put(&gantryv1.ExecOutput{Output: &gantryv1.ExecOutput_ExitCode{ExitCode: st.ExitCode}})
+}
+
+// signals passes signals of an attached caller on.
+func (h *nodeService) signals(ctx context.Context, t *terminal, id string) {
+	for {
+		select {
+		case s := <-t.signal:
+			if err := h.a.Engine.Signal(ctx, id, s); err != nil {
+				h.a.log.Warn("a signal could not be passed on", "instance", id, "signal", s, "err", err)
+			}
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// awaitContainer blocks until the container of an instance is made, and fails with what keeps it from being made.
+func (a *Agent) awaitContainer(ctx context.Context, id string) (*worker, error) {
+	for {
+		changed := a.reports.next()
+		w := a.worker(id)
+		if w != nil {
+			st := w.status()
+			if st.Phase == gantryv1.InstanceStatus_PHASE_FAILED {
+				return nil, fault.New(fault.Unavailable, "%s", st.Error).WithHint("%s", st.Hint)
+			}
+			if _, err := a.Engine.State(ctx, id); err == nil && st.Phase != gantryv1.InstanceStatus_PHASE_CREATING {
+				return w, nil
+			}
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
+}
+
+// awaitEnd blocks until the process has ended for good or could not be started.
+func (w *worker) awaitEnd(ctx context.Context) (*gantryv1.InstanceStatus, error) {
+	for {
+		changed := w.a.reports.next()
+		st := w.status()
+		switch st.Phase {
+		case gantryv1.InstanceStatus_PHASE_EXITED, gantryv1.InstanceStatus_PHASE_RESTARTING:
+			return st, nil
+		case gantryv1.InstanceStatus_PHASE_FAILED:
+			return nil, fault.New(fault.Unavailable, "%s", st.Error).WithHint("%s", st.Hint)
+		}
+		w.mu.Lock()
+		gone := w.gone
+		w.mu.Unlock()
+		if gone {
+			return st, nil
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
+}

@@ -1,0 +1,429 @@
+package agent
+
+import (
+	"context"
+	"sync"
+	"time"
+
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	gantryv1 "github.com/gantryd/gantry/api/gen/gantry/v1"
+	"github.com/gantryd/gantry/engine"
+	"github.com/gantryd/gantry/fault"
+)
+
+// worker moves one instance towards what is wanted, one step at a time.
+type worker struct {
+	a    *Agent
+	id   string
+	wake chan struct{}
+
+	mu       sync.Mutex
+	rec      *gantryv1.InstanceRecord
+	attached bool // a client is connected to a process that waits for it
+	gone     bool // nothing of the instance is left
+
+	failures  int       // failed attempts in a row
+	notBefore time.Time // of the next attempt
+	health    *monitor
+}
+
+func newWorker(a *Agent, rec *gantryv1.InstanceRecord) *worker {
+	return &worker{a: a, id: rec.Assignment.Instance.Meta.Key, rec: rec, wake: make(chan struct{}, 1)}
+}
+
+func (w *worker) poke() {
+	select {
+	case w.wake <- struct{}{}:
+	default:
+	}
+}
+
+// update replaces the assignment.
+func (w *worker) update(as *gantryv1.Assignment) {
+	w.mu.Lock()
+	w.rec.Assignment = as
+	w.failures, w.notBefore = 0, time.Time{}
+	w.mu.Unlock()
+	w.poke()
+}
+
+// retire makes the instance wanted gone.
+func (w *worker) retire() {
+	w.mu.Lock()
+	as := proto.Clone(w.rec.Assignment).(*gantryv1.Assignment)
+	as.Instance.Desired = gantryv1.Instance_DESIRED_REMOVED
+	w.rec.Assignment = as
+	w.mu.Unlock()
+	w.poke()
+}
+
+// attach lets a process that waits for its client start.
+func (w *worker) attach() {
+	w.mu.Lock()
+	w.attached = true
+	w.mu.Unlock()
+	w.poke()
+}
+
+func (w *worker) assignment() *gantryv1.Assignment {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.rec.Assignment
+}
+
+func (w *worker) status() *gantryv1.InstanceStatus {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.rec.Status
+}
+
+// run steps until the instance is gone or ctx ends.
+func (w *worker) run(ctx context.Context) {
+	defer w.stopHealth()
+	w.a.reports.status(w.status())
+	for {
+		again := w.step(ctx)
+		if w.gone {
+			return
+		}
+		var timer <-chan time.Time
+		if again > 0 {
+			timer = time.After(again)
+		}
+		select {
+		case <-w.wake:
+		case <-timer:
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// step looks at what is wanted and what is there and does the next thing. It returns when to look again; 0 waits for news.
+func (w *worker) step(ctx context.Context) time.Duration {
+	if wait := time.Until(w.notBefore); wait > 0 {
+		return wait
+	}
+	again, err := w.move(ctx)
+	if err == nil {
+		w.failures = 0
+		return again
+	}
+	if ctx.Err() != nil {
+		return 0
+	}
+	return w.failed(err)
+}
+
+func (w *worker) move(ctx context.Context) (time.Duration, error) {
+	as := w.assignment()
+	st, err := w.a.Engine.State(ctx, w.id)
+	if err != nil && !fault.Is(err, fault.NotFound) {
+		return 0, err
+	}
+	exists := err == nil
+	switch as.Instance.Desired {
+	case gantryv1.Instance_DESIRED_REMOVED:
+		return 0, w.remove(ctx, exists)
+	case gantryv1.Instance_DESIRED_STOPPED:
+		return 0, w.halt(ctx, exists, st)
+	default:
+		return w.bringUp(ctx, as, exists, st)
+	}
+}
+
+const (
+	firstRetry = time.Second
+	lastRetry  = 30 * time.Second
+)
+
+// failed reports why the instance could not be moved on and waits longer each time. What `gantry run` started is not tried
+// again: somebody looks at it.
+func (w *worker) failed(err error) time.Duration {
+	delay := min(firstRetry<<min(w.failures, 10), lastRetry)
+	w.failures++
+	w.notBefore = time.Now().Add(delay)
+	w.a.log.Warn("instance cannot be moved on", "instance", w.id, "err", err, "again", delay)
+	w.setStatus(func(s *gantryv1.InstanceStatus) {
+		s.Phase = gantryv1.InstanceStatus_PHASE_FAILED
+		s.Error, s.Hint = err.Error(), fault.HintOf(err)
+	})
+	if w.assignment().Instance.Slot == 0 && w.assignment().Instance.Desired == gantryv1.Instance_DESIRED_RUNNING {
+		w.notBefore = time.Time{}
+		return 0
+	}
+	return delay
+}
+
+// setStatus changes, records and reports the status, if it differs.
+func (w *worker) setStatus(change func(*gantryv1.InstanceStatus)) {
+	w.mu.Lock()
+	st := proto.Clone(w.rec.Status).(*gantryv1.InstanceStatus)
+	change(st)
+	same := proto.Equal(st, w.rec.Status)
+	w.rec.Status = st
+	inst := w.rec.Assignment.Instance
+	w.mu.Unlock()
+	if same {
+		return
+	}
+	w.save()
+	w.a.report(inst, st)
+}
+
+func (w *worker) save() {
+	w.mu.Lock()
+	rec := w.rec
+	gone := w.gone
+	w.mu.Unlock()
+	if gone {
+		return
+	}
+	if err := w.a.records.save(rec); err != nil {
+		w.a.log.Error("the instance would not be known after a restart", "instance", w.id, "err", err)
+	}
+}
+
+func (w *worker) phase(p gantryv1.InstanceStatus_Phase) {
+	w.setStatus(func(s *gantryv1.InstanceStatus) { s.Phase, s.Error, s.Hint = p, "", "" })
+}
+
+// bringUp moves an instance that shall run.
+func (w *worker) bringUp(ctx context.Context, as *gantryv1.Assignment, exists bool, st engine.State) (time.Duration, error) {
+	if !exists {
+		if w.wasHere() {
+			w.lost()
+		}
+		if err := w.create(ctx, as); err != nil {
+			return 0, err
+		}
+		return w.launch(ctx, as)
+	}
+	switch st.Status {
+	case engine.StatusCreated:
+		return w.launch(ctx, as)
+	case engine.StatusRunning:
+		return w.tend(ctx, as, st)
+	case engine.StatusPaused:
+		w.stopHealth()
+		w.phase(gantryv1.InstanceStatus_PHASE_PAUSED)
+		return 0, nil
+	default:
+		return w.afterExit(ctx, as, st)
+	}
+}
+
+// wasHere reports that a container was made for this record before; it is gone after a reboot that lost the run directory.
+func (w *worker) wasHere() bool { return w.status().StartedAt != nil }
+
+// lost forgets the running process after its container vanished.
+func (w *worker) lost() {
+	w.setStatus(func(s *gantryv1.InstanceStatus) { s.Pid = 0 })
+}
+
+// launch starts the process of a created container.
+func (w *worker) launch(ctx context.Context, as *gantryv1.Assignment) (time.Duration, error) {
+	w.mu.Lock()
+	hold := as.Instance.WaitAttach && !w.attached && w.rec.Status.StartedAt == nil
+	w.mu.Unlock()
+	if hold {
+		w.phase(gantryv1.InstanceStatus_PHASE_CREATED)
+		return 0, nil
+	}
+	w.mu.Lock()
+	w.rec.StartedGeneration = as.Instance.RestartGeneration
+	w.rec.StopRequested = false
+	w.mu.Unlock()
+	if err := w.refresh(ctx, as); err != nil {
+		return 0, err
+	}
+	pid, err := w.a.Engine.Start(ctx, w.id)
+	if err != nil {
+		return 0, err
+	}
+	w.running(as, pid, time.Now())
+	return 0, nil
+}
+
+// refresh gives a container that ran before what a reboot takes away: its network and the contents of its secrets.
+func (w *worker) refresh(ctx context.Context, as *gantryv1.Assignment) error {
+	if w.status().StartedAt == nil {
+		return nil
+	}
+	switch as.Spec.GetNetwork().GetKind() {
+	case gantryv1.NetworkMode_KIND_UNSPECIFIED, gantryv1.NetworkMode_KIND_BRIDGE:
+		if _, err := w.attachNetwork(ctx, as); err != nil {
+			return err
+		}
+	}
+	if len(as.Spec.GetSecrets())+len(as.Spec.GetConfigs()) == 0 {
+		return nil
+	}
+	contents, err := files(as)
+	if err != nil {
+		return err
+	}
+	return w.a.Engine.SetFiles(w.id, contents)
+}
+
+func (w *worker) running(as *gantryv1.Assignment, pid uint32, since time.Time) {
+	var check *check
+	if w.health == nil {
+		check = w.healthcheck(as)
+	}
+	w.setStatus(func(s *gantryv1.InstanceStatus) {
+		fresh := s.Pid != pid
+		s.Phase, s.Error, s.Hint, s.Pid = gantryv1.InstanceStatus_PHASE_RUNNING, "", "", pid
+		s.RestartGeneration = as.Instance.RestartGeneration
+		if fresh {
+			s.StartedAt, s.FinishedAt = timestamppb.New(since), nil
+			s.Health, s.HealthOutput, s.FailingStreak = gantryv1.InstanceStatus_HEALTH_UNSPECIFIED, "", 0
+			s.OomKilled = false
+			if check != nil {
+				s.Health = gantryv1.InstanceStatus_HEALTH_STARTING
+			}
+		}
+	})
+	w.startHealth(check)
+}
+
+// tend looks after a running container: it may have to be restarted, and its health watched.
+func (w *worker) tend(ctx context.Context, as *gantryv1.Assignment, st engine.State) (time.Duration, error) {
+	w.mu.Lock()
+	stale := w.rec.StartedGeneration < as.Instance.RestartGeneration
+	w.mu.Unlock()
+	if stale {
+		if err := w.stop(ctx, as); err != nil {
+			return 0, err
+		}
+		return w.launch(ctx, as)
+	}
+	w.running(as, st.Pid, st.StartedAt)
+	return 0, nil
+}
+
+// afterExit applies the restart policy to an exited container.
+func (w *worker) afterExit(ctx context.Context, as *gantryv1.Assignment, st engine.State) (time.Duration, error) {
+	w.stopHealth()
+	w.mu.Lock()
+	asked := w.rec.StartedGeneration < as.Instance.RestartGeneration
+	wanted := w.rec.StopRequested // stopped by us, wanted up again
+	streak := w.rec.Streak
+	w.mu.Unlock()
+	if asked || wanted {
+		w.setStreak(0)
+		return w.launch(ctx, as)
+	}
+	policy := policyOf(as)
+	if st.FinishedAt.Sub(st.StartedAt) >= stableRun {
+		streak = 0
+	}
+	if !policy.restarts(st.ExitCode, streak) {
+		w.exited(st, gantryv1.InstanceStatus_PHASE_EXITED)
+		return 0, nil
+	}
+	w.exited(st, gantryv1.InstanceStatus_PHASE_RESTARTING)
+	if wait := time.Until(st.FinishedAt.Add(policy.backoff(streak))); wait > 0 {
+		return wait, nil
+	}
+	w.setStreak(streak + 1)
+	w.setStatus(func(s *gantryv1.InstanceStatus) { s.Restarts++ })
+	return w.launch(ctx, as)
+}
+
+func (w *worker) setStreak(n int32) {
+	w.mu.Lock()
+	w.rec.Streak = n
+	w.mu.Unlock()
+}
+
+func (w *worker) exited(st engine.State, phase gantryv1.InstanceStatus_Phase) {
+	w.setStatus(func(s *gantryv1.InstanceStatus) {
+		s.Phase = phase
+		s.Error, s.Hint, s.Pid = "", "", 0
+		s.ExitCode, s.OomKilled = st.ExitCode, st.OOMKilled
+		s.FinishedAt = timestamppb.New(st.FinishedAt)
+		s.Health, s.HealthOutput = gantryv1.InstanceStatus_HEALTH_UNSPECIFIED, ""
+	})
+}
+
+// halt stops the process and keeps the container.
+func (w *worker) halt(ctx context.Context, exists bool, st engine.State) error {
+	if !exists {
+		w.phase(gantryv1.InstanceStatus_PHASE_CREATED)
+		return nil
+	}
+	switch st.Status {
+	case engine.StatusRunning, engine.StatusPaused:
+		if err := w.stop(ctx, w.assignment()); err != nil {
+			return err
+		}
+		var err error
+		if st, err = w.a.Engine.State(ctx, w.id); err != nil {
+			return err
+		}
+	case engine.StatusCreated:
+		w.phase(gantryv1.InstanceStatus_PHASE_CREATED)
+		return nil
+	}
+	w.stopHealth()
+	w.exited(st, gantryv1.InstanceStatus_PHASE_EXITED)
+	return nil
+}
+
+// stop asks the process to end and makes it.
+func (w *worker) stop(ctx context.Context, as *gantryv1.Assignment) error {
+	w.stopHealth()
+	w.mu.Lock()
+	w.rec.StopRequested = true
+	w.mu.Unlock()
+	w.phase(gantryv1.InstanceStatus_PHASE_STOPPING)
+	return w.a.Engine.Stop(ctx, w.id, grace(as))
+}
+
+const defaultGrace = 10 * time.Second
+
+func grace(as *gantryv1.Assignment) time.Duration {
+	if g := as.Instance.GetStopGrace(); g != nil {
+		return g.AsDuration()
+	}
+	if g := as.Spec.GetStopGracePeriod(); g != nil {
+		return g.AsDuration()
+	}
+	return defaultGrace
+}
+
+// remove takes everything of the instance away, last its record.
+func (w *worker) remove(ctx context.Context, exists bool) error {
+	w.stopHealth()
+	as := w.assignment()
+	if exists {
+		w.phase(gantryv1.InstanceStatus_PHASE_STOPPING)
+		if st, err := w.a.Engine.State(ctx, w.id); err == nil && st.Status != engine.StatusExited && st.Status != engine.StatusCreated {
+			if err := w.a.Engine.Stop(ctx, w.id, grace(as)); err != nil {
+				return err
+			}
+		}
+		if err := w.a.Engine.Remove(ctx, w.id); err != nil {
+			return err
+		}
+	}
+	if err := w.a.Network.Detach(ctx, w.id); err != nil {
+		return err
+	}
+	if err := w.removeAnonymous(ctx); err != nil {
+		return err
+	}
+	if err := w.a.records.remove(w.id); err != nil {
+		return err
+	}
+	w.mu.Lock()
+	w.gone = true
+	w.mu.Unlock()
+	w.a.state.dropLocal(w.id)
+	w.a.state.apply(w.a.ctx, w.a.log)
+	w.a.reports.gone(w.id)
+	return nil
+}
