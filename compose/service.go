@@ -1,0 +1,194 @@
+package compose
+
+import (
+	"fmt"
+	"maps"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/Masterminds/semver/v3"
+	"github.com/compose-spec/compose-go/v2/types"
+	"google.golang.org/protobuf/types/known/durationpb"
+
+	gantryv1 "github.com/gantryd/gantry/api/gen/gantry/v1"
+)
+
+// extension is the key of a service that holds what Compose has no word for.
+const extension = "x-gantry"
+
+const maxReplicas = 10000
+
+func (c *converter) service(name string, s types.ServiceConfig) *gantryv1.ServiceSpec {
+	path := []string{"services", name}
+	out := &gantryv1.ServiceSpec{
+		Replicas: c.replicas(path, &s), DependsOn: c.dependencies(name), Mode: "replicated", Expose: s.Expose,
+		Version: c.version(path, s.Extensions[extension]),
+	}
+	if s.Build != nil {
+		out.Build = c.build(append(path, "build"), s.Build)
+	}
+	if d := s.Deploy; d != nil {
+		c.deploy(append(path, "deploy"), d, out)
+	}
+	out.Container = c.container(path, name, &s)
+	return out
+}
+
+func (c *converter) replicas(path []string, s *types.ServiceConfig) int32 {
+	n := s.GetScale()
+	if n < 0 || n > maxReplicas {
+		c.report.invalid(append(path, "scale"), "choose a number from 0 to 10000", "%d instances cannot be had", n)
+		return 0
+	}
+	return int32(n)
+}
+
+// version reads x-gantry, whose keys are ours to refuse.
+func (c *converter) version(path []string, ext any) string {
+	if ext == nil {
+		return ""
+	}
+	path = append(slices.Clone(path), extension)
+	keys, ok := ext.(map[string]any)
+	if !ok {
+		c.report.invalid(path, `write x-gantry: {version: "1.2.3"}`, "this is not a mapping")
+		return ""
+	}
+	for _, k := range slices.Sorted(maps.Keys(keys)) {
+		if k != "version" {
+			c.report.invalid(append(path, k), "the one key is version", "there is no such key")
+		}
+	}
+	if keys["version"] == nil {
+		return ""
+	}
+	v, ok := keys["version"].(string)
+	if _, err := semver.StrictNewVersion(strings.TrimPrefix(v, "v")); !ok || err != nil {
+		c.report.invalid(append(path, "version"), `write three numbers in quotes: "1.2.3"`, "%s is not a semantic version", shorten(fmt.Sprintf("%#v", keys["version"])))
+		return ""
+	}
+	return strings.TrimPrefix(v, "v")
+}
+
+func (c *converter) deploy(path []string, d *types.DeployConfig, out *gantryv1.ServiceSpec) {
+	switch d.Mode {
+	case "", "replicated":
+	case "replicated-job":
+		out.Mode = d.Mode
+	default:
+		c.report.refuse(append(path, "mode"), "the mode "+d.Mode+"; use replicated with replicas and placement, or replicated-job")
+	}
+	if d.EndpointMode != "" && d.EndpointMode != "vip" {
+		c.report.refuse(append(path, "endpoint_mode"), "the endpoint mode "+d.EndpointMode+"; the name tasks.SERVICE gives the addresses of all instances")
+	}
+	out.Labels = d.Labels
+	out.Update = c.update(append(path, "update_config"), d.UpdateConfig)
+	out.Rollback = c.update(append(path, "rollback_config"), d.RollbackConfig)
+	if p := d.Placement; len(p.Constraints)+len(p.Preferences) > 0 || p.MaxReplicas > 0 {
+		out.Placement = &gantryv1.Placement{Constraints: p.Constraints, MaxReplicasPerNode: int32(min(p.MaxReplicas, maxReplicas))}
+		for _, pref := range p.Preferences {
+			out.Placement.Preferences = append(out.Placement.Preferences, "spread="+pref.Spread)
+		}
+	}
+}
+
+func (c *converter) update(path []string, u *types.UpdateConfig) *gantryv1.UpdateConfig {
+	if u == nil {
+		return nil
+	}
+	if !slices.Contains([]string{"", "start-first", "stop-first"}, u.Order) {
+		c.report.invalid(append(path, "order"), "use start-first or stop-first", "there is no order %q", u.Order)
+	}
+	if !slices.Contains([]string{"", "pause", "continue", "rollback"}, u.FailureAction) {
+		c.report.invalid(append(path, "failure_action"), "use pause, continue or rollback", "there is no action %q", u.FailureAction)
+	}
+	if u.MaxFailureRatio < 0 || u.MaxFailureRatio > 1 {
+		c.report.invalid(append(path, "max_failure_ratio"), "write a part of 1, such as 0.2", "%v is not between 0 and 1", u.MaxFailureRatio)
+	}
+	out := &gantryv1.UpdateConfig{
+		Delay: positive(time.Duration(u.Delay)), Order: u.Order, FailureAction: u.FailureAction,
+		Monitor: positive(time.Duration(u.Monitor)), MaxFailureRatio: exact(u.MaxFailureRatio),
+	}
+	if u.Parallelism != nil {
+		out.Parallelism = int32(min(*u.Parallelism, maxReplicas))
+	}
+	return out
+}
+
+// positive leaves a zero duration unset.
+func positive(d time.Duration) *durationpb.Duration {
+	if d <= 0 {
+		return nil
+	}
+	return durationpb.New(d)
+}
+
+func optional(d *types.Duration) *durationpb.Duration {
+	if d == nil {
+		return nil
+	}
+	return durationpb.New(time.Duration(*d))
+}
+
+func (c *converter) build(path []string, b *types.BuildConfig) *gantryv1.BuildSpec {
+	if isRemote(b.Context) {
+		c.report.refuse(append(path, "context"), "a build context that is an address; clone it first and name the folder")
+	}
+	if !slices.Contains([]string{"", "default", "none", "host"}, b.Network) {
+		c.report.refuse(append(path, "network"), "the build network "+b.Network+"; use default, none or host")
+	}
+	out := &gantryv1.BuildSpec{
+		Context: b.Context, Dockerfile: b.Dockerfile, DockerfileInline: b.DockerfileInline, Target: b.Target,
+		Args: map[string]string{}, Tags: b.Tags, Platforms: b.Platforms, Labels: b.Labels, CacheFrom: b.CacheFrom,
+		CacheTo: b.CacheTo, NoCache: b.NoCache, Pull: b.Pull, Network: b.Network, ExtraHosts: hosts(b.ExtraHosts),
+		ShmSize: int64(b.ShmSize), Privileged: b.Privileged, AdditionalContexts: c.contexts(path, b.AdditionalContexts),
+		Secrets: c.buildSecrets(path, b.Secrets),
+	}
+	for k, v := range b.Args {
+		if v != nil {
+			out.Args[k] = *v
+		}
+	}
+	for _, k := range b.SSH {
+		id := k.ID
+		if k.Path != "" {
+			id += "=" + k.Path
+		}
+		out.Ssh = append(out.Ssh, id)
+	}
+	slices.Sort(out.Ssh)
+	return out
+}
+
+func (c *converter) contexts(path []string, m types.Mapping) map[string]string {
+	for _, name := range slices.Sorted(maps.Keys(m)) {
+		v := m[name]
+		if strings.HasPrefix(v, types.ServicePrefix) || isRemote(v) && !strings.HasPrefix(v, "docker-image://") {
+			c.report.refuse(append(path, "additional_contexts", name), "this kind of context; name a folder or docker-image://REFERENCE")
+		}
+	}
+	return m
+}
+
+// buildSecrets points to where the client reads them during the build; nothing is read here.
+func (c *converter) buildSecrets(path []string, list []types.ServiceSecretConfig) map[string]string {
+	out := map[string]string{}
+	for i, s := range list {
+		id := s.Target
+		if id == "" {
+			id = s.Source
+		}
+		def := c.model.project.Secrets[s.Source]
+		switch {
+		case bool(def.External):
+			c.report.refuse(append(path, "secrets", fmt.Sprint(i)), "an external secret in a build, which the client cannot read; give it a file or environment")
+		case def.File != "":
+			out[filepath.Base(id)] = "file:" + def.File
+		default:
+			out[filepath.Base(id)] = "env:" + def.Environment
+		}
+	}
+	return out
+}
