@@ -52,6 +52,8 @@ func (p *addressPool) usable(a netip.Addr) bool {
 	return a.Is4() && number(a) >= p.first && number(a) <= p.last
 }
 
+func (p *addressPool) left() int { return int(p.last-p.first) + 1 - len(p.used) }
+
 func (p *addressPool) free(a netip.Addr) { delete(p.used, a) }
 
 func number(a netip.Addr) uint32 {

@@ -67,7 +67,8 @@ func (d delta[K, V]) empty() bool { return len(d.del) == 0 && len(d.add) == 0 }
 // changes is what turns the kernel's tables from one model into another.
 type changes struct {
 	segments delta[netip.Addr, uint32]
-	pairs    delta[[2]uint32, struct{}]
+	live     delta[uint32, struct{}]
+	reach    delta[reach, struct{}]
 	internal delta[netip.Addr, struct{}]
 	hairpins delta[netip.Addr, struct{}]
 	services delta[netip.Addr, target]
@@ -78,7 +79,8 @@ func compare(old, want *model) changes {
 	same := func(struct{}, struct{}) bool { return true }
 	return changes{
 		segments: compareMaps(old.segments, want.segments, func(a, b uint32) bool { return a == b }),
-		pairs:    compareMaps(old.pairs, want.pairs, same),
+		live:     compareMaps(old.live(), want.live(), same),
+		reach:    compareMaps(old.reach, want.reach, same),
 		internal: compareMaps(old.internal, want.internal, same),
 		hairpins: compareMaps(old.hairpins, want.hairpins, same),
 		services: compareMaps(old.services, want.services, target.equal),
@@ -87,7 +89,7 @@ func compare(old, want *model) changes {
 }
 
 func (c changes) empty() bool {
-	return c.segments.empty() && c.pairs.empty() && c.internal.empty() && c.hairpins.empty() && c.services.empty() && c.ports.empty()
+	return c.segments.empty() && c.reach.empty() && c.internal.empty() && c.hairpins.empty() && c.services.empty() && c.ports.empty()
 }
 
 // flows says which tracked connections are to be forgotten.

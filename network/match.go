@@ -146,17 +146,16 @@ func localDestination() rule {
 func forgedSource() rule {
 	return rule{
 		&expr.Fib{Register: reg1, ResultOIF: true, FlagSADDR: true, FlagIIF: true, FlagPRESENT: true},
-		equals(reg1, []byte{0}),
+		equals(reg1, native32(0)),
 	}
 }
 
-// refuse answers that the packet is forbidden; refusePort that nobody listens.
-func refuse() rule {
-	return rule{&expr.Reject{Type: unix.NFT_REJECT_ICMPX_UNREACH, Code: unix.NFT_REJECT_ICMPX_ADMIN_PROHIBITED}}
-}
+// refuse and absent go to the branches that answer: forbidden, and nobody there.
+func refuse() rule { return verdict(expr.VerdictGoto, "refuse") }
+func absent() rule { return verdict(expr.VerdictGoto, "absent") }
 
-func refusePort() rule {
-	return rule{&expr.Reject{Type: unix.NFT_REJECT_ICMPX_UNREACH, Code: unix.NFT_REJECT_ICMPX_PORT_UNREACH}}
+func unreachable(code uint8) rule {
+	return rule{&expr.Reject{Type: unix.NFT_REJECT_ICMPX_UNREACH, Code: code}}
 }
 
 func reset() rule { return rule{&expr.Reject{Type: unix.NFT_REJECT_TCP_RST}} }

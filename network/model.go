@@ -20,10 +20,17 @@ type State struct {
 type model struct {
 	segments map[netip.Addr]uint32   // container to the set of networks it is in
 	pairs    map[[2]uint32]struct{}  // segments that share a network
+	reach    map[reach]struct{}      // what each segment may talk to
 	internal map[netip.Addr]struct{} // containers that reach nothing outside
 	hairpins map[netip.Addr]struct{} // containers of this node that can meet themselves behind a virtual address
 	services map[netip.Addr]target   // virtual address to its ready instances
 	ports    map[portKey]target      // published port to its ready instances
+}
+
+// reach is one container that a segment may talk to.
+type reach struct {
+	segment uint32
+	address netip.Addr
 }
 
 // target is where new connections go: one of backends in turn, on port if that is not 0.
@@ -104,7 +111,7 @@ type builder struct {
 func newModel(s State, local, virtual netip.Prefix, table *segmentTable) *model {
 	b := &builder{local: local, virtual: virtual, table: table, networks: map[string]*gantryv1.Network{},
 		members: map[uint32]map[uint32]struct{}{}}
-	b.model = model{segments: map[netip.Addr]uint32{}, pairs: map[[2]uint32]struct{}{}, internal: map[netip.Addr]struct{}{},
+	b.model = model{segments: map[netip.Addr]uint32{}, pairs: map[[2]uint32]struct{}{}, reach: map[reach]struct{}{}, internal: map[netip.Addr]struct{}{},
 		hairpins: map[netip.Addr]struct{}{}, services: map[netip.Addr]target{}, ports: map[portKey]target{}}
 	for _, n := range s.Networks {
 		b.networks[n.GetMeta().GetKey()] = n
@@ -180,15 +187,33 @@ func (b *builder) member(a netip.Addr, segment uint32, internal bool) {
 	}
 }
 
-// pair lists the segments that share a network, with themselves too.
+// pair lists the segments that share a network, with themselves too, and what each may talk to by that.
 func (b *builder) pair() {
+	peers := map[uint32][]uint32{}
 	for _, segments := range b.members {
 		for s := range segments {
 			for t := range segments {
-				b.pairs[[2]uint32{s, t}] = struct{}{}
+				if _, known := b.pairs[[2]uint32{s, t}]; !known {
+					b.pairs[[2]uint32{s, t}] = struct{}{}
+					peers[t] = append(peers[t], s)
+				}
 			}
 		}
 	}
+	for a, t := range b.segments {
+		for _, s := range peers[t] {
+			b.reach[reach{s, a}] = struct{}{}
+		}
+	}
+}
+
+// live is the segments that containers are in.
+func (m *model) live() map[uint32]struct{} {
+	all := map[uint32]struct{}{}
+	for _, s := range m.segments {
+		all[s] = struct{}{}
+	}
+	return all
 }
 
 // publish maps host ports to the ready instances, or in host mode to those of this node.

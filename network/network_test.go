@@ -196,6 +196,19 @@ func serveIn(t testing.TB, ns *os.File, port int, name string) {
 // dial connects from the container.
 func (c *container) dial(addr string) (net.Conn, error) { return dialIn(c.t, c.ns, addr) }
 
+// cannotReach fails the test if a connection comes about. On one machine one that can takes less than a millisecond.
+func (c *container) cannotReach(addr string) {
+	c.t.Helper()
+	_ = do(c.t, c.ns, func() error {
+		conn, err := net.DialTimeout("tcp", addr, 200*time.Millisecond)
+		if err == nil {
+			conn.Close()
+			c.t.Errorf("%s reaches %s", c.id, addr)
+		}
+		return err
+	})
+}
+
 func dialIn(t testing.TB, ns *os.File, addr string) (conn net.Conn, err error) {
 	t.Helper()
 	err = do(t, ns, func() (err error) {
@@ -246,4 +259,114 @@ func network(key string, number uint32, internal bool) *gantryv1.Network {
 func (l *lab) apply(networks []*gantryv1.Network, services ...*gantryv1.ServiceEndpoints) {
 	l.t.Helper()
 	must(l.t, l.Apply(l.t.Context(), State{Endpoints: services, Networks: networks}))
+}
+
+// remote is another machine, joined to the host by a cable: the host is 192.0.2.1, the machine 192.0.2.2.
+func (l *lab) remote() *container {
+	l.t.Helper()
+	var ns *os.File
+	done := make(chan error, 1)
+	go func() {
+		runtime.LockOSThread()
+		err := unix.Unshare(unix.CLONE_NEWNET)
+		if err == nil {
+			ns, err = os.Open("/proc/thread-self/ns/net")
+		}
+		done <- err
+	}()
+	must(l.t, <-done)
+	attrs := netlink.NewLinkAttrs()
+	attrs.Name = "uplink"
+	veth := netlink.NewVeth(attrs)
+	veth.PeerName, veth.PeerNamespace = "eth0", netlink.NsFd(ns.Fd())
+	must(l.t, netlink.LinkAdd(veth))
+	l.t.Cleanup(func() {
+		must(l.t, netlink.LinkDel(veth))
+		ns.Close()
+	})
+	must(l.t, address4(veth, "192.0.2.1/24"))
+	must(l.t, do(l.t, ns, func() error {
+		eth, err := netlink.LinkByName("eth0")
+		if err != nil {
+			return err
+		}
+		return address4(eth, "192.0.2.2/24")
+	}))
+	return &container{t: l.t, id: "remote", ns: ns, Attachment: Attachment{IPv4: netip.MustParseAddr("192.0.2.2")}}
+}
+
+func address4(l netlink.Link, cidr string) error {
+	a, err := netlink.ParseAddr(cidr)
+	if err != nil {
+		return err
+	}
+	if err := netlink.AddrAdd(l, a); err != nil {
+		return err
+	}
+	return netlink.LinkSetUp(l)
+}
+
+// route gives a remote machine a way to addresses behind the host, as a neighbour in the same LAN can make for itself.
+func (c *container) route(cidr string) {
+	c.t.Helper()
+	must(c.t, do(c.t, c.ns, func() error {
+		_, dst, err := net.ParseCIDR(cidr)
+		if err != nil {
+			return err
+		}
+		return netlink.RouteAdd(&netlink.Route{Dst: dst, Gw: net.ParseIP("192.0.2.1")})
+	}))
+}
+
+// serveUDP answers each datagram with the container's id and the client's address.
+func (c *container) serveUDP(port int) {
+	c.t.Helper()
+	var pc net.PacketConn
+	must(c.t, do(c.t, c.ns, func() (err error) {
+		pc, err = net.ListenPacket("udp", fmt.Sprintf(":%d", port))
+		return err
+	}))
+	c.t.Cleanup(func() { pc.Close() })
+	go func() {
+		buf := make([]byte, 2000)
+		for {
+			_, from, err := pc.ReadFrom(buf)
+			if err != nil {
+				return
+			}
+			host, _, _ := net.SplitHostPort(from.String())
+			_, _ = pc.WriteTo([]byte(c.id+" "+host), from)
+		}
+	}()
+}
+
+// dialUDP makes a datagram socket in the container.
+func (c *container) dialUDP(addr string) net.Conn {
+	c.t.Helper()
+	var conn net.Conn
+	must(c.t, do(c.t, c.ns, func() (err error) {
+		conn, err = net.Dial("udp", addr)
+		return err
+	}))
+	c.t.Cleanup(func() { conn.Close() })
+	return conn
+}
+
+// askUDP sends a datagram and returns what comes back.
+func askUDP(conn net.Conn) (server, client string, err error) {
+	_ = conn.SetDeadline(time.Now().Add(2 * time.Second))
+	if _, err := conn.Write([]byte("?")); err != nil {
+		return "", "", err
+	}
+	buf := make([]byte, 200)
+	n, err := conn.Read(buf)
+	if err != nil {
+		return "", "", err
+	}
+	_, err = fmt.Sscan(string(buf[:n]), &server, &client)
+	return server, client, err
+}
+
+func tcpPort(host, container uint32) *gantryv1.PortPublish {
+	return &gantryv1.PortPublish{HostPort: host, ContainerPort: container, Protocol: "tcp"}
 }

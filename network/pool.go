@@ -46,7 +46,8 @@ func (n *Network) keepPool(ctx context.Context) error {
 func (n *Network) refill(ctx context.Context) error {
 	for ctx.Err() == nil {
 		n.mu.Lock()
-		if len(n.ready) >= n.opts.PoolSize {
+		// The last addresses are left for Attach: one that is being prepared here would look taken to it.
+		if len(n.ready) >= n.opts.PoolSize || n.addresses.left() <= n.opts.PoolSize {
 			n.mu.Unlock()
 			return nil
 		}

@@ -146,6 +146,9 @@ func (t *portTable) serveUDP(ctx context.Context, r *reservation, s *net.UDPConn
 		if err != nil {
 			continue // an ICMP error about an earlier answer
 		}
+		if client.Addr().Unmap().Is4() {
+			continue // sent before there was a rule; an answer from here would keep the rule from its next datagram
+		}
 		if peer := d.peer(client, t, r); peer != nil {
 			_ = peer.SetReadDeadline(time.Now().Add(udpIdle))
 			_, _ = peer.Write(buf[:size]) // datagrams may be lost

@@ -1,7 +1,16 @@
 package network
 
 import (
+	"encoding/binary"
+	"errors"
+	"io"
+	"net"
+	"net/netip"
+	"os"
+	"strings"
+	"syscall"
 	"testing"
+	"time"
 
 	gantryv1 "github.com/gantryd/gantry/api/gen/gantry/v1"
 )
@@ -29,7 +38,287 @@ func TestVirtualAddressReachesReadyInstancesInTurn(t *testing.T) {
 	if hits["a"] != 5 || hits["b"] != 5 {
 		t.Fatalf("10 connections went to %v, want 5 each to a and b", hits)
 	}
-	if _, _, err := askHost("10.96.0.1:80"); err != nil {
-		t.Fatalf("from the host: %v", err)
+	for range 2 {
+		if _, _, err := askHost("10.96.0.1:80"); err != nil {
+			t.Fatalf("from the host: %v", err)
+		}
+	}
+	if _, _, err := client.ask(c.IPv4.String() + ":80"); err != nil {
+		t.Fatalf("directly to an instance that is not ready: %v", err)
 	}
 }
+
+func TestVirtualAddressWithoutReadyInstanceFailsAtOnce(t *testing.T) {
+	l := newLab(t)
+	a, client := l.container("a"), l.container("client")
+	web := service("prod", "web", "10.96.0.1", []string{"front"}, a)
+	web.Endpoints[0].Ready = false
+	l.apply([]*gantryv1.Network{network("prod/shop/front", 1, false)}, web, service("prod", "client", "", []string{"front"}, client))
+	start := time.Now()
+	if _, _, err := client.ask("10.96.0.1:80"); !errors.Is(err, syscall.ECONNREFUSED) {
+		t.Errorf("from a container: %v", err)
+	}
+	if _, _, err := askHost("10.96.0.1:80"); !errors.Is(err, syscall.ECONNREFUSED) {
+		t.Errorf("from the host: %v", err)
+	}
+	if _, _, err := askUDP(client.dialUDP("10.96.0.1:53")); !errors.Is(err, syscall.ECONNREFUSED) {
+		t.Errorf("by UDP: %v", err)
+	}
+	if _, _, err := client.ask("10.64.3.200:80"); !errors.Is(err, syscall.ECONNREFUSED) {
+		t.Errorf("an address without a container: %v", err)
+	}
+	if d := time.Since(start); d > time.Second {
+		t.Errorf("the refusals took %v", d)
+	}
+}
+
+func TestContainerReachesItselfThroughItsVirtualAddress(t *testing.T) {
+	l := newLab(t)
+	a := l.container("a")
+	a.serve(80)
+	l.apply([]*gantryv1.Network{network("prod/shop/front", 1, false)}, service("prod", "web", "10.96.0.1", []string{"front"}, a))
+	who, _, err := a.ask("10.96.0.1:80")
+	must(t, err)
+	if who != "a" {
+		t.Fatalf("answered by %s", who)
+	}
+}
+
+func TestConnectionsDrainAndAreCutWhenTheInstanceIsGone(t *testing.T) {
+	l := newLab(t)
+	a, b, client := l.container("a"), l.container("b"), l.container("client")
+	a.serve(80)
+	b.serve(80)
+	nets := []*gantryv1.Network{network("prod/shop/front", 1, false)}
+	caller := service("prod", "client", "", []string{"front"}, client)
+	web := service("prod", "web", "10.96.0.1", []string{"front"}, a)
+	l.apply(nets, web, caller)
+	conn, err := client.dial("10.96.0.1:80")
+	must(t, err)
+	defer conn.Close()
+	if who, _ := banner(t, conn); who != "a" {
+		t.Fatalf("answered by %s", who)
+	}
+
+	web = service("prod", "web", "10.96.0.1", []string{"front"}, a, b)
+	web.Endpoints[0].Ready = false
+	l.apply(nets, web, caller)
+	echo(t, conn)
+	for range 3 {
+		if who, _, err := client.ask("10.96.0.1:80"); who != "b" {
+			t.Fatalf("a new connection went to %q, %v", who, err)
+		}
+	}
+
+	l.apply(nets, service("prod", "web", "10.96.0.1", []string{"front"}, b), caller)
+	_ = conn.SetDeadline(time.Now().Add(3 * time.Second))
+	_, _ = conn.Write([]byte("x")) // the first packet after the cut finds out
+	if _, err := conn.Read(make([]byte, 1)); !errors.Is(err, syscall.ECONNRESET) {
+		t.Fatalf("the old connection ended with %v, want a reset", err)
+	}
+}
+
+func TestDatagramsMoveToAnotherInstanceAtOnce(t *testing.T) {
+	l := newLab(t)
+	a, b, client := l.container("a"), l.container("b"), l.container("client")
+	a.serveUDP(53)
+	b.serveUDP(53)
+	nets := []*gantryv1.Network{network("prod/shop/front", 1, false)}
+	caller := service("prod", "client", "", []string{"front"}, client)
+	web := service("prod", "web", "10.96.0.1", []string{"front"}, a, b)
+	web.Endpoints[1].Ready = false
+	l.apply(nets, web, caller)
+	conn := client.dialUDP("10.96.0.1:53")
+	if who, _, err := askUDP(conn); who != "a" {
+		t.Fatalf("answered by %q, %v", who, err)
+	}
+	web = service("prod", "web", "10.96.0.1", []string{"front"}, a, b)
+	web.Endpoints[0].Ready = false
+	l.apply(nets, web, caller)
+	if who, _, err := askUDP(conn); who != "b" {
+		t.Fatalf("the same socket is answered by %q, %v", who, err)
+	}
+}
+
+func banner(t *testing.T, conn net.Conn) (server, client string) {
+	t.Helper()
+	_ = conn.SetDeadline(time.Now().Add(2 * time.Second))
+	buf := make([]byte, 0, 100)
+	for one := make([]byte, 1); len(buf) == 0 || buf[len(buf)-1] != '\n'; {
+		if _, err := conn.Read(one); err != nil {
+			t.Fatal(err)
+		}
+		buf = append(buf, one[0])
+	}
+	server, client, _ = strings.Cut(string(buf[:len(buf)-1]), " ")
+	return server, client
+}
+
+func echo(t *testing.T, conn net.Conn) {
+	t.Helper()
+	_ = conn.SetDeadline(time.Now().Add(2 * time.Second))
+	if _, err := conn.Write([]byte("ping")); err != nil {
+		t.Fatalf("the connection does not go on: %v", err)
+	}
+	if _, err := io.ReadFull(conn, make([]byte, 4)); err != nil {
+		t.Fatalf("the connection does not go on: %v", err)
+	}
+}
+
+func TestNetworksAreIsolated(t *testing.T) {
+	l := newLab(t)
+	web, db, other, stranger := l.container("web"), l.container("db"), l.container("other"), l.container("stranger")
+	db.serve(5432)
+	nets := []*gantryv1.Network{network("prod/shop/front", 1, false), network("prod/shop/back", 2, false), network("staging/shop/back", 3, false)}
+	thief := service("staging", "thief", "", []string{"back"}, other)
+	// A network of another environment counts for nothing.
+	thief.Attachments = append(thief.Attachments, &gantryv1.NetworkAttachment{Network: "prod/shop/back"})
+	database := service("prod", "db", "10.96.0.1", []string{"back"}, db)
+	l.apply(nets, service("prod", "web", "", []string{"front", "back"}, web), database, thief, service("prod", "proxy", "", []string{"front"}, stranger))
+
+	for _, to := range []string{"10.96.0.1:5432", db.IPv4.String() + ":5432"} {
+		if who, _, err := web.ask(to); who != "db" {
+			t.Errorf("web cannot reach db at %s: %v", to, err)
+		}
+		for _, c := range []*container{other, stranger} {
+			c.cannotReach(to)
+		}
+	}
+	if db.IPv6.IsValid() {
+		six := "[" + db.IPv6.String() + "]:5432"
+		if who, from, err := web.ask(six); who != "db" || from != web.IPv6.String() {
+			t.Errorf("web by IPv6: %q from %q, %v", who, from, err)
+		}
+		other.cannotReach(six)
+	}
+
+	// What talked before must stop when the networks change.
+	conn, err := web.dial("10.96.0.1:5432")
+	must(t, err)
+	defer conn.Close()
+	banner(t, conn)
+	l.apply(nets, service("prod", "web", "", []string{"front"}, web), database)
+	_ = conn.SetDeadline(time.Now().Add(2 * time.Second))
+	_, _ = conn.Write([]byte("x"))
+	if _, err := conn.Read(make([]byte, 1)); err == nil {
+		t.Error("a connection goes on after its network was taken away")
+	}
+}
+
+func TestInternalNetworkReachesNothingOutside(t *testing.T) {
+	l := newLab(t)
+	remote := l.remote()
+	remote.serve(80)
+	serveIn(t, l.host, 8088, "host")
+	vault, db, free := l.container("vault"), l.container("db"), l.container("free")
+	db.serve(5432)
+	l.apply([]*gantryv1.Network{network("prod/shop/cellar", 1, true), network("prod/shop/front", 2, false)},
+		service("prod", "vault", "", []string{"cellar"}, vault), service("prod", "db", "10.96.0.1", []string{"cellar"}, db),
+		service("prod", "free", "", []string{"cellar", "front"}, free))
+	if who, _, err := vault.ask("10.96.0.1:5432"); who != "db" {
+		t.Errorf("inside the network: %v", err)
+	}
+	for _, to := range []string{"192.0.2.2:80", "192.0.2.1:8088", vault.Gateway.String() + ":8088"} {
+		vault.cannotReach(to)
+		if _, _, err := free.ask(to); err != nil {
+			t.Errorf("the container with one open network does not reach %s: %v", to, err)
+		}
+	}
+}
+
+func TestOutsideSeesTheHostAndReachesNothingUnpublished(t *testing.T) {
+	l := newLab(t)
+	remote := l.remote()
+	remote.serve(80)
+	remote.route("10.64.3.0/24")
+	remote.route("10.96.0.0/16")
+	a := l.container("a")
+	a.serve(8000)
+	l.apply([]*gantryv1.Network{network("prod/shop/front", 1, false)}, service("prod", "web", "10.96.0.1", []string{"front"}, a))
+	_, from, err := a.ask("192.0.2.2:80")
+	must(t, err)
+	if from != "192.0.2.1" {
+		t.Errorf("outside sees %s, want the host's address", from)
+	}
+	for _, to := range []string{a.IPv4.String() + ":8000", "10.96.0.1:8000"} {
+		remote.cannotReach(to)
+	}
+}
+
+func TestForgedAddressesAreDropped(t *testing.T) {
+	l := newLab(t)
+	a, db, victim := l.container("a"), l.container("db"), l.container("victim")
+	l.apply([]*gantryv1.Network{network("prod/shop/back", 1, false)},
+		service("prod", "db", "", []string{"back"}, db), service("prod", "victim", "", []string{"back"}, victim))
+	heard := func(ns *os.File, addr string) net.PacketConn {
+		var pc net.PacketConn
+		must(t, do(t, ns, func() (err error) {
+			pc, err = net.ListenPacket("udp4", addr)
+			return err
+		}))
+		t.Cleanup(func() { pc.Close() })
+		return pc
+	}
+	loopback := netip.MustParseAddr("127.0.0.1")
+	for _, c := range []struct {
+		what     string
+		source   netip.Addr
+		target   netip.Addr
+		listener net.PacketConn
+		honest   *os.File
+	}{
+		{"in another container's name", victim.IPv4, db.IPv4, heard(db.ns, ":5300"), victim.ns},
+		{"to the host's loopback", a.IPv4, loopback, heard(l.host, "127.0.0.1:5300"), l.host},
+	} {
+		must(t, do(t, a.ns, func() error { return forge(c.source, c.target, 5300) }))
+		must(t, do(t, c.honest, func() error {
+			conn, err := net.Dial("udp", netip.AddrPortFrom(c.target, 5300).String())
+			if err != nil {
+				return err
+			}
+			defer conn.Close()
+			_, err = conn.Write([]byte("honest"))
+			return err
+		}))
+		buf := make([]byte, 100)
+		_ = c.listener.SetReadDeadline(time.Now().Add(2 * time.Second))
+		n, _, err := c.listener.ReadFrom(buf)
+		must(t, err)
+		if string(buf[:n]) != "honest" {
+			t.Errorf("a datagram %s arrived: %q", c.what, buf[:n])
+		}
+	}
+}
+
+// forge sends a datagram "forged" with any source straight to the link, as a container with CAP_NET_RAW can.
+func forge(source, target netip.Addr, port uint16) error {
+	eth, err := net.InterfaceByName(inside)
+	if err != nil {
+		return err
+	}
+	fd, err := syscall.Socket(syscall.AF_PACKET, syscall.SOCK_DGRAM, int(htons(syscall.ETH_P_IP)))
+	if err != nil {
+		return err
+	}
+	defer syscall.Close(fd)
+	payload := "forged"
+	p := make([]byte, 28, 64)
+	p[0], p[8], p[9] = 0x45, 64, protoUDP
+	binary.BigEndian.PutUint16(p[2:], uint16(len(p)+len(payload)))
+	copy(p[12:], source.AsSlice())
+	copy(p[16:], target.AsSlice())
+	binary.BigEndian.PutUint16(p[20:], port)
+	binary.BigEndian.PutUint16(p[22:], port)
+	binary.BigEndian.PutUint16(p[24:], uint16(8+len(payload)))
+	sum := uint32(0)
+	for i := 0; i < 20; i += 2 {
+		sum += uint32(binary.BigEndian.Uint16(p[i:]))
+	}
+	sum = sum&0xffff + sum>>16
+	binary.BigEndian.PutUint16(p[10:], ^uint16(sum+sum>>16))
+	to := &syscall.SockaddrLinklayer{Protocol: htons(syscall.ETH_P_IP), Ifindex: eth.Index, Halen: 6}
+	copy(to.Addr[:], hostMAC())
+	return syscall.Sendto(fd, append(p, payload...), 0, to)
+}
+
+func htons(v uint16) uint16 { return v<<8 | v>>8 }

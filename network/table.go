@@ -37,19 +37,20 @@ type ruleset struct {
 	port  atomic.Uint32 // netlink port of conn: events that carry another one are somebody else's doing
 }
 
-// sets holds all that changes; rules are fixed, but for one per service and published port.
+// sets holds all that changes; rules are fixed, but for one per service and published port and two
+// per segment.
 type sets struct {
-	segments, segments6 *nftables.Set // address : segment
-	pairs               *nftables.Set // segment . segment
-	internal, internal6 *nftables.Set // address
-	hairpins            *nftables.Set // address . address
-	services            *nftables.Set // virtual address : chain
-	ports               *nftables.Set // protocol . port : chain
-	hostPorts           *nftables.Set // address . protocol . port : chain
+	segments, segments6     *nftables.Set // container : chain of its segment
+	containers, containers6 *nftables.Set // container
+	internal, internal6     *nftables.Set // container
+	hairpins                *nftables.Set // container . container
+	services                *nftables.Set // virtual address : chain
+	ports                   *nftables.Set // protocol . port : chain
+	hostPorts               *nftables.Set // address . protocol . port : chain
 }
 
 func (s *sets) all() []*nftables.Set {
-	return []*nftables.Set{s.segments, s.segments6, s.pairs, s.internal, s.internal6, s.hairpins, s.services, s.ports, s.hostPorts}
+	return []*nftables.Set{s.segments, s.segments6, s.containers, s.containers6, s.internal, s.internal6, s.hairpins, s.services, s.ports, s.hostPorts}
 }
 
 // netlinkBuffer holds the largest transaction: a node with thousands of services that writes its table anew.
@@ -90,10 +91,11 @@ func newSets(t *nftables.Table) sets {
 		s.IsMap, s.DataType = true, data
 		return s
 	}
-	ip, ip6, mark := nftables.TypeIPAddr, nftables.TypeIP6Addr, nftables.TypeMark
+	ip, ip6 := nftables.TypeIPAddr, nftables.TypeIP6Addr
 	proto, port := nftables.TypeInetProto, nftables.TypeInetService
 	return sets{
-		segments: to(set("segments", ip), mark), segments6: to(set("segments6", ip6), mark), pairs: set("pairs", mark, mark),
+		segments: to(set("segments", ip), nftables.TypeVerdict), segments6: to(set("segments6", ip6), nftables.TypeVerdict),
+		containers: set("containers", ip), containers6: set("containers6", ip6),
 		internal: set("internal", ip), internal6: set("internal6", ip6), hairpins: set("hairpins", ip, ip),
 		services:  to(set("services", ip), nftables.TypeVerdict),
 		ports:     to(set("ports", proto, port), nftables.TypeVerdict),
@@ -232,6 +234,9 @@ func (r *ruleset) filters() {
 		// route_localnet lets replies for 127.0.0.1 in; nothing may use it to reach the host's own loopback.
 		join(ipv4(), within(destination4, netip.MustParsePrefix("127.0.0.0/8")), drop()),
 		join(forgedSource(), drop()))
+	// TCP gets a reset, which the kernel does not ration as it does ICMP.
+	r.branch("refuse", join(protocol(protoTCP), reset()), unreachable(unix.NFT_REJECT_ICMPX_ADMIN_PROHIBITED))
+	r.branch("absent", join(protocol(protoTCP), reset()), unreachable(unix.NFT_REJECT_ICMPX_PORT_UNREACH))
 	r.branch("from", r.fromContainers()...)
 	r.branch("to", join(destinationTranslated(), accept()), drop())
 	r.chain("forward", nftables.ChainTypeFilter, nftables.ChainHookForward, nftables.ChainPriorityFilter,
@@ -244,25 +249,19 @@ func (r *ruleset) filters() {
 }
 
 func (r *ruleset) fromContainers() []rule {
-	// Both addresses become segments in neighbouring registers, which together are the key of pairs. IPv6 addresses take
-	// four registers, so the second one is loaded behind the first result.
-	shared := join(ipv4(), rule{source4(regA), translate(regA, regA, r.sets.segments), destination4(regB),
-		translate(regB, regB, r.sets.segments), inSet(regA, r.sets.pairs)}, accept())
-	const reg2 = unix.NFT_REG_2
-	shared6 := join(ipv6(), rule{source6(reg2), translate(reg2, regA, r.sets.segments6), destination6(reg2),
-		translate(reg2, regB, r.sets.segments6), inSet(regA, r.sets.pairs)}, accept())
 	return []rule{
 		join(ctState(expr.CtStateBitINVALID), drop()),
-		shared, shared6,
+		join(ipv4(), rule{source4(regA), dispatch(regA, r.sets.segments)}),
+		join(ipv6(), rule{source6(reg1), dispatch(reg1, r.sets.segments6)}),
 		join(ipv4(), rule{source4(regA), inSet(regA, r.sets.internal)}, refuse()),
 		join(ipv6(), rule{source6(reg1), inSet(reg1, r.sets.internal6)}, refuse()),
 		// What reaches the bridge has no container: a virtual address without a ready instance, or one that is gone.
-		join(toDevice(r.bridge), protocol(protoTCP), reset()),
-		join(toDevice(r.bridge), refusePort()),
+		join(toDevice(r.bridge), absent()),
 		r.publishedByOthers(),
 		join(toOurs(r.group), refuse()),
 		// A container of another node, whatever way leads there.
-		join(ipv4(), rule{destination4(regA), translate(regA, regA, r.sets.segments)}, refuse()),
+		join(ipv4(), rule{destination4(regA), inSet(regA, r.sets.containers)}, refuse()),
+		join(ipv6(), rule{destination6(reg1), inSet(reg1, r.sets.containers6)}, refuse()),
 		accept(),
 	}
 }
@@ -302,9 +301,7 @@ func (r *ruleset) fromHost() []rule {
 	redirect := rule{&expr.Payload{DestRegister: reg1, Base: expr.PayloadBaseTransportHeader, Offset: 0, Len: 1}, equals(reg1, []byte{5})}
 	rules := []rule{join(toOurs(r.group), ipv4(), protocol(unix.IPPROTO_ICMP), redirect, drop())}
 	if r.virtual.IsValid() {
-		rules = append(rules,
-			join(ipv4(), within(destination4, r.virtual), protocol(protoTCP), reset()),
-			join(ipv4(), within(destination4, r.virtual), refusePort()))
+		rules = append(rules, join(ipv4(), within(destination4, r.virtual), absent()))
 	}
 	return rules
 }

@@ -1,0 +1,134 @@
+package network
+
+import (
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"testing"
+	"time"
+
+	gantryv1 "github.com/gantryd/gantry/api/gen/gantry/v1"
+)
+
+// BenchmarkAttachReady is the hot path of a container's start: a link from the pool.
+func BenchmarkAttachReady(b *testing.B) {
+	l := newLab(b, func(o *Options) { o.PoolSize = 8; o.Subnet = netip.MustParsePrefix("10.64.0.0/16") })
+	for i := 0; b.Loop(); i++ {
+		b.StopTimer()
+		await(b, "the pool", func() bool { return l.readyCount() > 0 })
+		b.StartTimer()
+		_, err := l.Attach(b.Context(), fmt.Sprint(i), AttachOptions{})
+		must(b, err)
+		b.StopTimer()
+		must(b, l.Detach(b.Context(), fmt.Sprint(i)))
+		b.StartTimer()
+	}
+}
+
+// BenchmarkAttachNew is what a burst pays that empties the pool.
+func BenchmarkAttachNew(b *testing.B) {
+	l := newLab(b, func(o *Options) { o.PoolSize = -1; o.Subnet = netip.MustParsePrefix("10.64.0.0/16") })
+	for i := 0; b.Loop(); i++ {
+		_, err := l.Attach(b.Context(), fmt.Sprint(i), AttachOptions{})
+		must(b, err)
+		b.StopTimer()
+		must(b, l.Detach(b.Context(), fmt.Sprint(i)))
+		b.StartTimer()
+	}
+}
+
+// thousand is the state of 1000 services of 200 apps with 5 instances each.
+func thousand() State {
+	var s State
+	for i := range 1000 {
+		key := fmt.Sprintf("prod/app%d", i/5)
+		e := &gantryv1.ServiceEndpoints{Service: fmt.Sprintf("%s/s%d", key, i), Environment: "prod", VirtualIp: fmt.Sprintf("10.96.%d.%d", i/250, i%250+1),
+			Attachments: []*gantryv1.NetworkAttachment{{Network: key + "/default"}}}
+		if i%5 == 0 {
+			s.Networks = append(s.Networks, network(key+"/default", uint32(i/5+1), false))
+		}
+		for j := range 5 {
+			e.Endpoints = append(e.Endpoints, &gantryv1.Endpoint{Address: address(10<<24 | 64<<16 | uint32(i*5+j+2)).String(), Ready: true})
+		}
+		s.Endpoints = append(s.Endpoints, e)
+	}
+	return s
+}
+
+func BenchmarkApplyOneOf1000(b *testing.B) {
+	l := newLab(b, func(o *Options) { o.Subnet = netip.MustParsePrefix("10.64.0.0/16") })
+	s := thousand()
+	must(b, l.Apply(b.Context(), s))
+	for i := 0; b.Loop(); i++ {
+		s.Endpoints[17].Endpoints[0].Ready = i%2 == 0
+		must(b, l.Apply(b.Context(), s))
+	}
+}
+
+func BenchmarkApplyUnchanged1000(b *testing.B) {
+	l := newLab(b, func(o *Options) { o.Subnet = netip.MustParsePrefix("10.64.0.0/16") })
+	s := thousand()
+	must(b, l.Apply(b.Context(), s))
+	for b.Loop() {
+		must(b, l.Apply(b.Context(), s))
+	}
+}
+
+func BenchmarkApplyAnew1000(b *testing.B) {
+	l := newLab(b, func(o *Options) { o.Subnet = netip.MustParsePrefix("10.64.0.0/16") })
+	s := thousand()
+	must(b, l.Apply(b.Context(), s))
+	for b.Loop() {
+		must(b, l.reassert())
+	}
+}
+
+// BenchmarkTraffic compares a virtual with a direct address: one stream, and short connections.
+func BenchmarkTraffic(b *testing.B) {
+	l := newLab(b)
+	a, client := l.container("a"), l.container("client")
+	var ln net.Listener
+	must(b, do(b, a.ns, func() (err error) {
+		ln, err = net.Listen("tcp", ":80")
+		return err
+	}))
+	defer ln.Close()
+	go func() {
+		for {
+			c, err := ln.Accept()
+			if err != nil {
+				return
+			}
+			go func() { _, _ = io.Copy(io.Discard, c); c.Close() }()
+		}
+	}()
+	l.apply([]*gantryv1.Network{network("prod/shop/front", 1, false)}, service("prod", "web", "10.96.0.1", []string{"front"}, a),
+		service("prod", "client", "", []string{"front"}, client))
+	for name, addr := range map[string]string{"direct": a.IPv4.String() + ":80", "virtual": "10.96.0.1:80"} {
+		b.Run("stream/"+name, func(b *testing.B) {
+			conn, err := client.dial(addr)
+			must(b, err)
+			defer conn.Close()
+			buf := make([]byte, 1<<20)
+			b.SetBytes(int64(len(buf)))
+			for b.Loop() {
+				_, err := conn.Write(buf)
+				must(b, err)
+			}
+		})
+		b.Run("connect/"+name, func(b *testing.B) {
+			must(b, do(b, client.ns, func() error {
+				for b.Loop() {
+					conn, err := net.DialTimeout("tcp", addr, time.Second)
+					if err != nil {
+						return err
+					}
+					_ = conn.(*net.TCPConn).SetLinger(0)
+					conn.Close()
+				}
+				return nil
+			}))
+		})
+	}
+}
