@@ -2,6 +2,7 @@ package build
 
 import (
 	"context"
+	"io"
 	"time"
 
 	controlapi "github.com/moby/buildkit/api/services/control"
@@ -10,6 +11,7 @@ import (
 
 	gantryv1 "github.com/gantryd/gantry/api/gen/gantry/v1"
 	"github.com/gantryd/gantry/build/lint"
+	"github.com/gantryd/gantry/build/unpack"
 	"github.com/gantryd/gantry/fault"
 )
 
@@ -22,6 +24,12 @@ type Request struct {
 	Contexts map[string]string
 	// SSH reaches the client's SSH agents by ID ("default").
 	SSH map[string]Dial
+}
+
+// UnpackContext unpacks a client's tar stream, plain or compressed with gzip or zstd, into the existing directory dir and
+// never writes outside of it; see package unpack.
+func UnpackContext(ctx context.Context, r io.Reader, dir string) error {
+	return unpack.Tar(ctx, r, dir)
 }
 
 // statusGrace is how long a failed build waits for its last progress: a solve that fails before it starts has none.

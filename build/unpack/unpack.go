@@ -1,4 +1,7 @@
-package build
+// Package unpack turns a client's tar stream into a directory without trusting the stream.
+//
+// Tar is the whole interface. It is safe in parallel for different directories.
+package unpack
 
 import (
 	"archive/tar"
@@ -28,11 +31,11 @@ const (
 	maxZstdWindow     = 128 << 20
 )
 
-// UnpackContext unpacks a tar stream, plain or compressed with gzip or zstd, into dir, which must exist. Nothing is
+// Tar unpacks a tar stream, plain or compressed with gzip or zstd, into dir, which must exist. Nothing is
 // written outside of dir whatever the stream says: names that leave it, entries through links that leave it, devices and
 // pipes are refused with fault.Invalid. Owners are not kept; modes and times are. What was unpacked before an error
 // stays in dir.
-func UnpackContext(ctx context.Context, r io.Reader, dir string) error {
+func Tar(ctx context.Context, r io.Reader, dir string) error {
 	plain, err := decompress(r)
 	if err != nil {
 		return err
@@ -130,7 +133,10 @@ func (u *unpacker) one(h *tar.Header) error {
 	switch h.Typeflag {
 	case tar.TypeDir:
 		return u.directory(name, h)
-	case tar.TypeReg, tar.TypeGNUSparse:
+	case tar.TypeReg:
+		if sparse(h) {
+			return fault.New(fault.Invalid, "entry %q of the build context is a sparse file", h.Name).WithHint("send the context without tar's --sparse")
+		}
 		return u.file(name, h)
 	case tar.TypeSymlink:
 		return u.symlink(name, h)
@@ -138,6 +144,16 @@ func (u *unpacker) one(h *tar.Header) error {
 		return u.link(name, h)
 	}
 	return fault.New(fault.Invalid, "entry %q of the build context is a device, a pipe or something stranger", h.Name).WithHint("list it in .dockerignore")
+}
+
+// sparse reports files with holes: a kilobyte of stream can claim gigabytes of them.
+func sparse(h *tar.Header) bool {
+	for key := range h.PAXRecords {
+		if strings.HasPrefix(key, "GNU.sparse.") {
+			return true
+		}
+	}
+	return false
 }
 
 // localName cleans a name and refuses one that leaves the directory.
