@@ -280,7 +280,7 @@ func (w *worker) running(as *gantryv1.Assignment, pid uint32, since time.Time) {
 		if fresh {
 			s.StartedAt, s.FinishedAt = timestamppb.New(since), nil
 			s.Health, s.HealthOutput, s.FailingStreak = gantryv1.InstanceStatus_HEALTH_UNSPECIFIED, "", 0
-			s.OomKilled = false
+			s.OomKilled, s.ExitCode = false, 0
 			if check != nil {
 				s.Health = gantryv1.InstanceStatus_HEALTH_STARTING
 			}

@@ -6,6 +6,7 @@ import (
 
 	"connectrpc.com/connect"
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/durationpb"
 
 	gantryv1 "github.com/gantryd/gantry/api/gen/gantry/v1"
 	"github.com/gantryd/gantry/control/progress"
@@ -238,6 +239,9 @@ func (h *instances) Remove(ctx context.Context, req *connect.Request[gantryv1.Re
 	}
 	resp, err := h.change(ctx, &gantryv1.InstanceTarget{Environment: i.Environment, Target: i.Meta.Key}, "", func(i *gantryv1.Instance) error {
 		i.Desired = gantryv1.Instance_DESIRED_REMOVED
+		if req.Msg.Force {
+			i.StopGrace = durationpb.New(0)
+		}
 		return nil
 	})
 	if err != nil {

@@ -1,0 +1,100 @@
+// Command gantryd is Gantry's daemon: the node role of a machine and, so far always, the server role of its cluster.
+package main
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"os"
+	"os/signal"
+	"runtime"
+	"runtime/debug"
+	"syscall"
+
+	"github.com/spf13/cobra"
+
+	gantryv1 "github.com/gantryd/gantry/api/gen/gantry/v1"
+	"github.com/gantryd/gantry/daemon"
+	"github.com/gantryd/gantry/fault"
+)
+
+var version, commit = "dev", "" // set by the linker
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	if err := command().ExecuteContext(ctx); err != nil {
+		fmt.Fprintf(os.Stderr, "gantryd: %v\n", err)
+		if hint := fault.HintOf(err); hint != "" {
+			fmt.Fprintf(os.Stderr, "hint: %s\n", hint)
+		}
+		os.Exit(1)
+	}
+}
+
+func command() *cobra.Command {
+	var c daemon.Config
+	var subnet, vips, level string
+	cmd := &cobra.Command{
+		Use: "gantryd", Short: "Run Gantry on this machine", Version: version,
+		Args: cobra.NoArgs, SilenceUsage: true, SilenceErrors: true,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := complete(&c, subnet, vips, level); err != nil {
+				return err
+			}
+			return daemon.Run(cmd.Context(), c)
+		},
+	}
+	f := cmd.Flags()
+	f.StringVar(&c.Root, "root", "/var/lib/gantry", "directory of everything that must last")
+	f.StringVar(&c.Run, "run", "/run/gantry", "directory of sockets and of what a reboot may lose")
+	f.StringVar(&c.Listen, "listen", "unix:///run/gantry/gantry.sock", "where the API listens")
+	f.StringVar(&c.Helpers, "helpers", "", "directory of runc and containerd-shim-runc-v2 (default beside gantryd)")
+	f.StringVar(&c.Group, "group", "gantry", "group that may use the API, besides root")
+	f.StringVar(&c.Bridge, "bridge", "gantry0", "name of the bridge of this machine's instances")
+	f.StringVar(&subnet, "subnet", "10.210.0.0/20", "addresses of this machine's instances")
+	f.StringVar(&vips, "virtual-ips", "10.211.0.0/16", "addresses of services")
+	f.StringVar(&c.Registry, "registry", "127.0.0.1:5050", "where the embedded registry listens; empty for none")
+	f.StringVar(&c.CgroupParent, "cgroup-parent", "", "cgroup of all instances (default one that hangs on the root)")
+	f.StringVar(&level, "log-level", "info", "debug, info, warn or error")
+	return cmd
+}
+
+func complete(c *daemon.Config, subnet, vips, level string) error {
+	var err error
+	if c.Subnet, err = netip.ParsePrefix(subnet); err != nil {
+		return fault.Wrap(fault.Invalid, err, "--subnet %q is not a range of addresses", subnet)
+	}
+	if c.VirtualIPs, err = netip.ParsePrefix(vips); err != nil {
+		return fault.Wrap(fault.Invalid, err, "--virtual-ips %q is not a range of addresses", vips)
+	}
+	var l slog.Level
+	if err := l.UnmarshalText([]byte(level)); err != nil {
+		return fault.Wrap(fault.Invalid, err, "--log-level %q is not a level", level)
+	}
+	if c.Helpers == "" {
+		if c.Helpers, err = daemon.Helpers(); err != nil {
+			return err
+		}
+	}
+	c.Logger = slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: l}))
+	c.Version = about()
+	return nil
+}
+
+func about() *gantryv1.VersionResponse {
+	v := &gantryv1.VersionResponse{
+		Version: version, Commit: commit, GoVersion: runtime.Version(), Os: runtime.GOOS, Arch: runtime.GOARCH,
+		Modules: map[string]string{},
+	}
+	if info, ok := debug.ReadBuildInfo(); ok {
+		for _, m := range info.Deps {
+			switch m.Path {
+			case "github.com/containerd/containerd/v2", "github.com/moby/buildkit", "go.etcd.io/etcd/server/v3", "github.com/opencontainers/runc":
+				v.Modules[m.Path] = m.Version
+			}
+		}
+	}
+	return v
+}
