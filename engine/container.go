@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"sync"
 	"time"
 
@@ -80,6 +81,8 @@ type container struct {
 	state State
 	run   *run
 	log   *jsonlog.Log
+	began chan struct{} // closed when the next run begins; nil while nobody waits for it
+	stats sample
 }
 
 // run is one task of a container, from Start until its exit has been dealt with.
@@ -119,6 +122,14 @@ func (c *container) current() *run {
 		return nil
 	}
 	return c.run
+}
+
+// nextRun returns a channel that is closed when another run begins. The caller holds c.mu.
+func (c *container) nextRun() <-chan struct{} {
+	if c.began == nil {
+		c.began = make(chan struct{})
+	}
+	return c.began
 }
 
 // running returns the run or an error that says that there is none.
@@ -180,3 +191,5 @@ func (e *Engine) all() []*container {
 	}
 	return list
 }
+
+func itoa(n uint32) string { return strconv.FormatUint(uint64(n), 10) }

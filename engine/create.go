@@ -27,6 +27,13 @@ import (
 // Mount is one resolved mount of a container.
 type Mount = ocispec.Mount
 
+// Types of a Mount.
+const (
+	MountBind   = "bind"
+	MountVolume = "volume"
+	MountTmpfs  = "tmpfs"
+)
+
 // CreateRequest describes a container with everything resolved to what this machine has.
 type CreateRequest struct {
 	// ID is unique on the node: letters, digits, "_", "." and "-". Name is for people.

@@ -45,7 +45,8 @@ type Options struct {
 	Root    string // persistent files
 	Run     string // sockets and files that end with the machine; at most 40 bytes long
 	Helpers string // directory with runc, containerd-shim-runc-v2 and gantry-init
-	// CgroupParent is the control group that holds the containers', by default one named by Root.
+	// CgroupParent is the control group below which the containers' are, by default one named by Root. What is in its
+	// group "containers" belongs to the engine alone.
 	CgroupParent string
 	Logger       *slog.Logger // nil means slog's default
 }
@@ -77,7 +78,7 @@ func Open(ctx context.Context, o Options) (*Engine, error) {
 		return nil, err
 	}
 	e := &Engine{o: o, log: o.Logger, containers: map[string]*container{}}
-	if e.cgroup, err = openCgroups(o.CgroupParent); err != nil {
+	if e.cgroup, err = openCgroups(filepath.Join(o.CgroupParent, "containers")); err != nil {
 		return nil, err
 	}
 	if e.spools, err = jsonlog.NewWatcher(); err != nil {

@@ -16,7 +16,7 @@ type LogOptions struct {
 	// Follow goes on with new lines until the container's current run has ended; at once if it does not run.
 	Follow bool
 	// Tail is the number of last lines to begin with, negative for all.
-	Tail         int
+	Tail         int64
 	Since, Until time.Time
 }
 
@@ -33,7 +33,7 @@ func (e *Engine) Logs(ctx context.Context, id string, o LogOptions, fn func(*gan
 	if err := e.openLog(c); err != nil {
 		return err
 	}
-	ro := jsonlog.ReadOptions{Tail: o.Tail, Since: o.Since, Until: o.Until}
+	ro := jsonlog.ReadOptions{Tail: int(o.Tail), Since: o.Since, Until: o.Until}
 	if o.Follow {
 		ro.Done = closedChannel()
 		if r := c.current(); r != nil {

@@ -139,6 +139,10 @@ func (e *Engine) begin(c *container, r *run) {
 	defer c.mu.Unlock()
 	c.run = r
 	e.followLog(c, r)
+	if c.began != nil {
+		close(c.began)
+		c.began = nil
+	}
 }
 
 // abandon undoes a start that has failed.
@@ -154,6 +158,7 @@ func (e *Engine) abandon(ctx context.Context, c *container, r *run, created bool
 	}
 	_ = e.cgroup.remove(c.ID)
 	r.stdin.close()
+	close(r.ended)
 	r.setDrained()
 	close(r.gone)
 }

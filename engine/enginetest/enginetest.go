@@ -99,6 +99,7 @@ func clean(t testing.TB, dir, parent string) {
 	}
 	groups, _ := filepath.Glob("/sys/fs/cgroup/*" + parent)
 	for _, g := range append(groups, "/sys/fs/cgroup"+parent) {
+		_ = unix.Rmdir(filepath.Join(g, "containers"))
 		_ = unix.Rmdir(g)
 	}
 }

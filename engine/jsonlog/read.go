@@ -80,6 +80,7 @@ type reader struct {
 	gen   uint64     // rotations seen when the last of files was opened
 	buf   *bufio.Reader
 	part  []byte
+	limit int64 // readOnce: how much of the newest file to read
 }
 
 // open opens the files that there are and places the reader at the first entry wanted.
@@ -185,6 +186,20 @@ func (r *reader) readAll(ctx context.Context) error {
 			return err
 		}
 	}
+}
+
+// readOnce reads the files as they were when the reader was opened.
+func (r *reader) readOnce() error {
+	for i, f := range r.files {
+		r.buf, r.part = bufio.NewReaderSize(f, 64<<10), nil
+		if i == len(r.files)-1 {
+			r.buf = bufio.NewReaderSize(io.LimitReader(f, r.limit), 64<<10)
+		}
+		if err := r.readFile(context.Background()); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // openNewer opens the files made by rotation since the newest was opened. It says false if there are none.

@@ -1,11 +1,15 @@
 package jsonlog
 
-import "sync"
+import (
+	"sync"
+
+	"github.com/gantryd/gantry/fault"
+)
 
 // tapLimit is how much a tap holds for a slow reader before it is cut off.
 const tapLimit = 8 << 20
 
-// Chunk is raw output of a container. An empty chunk means nothing.
+// Chunk is raw output of a container.
 type Chunk struct {
 	Stream string // "stdout" or "stderr"
 	Data   []byte
@@ -35,6 +39,41 @@ func (l *Log) Tap() *Tap {
 	}
 	l.taps[t] = struct{}{}
 	return t
+}
+
+// TapFromStart gives all that the log has to fn and taps what comes after, with neither gap nor overlap.
+func (l *Log) TapFromStart(fn func(Chunk) error) (*Tap, error) {
+	r := reader{log: l, o: ReadOptions{Tail: -1}, fn: func(e Entry) error { return fn(Chunk{e.Stream, e.Line}) }}
+	defer r.close()
+	t := &Tap{log: l, ready: make(chan struct{}, 1)}
+	if err := l.tapWith(t, &r); err != nil {
+		return nil, err
+	}
+	if err := r.readOnce(); err != nil {
+		t.Close()
+		return nil, err
+	}
+	return t, nil
+}
+
+// tapWith opens the files and the tap at one moment. Unfinished lines, which the files do not have, go to the tap.
+func (l *Log) tapWith(t *Tap, r *reader) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.closed {
+		return fault.New(fault.Conflict, "log in %s is closed", l.dir)
+	}
+	if err := r.openFrom(l.o.MaxFiles - 1); err != nil {
+		return fault.Wrap(fault.Unavailable, err, "log in %s", l.dir)
+	}
+	r.limit = l.size
+	l.taps[t] = struct{}{}
+	for _, s := range l.spools {
+		if len(s.pending) > 0 {
+			t.push(Chunk{Stream: s.stream, Data: s.pending})
+		}
+	}
+	return nil
 }
 
 // tap hands out fresh bytes of a spool that began at offset from. The caller holds mu.
