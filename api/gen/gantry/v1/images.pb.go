@@ -1171,7 +1171,9 @@ func (x *RemoveImageResponse) GetDeleted() []string {
 type PruneImagesRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Also named images that no instance and no kept release uses.
-	All           bool `protobuf:"varint,1,opt,name=all,proto3" json:"all,omitempty"`
+	All bool `protobuf:"varint,1,opt,name=all,proto3" json:"all,omitempty"`
+	// Digests that releases still need; filled in by the server.
+	Keep          []string `protobuf:"bytes,2,rep,name=keep,proto3" json:"keep,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1211,6 +1213,13 @@ func (x *PruneImagesRequest) GetAll() bool {
 		return x.All
 	}
 	return false
+}
+
+func (x *PruneImagesRequest) GetKeep() []string {
+	if x != nil {
+		return x.Keep
+	}
+	return nil
 }
 
 type PruneImagesResponse struct {
@@ -2244,9 +2253,10 @@ const file_gantry_v1_images_proto_rawDesc = "" +
 	"\x05force\x18\x02 \x01(\bR\x05force\"K\n" +
 	"\x13RemoveImageResponse\x12\x1a\n" +
 	"\buntagged\x18\x01 \x03(\tR\buntagged\x12\x18\n" +
-	"\adeleted\x18\x02 \x03(\tR\adeleted\"&\n" +
+	"\adeleted\x18\x02 \x03(\tR\adeleted\":\n" +
 	"\x12PruneImagesRequest\x12\x10\n" +
-	"\x03all\x18\x01 \x01(\bR\x03all\"M\n" +
+	"\x03all\x18\x01 \x01(\bR\x03all\x12\x12\n" +
+	"\x04keep\x18\x02 \x03(\tR\x04keep\"M\n" +
 	"\x13PruneImagesResponse\x12\x18\n" +
 	"\aremoved\x18\x01 \x03(\tR\aremoved\x12\x1c\n" +
 	"\treclaimed\x18\x02 \x01(\x03R\treclaimed\"\xad\x02\n" +

@@ -75,7 +75,8 @@ type ImageServiceClient interface {
 	Tag(context.Context, *connect.Request[v1.TagRequest]) (*connect.Response[v1.TagResponse], error)
 	Remove(context.Context, *connect.Request[v1.RemoveImageRequest]) (*connect.Response[v1.RemoveImageResponse], error)
 	Prune(context.Context, *connect.Request[v1.PruneImagesRequest]) (*connect.Response[v1.PruneImagesResponse], error)
-	// Build runs a Dockerfile. The first message is start, then the contexts as tar streams by name.
+	// Build runs a Dockerfile. The first message is start, then the contexts one after another as tar streams, the last chunk
+	// of each with end, then a chunk without a name.
 	Build(context.Context) *connect.BidiStreamForClient[v1.BuildInput, v1.BuildEvent]
 	PruneBuildCache(context.Context, *connect.Request[v1.PruneBuildCacheRequest]) (*connect.Response[v1.PruneBuildCacheResponse], error)
 }
@@ -257,7 +258,8 @@ type ImageServiceHandler interface {
 	Tag(context.Context, *connect.Request[v1.TagRequest]) (*connect.Response[v1.TagResponse], error)
 	Remove(context.Context, *connect.Request[v1.RemoveImageRequest]) (*connect.Response[v1.RemoveImageResponse], error)
 	Prune(context.Context, *connect.Request[v1.PruneImagesRequest]) (*connect.Response[v1.PruneImagesResponse], error)
-	// Build runs a Dockerfile. The first message is start, then the contexts as tar streams by name.
+	// Build runs a Dockerfile. The first message is start, then the contexts one after another as tar streams, the last chunk
+	// of each with end, then a chunk without a name.
 	Build(context.Context, *connect.BidiStream[v1.BuildInput, v1.BuildEvent]) error
 	PruneBuildCache(context.Context, *connect.Request[v1.PruneBuildCacheRequest]) (*connect.Response[v1.PruneBuildCacheResponse], error)
 }
