@@ -1,5 +1,147 @@
 package build
 
-const childArg = "build-until-killed"
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
 
-func child() {}
+	"github.com/moby/sys/mountinfo"
+
+	gantryv1 "github.com/gantryd/gantry/api/gen/gantry/v1"
+)
+
+const (
+	childArg = "build-until-killed"
+	sleeping = "sleep 100123"
+	stuck    = "FROM busybox\nRUN --mount=type=cache,target=/c --mount=type=secret,id=k echo started; " + sleeping + "\n"
+)
+
+func stuckRequest(dir string) Request {
+	return Request{
+		Start:    &gantryv1.BuildStart{Dockerfile: []byte(stuck), Tags: []string{"stuck"}, Offline: true, Secrets: map[string][]byte{"k": []byte("v")}},
+		Contexts: map[string]string{"context": filepath.Join(dir, "busybox")},
+	}
+}
+
+// child is the builder that TestKilledBuilder kills: it builds below os.Args[2] and says when the step runs.
+func child() {
+	dir := os.Args[2]
+	r, err := openRig(dir, Options{})
+	if err == nil {
+		err = r.busybox()
+	}
+	if err == nil {
+		_, err = r.Build(context.Background(), stuckRequest(dir), func(e *gantryv1.BuildEvent) error {
+			if strings.Contains(string(e.GetLog().GetData()), "started") {
+				fmt.Println("started")
+			}
+			return nil
+		})
+	}
+	fmt.Println("ended:", err)
+}
+
+// TestKilledBuilder kills a builder with SIGKILL within a step and looks at what its successor makes of the rest.
+func TestKilledBuilder(t *testing.T) {
+	requirements(t)
+	dir := t.TempDir()
+	tmp := filepath.Join(dir, "run", "tmp")
+	if err := os.MkdirAll(tmp, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("TMPDIR", tmp)
+	kill(t, dir)
+	if processes(t, sleeping) == 0 {
+		t.Log("the step died with its builder; the rest of the test still holds")
+	}
+	r, err := openRig(dir, Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.stop()
+	if n := processes(t, sleeping); n != 0 {
+		t.Errorf("%d processes of the killed build still run", n)
+	}
+	if left := mountsBelow(t, dir); left != nil {
+		t.Errorf("mounts of the killed build: %v", left)
+	}
+	if left, _ := filepath.Glob(filepath.Join(tmp, "*buildkit*")); left != nil {
+		t.Errorf("temporary files of the killed build: %v", left)
+	}
+	out := r.build(t, "FROM busybox\nRUN echo alive > /x\n", nil)
+	equal(t, "built after the kill", r.file(t, out.image.References[0], "x"), "alive\n")
+	if err := r.busybox(); err != nil {
+		t.Errorf("rebuild from the cache: %v", err)
+	}
+}
+
+func kill(t *testing.T, dir string) {
+	t.Helper()
+	exe, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.CommandContext(t.Context(), exe, childArg, dir)
+	cmd.Stderr = new(bytes.Buffer)
+	out, err := cmd.StdoutPipe()
+	if err == nil {
+		err = cmd.Start()
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	line, _ := bufio.NewReader(out).ReadString('\n')
+	cmd.Process.Kill()
+	cmd.Wait()
+	if line != "started\n" {
+		t.Fatalf("the child said %q\n%s", line, cmd.Stderr)
+	}
+}
+
+// processes counts the machine's processes whose command line holds words.
+func processes(t *testing.T, words string) (n int) {
+	t.Helper()
+	files, err := filepath.Glob("/proc/[0-9]*/cmdline")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range files {
+		data, _ := os.ReadFile(f)
+		if strings.Contains(string(bytes.ReplaceAll(data, []byte{0}, []byte{' '})), words) {
+			n++
+		}
+	}
+	return n
+}
+
+func mountsBelow(t *testing.T, dir string) (points []string) {
+	t.Helper()
+	mounts, err := mountinfo.GetMounts(mountinfo.PrefixFilter(dir))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, m := range mounts {
+		points = append(points, m.Mountpoint)
+	}
+	return points
+}
+
+func TestBuildsLeaveNothingBehind(t *testing.T) {
+	r := sharedRig(t)
+	r.build(t, "FROM busybox\nRUN echo "+t.Name()+"\n", nil)
+	r.try(t, "FROM busybox\nRUN false\n", nil)
+	if left := mountsBelow(t, r.dir); left != nil {
+		t.Errorf("mounts: %v", left)
+	}
+	for _, pattern := range []string{"run/steps/*/rootfs", "run/runc/*", "run/dockerfiles/*"} {
+		if left, _ := filepath.Glob(filepath.Join(r.dir, pattern)); left != nil {
+			t.Errorf("left: %v", left)
+		}
+	}
+}
