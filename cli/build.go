@@ -273,13 +273,13 @@ func (s *session) showBuild(ctx context.Context, stream *buildStream, job buildJ
 }
 
 type buildFlags struct {
-	file                       []string
-	tags, args, labels         []string
-	secrets, ssh, cacheFrom    []string
-	cacheTo, hosts, contexts   []string
-	platforms                  []string
-	target, network, shm        string
-	noCache, pull, quiet       bool
+	file                     []string
+	tags, args, labels       []string
+	secrets, ssh, cacheFrom  []string
+	cacheTo, hosts, contexts []string
+	platforms                []string
+	target, network, shm     string
+	noCache, pull, quiet     bool
 }
 
 func (s *session) buildCommand() *cobra.Command {

@@ -1,0 +1,51 @@
+package cli
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"io"
+
+	gantryv1 "github.com/gantryd/gantry/api/gen/gantry/v1"
+	"github.com/gantryd/gantry/cli/archive"
+	"github.com/gantryd/gantry/fault"
+)
+
+// putImages prints images with their OCI documents as JSON inside, not as the bytes that the API carries.
+func (s *session) putImages(found []*gantryv1.InspectImageResponse) error {
+	all := []any{}
+	for _, image := range found {
+		v, err := decoded(image)
+		if err != nil {
+			return err
+		}
+		for name, document := range map[string][]byte{"config": image.GetConfig(), "manifest": image.GetManifest()} {
+			dec := json.NewDecoder(bytes.NewReader(document))
+			dec.UseNumber()
+			var inner any
+			if dec.Decode(&inner) == nil {
+				v[name] = inner
+			}
+		}
+		all = append(all, v)
+	}
+	if s.output != "json" {
+		for _, v := range all {
+			outline(s.out, v.(map[string]any), "")
+		}
+		return nil
+	}
+	text, err := jsonText(all)
+	if err != nil {
+		return fault.Wrap(fault.Internal, err, "the answer has no JSON form")
+	}
+	_, err = fmt.Fprintln(s.out, text)
+	return err
+}
+
+// packed gives a directory's content as a tar stream.
+func packed(dir string) io.ReadCloser {
+	r, w := io.Pipe()
+	go func() { w.CloseWithError(archive.Pack(w, dir, ".", true, false)) }()
+	return r
+}

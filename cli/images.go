@@ -1,0 +1,470 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"io"
+	"os"
+	"path/filepath"
+	"sort"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	gantryv1 "github.com/gantryd/gantry/api/gen/gantry/v1"
+	"github.com/gantryd/gantry/cli/human"
+	"github.com/gantryd/gantry/cli/table"
+	"github.com/gantryd/gantry/cli/terminal"
+	"github.com/gantryd/gantry/fault"
+)
+
+func (s *session) imageCommand() *cobra.Command {
+	return group("image", "Images: pull, push, import, export, bootstrap, …",
+		s.imageLs(), s.imagePull(), s.imagePush(), s.imageImport(), s.imageExport(), s.imageBootstrap(),
+		s.imageTag(), s.imageRm(), s.imagePrune(), s.imageInspect(), s.imageHistory())
+}
+
+func (s *session) imageLs() *cobra.Command {
+	var quiet, digests bool
+	cmd := &cobra.Command{
+		Use: "ls [NAME]", Short: "List images", Aliases: []string{"list"}, Args: between(0, 1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			c, err := s.client()
+			if err != nil {
+				return err
+			}
+			got, err := call(cmd.Context(), c.Images.List, &gantryv1.ListImagesRequest{Filter: strings.Join(args, "")})
+			if err != nil {
+				return err
+			}
+			return list(s, got.GetImages(), func() error { return s.printImages(got.GetImages(), quiet, digests) })
+		},
+	}
+	cmd.Flags().BoolVarP(&quiet, "quiet", "q", false, "print digests only")
+	cmd.Flags().BoolVar(&digests, "digests", false, "print whole digests")
+	return s.outputFlag(cmd, "table")
+}
+
+func (s *session) printImages(images []*gantryv1.Image, quiet, digests bool) error {
+	tab := table.New("NAME", "TAG", "DIGEST", "PLATFORMS", "CREATED", "SIZE")
+	for _, image := range images {
+		digest := image.GetDigest()
+		if quiet {
+			s.put("%s", digest)
+			continue
+		}
+		if !digests {
+			digest = short(strings.TrimPrefix(digest, "sha256:"))
+		}
+		refs := image.GetReferences()
+		if len(refs) == 0 {
+			refs = []string{"-"}
+		}
+		sort.Strings(refs)
+		for _, ref := range refs {
+			name, tag := splitTag(shortImage(ref))
+			tab.Row(name, tag, digest, strings.Join(image.GetPlatforms(), ", "), ago(image.GetCreatedAt()), human.Size(image.GetSize()))
+		}
+	}
+	if quiet {
+		return nil
+	}
+	return tab.Write(s.out)
+}
+
+// splitTag takes the tag off a reference; a colon before a slash belongs to a port.
+func splitTag(ref string) (name, tag string) {
+	if i := strings.LastIndexByte(ref, ':'); i > strings.LastIndexByte(ref, '/') {
+		return ref[:i], ref[i+1:]
+	}
+	return ref, "-"
+}
+
+// moment is a protobuf time that may be absent.
+type moment interface {
+	AsTime() time.Time
+	IsValid() bool
+}
+
+func ago(t moment) string {
+	if !t.IsValid() || t.AsTime().Unix() <= 0 {
+		return "-"
+	}
+	return human.Age(time.Since(t.AsTime())) + " ago"
+}
+
+func (s *session) imagePull() *cobra.Command {
+	var platform string
+	var quiet bool
+	cmd := &cobra.Command{
+		Use: "pull IMAGE...", Short: "Pull images from their registries", Args: between(1, -1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			var failed []error
+			for _, image := range args {
+				digest, err := s.pull(cmd.Context(), image, platform, gantryv1.PullPolicy_PULL_POLICY_ALWAYS, quiet)
+				if err != nil {
+					failed = append(failed, err)
+					continue
+				}
+				s.put("%s@%s", image, digest)
+			}
+			return s.join(failed)
+		},
+	}
+	cmd.Flags().StringVar(&platform, "platform", "", "platform to pull: linux/arm64")
+	cmd.Flags().BoolVarP(&quiet, "quiet", "q", false, "show no progress")
+	return cmd
+}
+
+func (s *session) imagePush() *cobra.Command {
+	var all, quiet bool
+	cmd := &cobra.Command{
+		Use: "push IMAGE", Short: "Push an image to its registry", Args: between(1, 1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			ctx := cmd.Context()
+			c, err := s.client()
+			if err != nil {
+				return err
+			}
+			auth, err := s.auth(ctx, args[0])
+			if err != nil {
+				return err
+			}
+			show := s.transfer(args[0], quiet)
+			digest := ""
+			err = each(ctx, c.Images.Push, &gantryv1.PushRequest{Image: args[0], Auth: auth, AllPlatforms: all}, func(e *gantryv1.Progress) error {
+				if e.GetImage() != nil {
+					digest = e.GetImage().GetDigest()
+				}
+				show(e)
+				return nil
+			})
+			if err == nil {
+				s.put("%s@%s", args[0], digest)
+			}
+			return err
+		},
+	}
+	cmd.Flags().BoolVar(&all, "all-platforms", false, "push every platform that is here")
+	cmd.Flags().BoolVarP(&quiet, "quiet", "q", false, "show no progress")
+	return cmd
+}
+
+func (s *session) imageImport() *cobra.Command {
+	var input string
+	cmd := &cobra.Command{
+		Use: "import [FILE|DIRECTORY|-] [NAME]", Short: "Read images from an OCI layout or an archive of docker save", Aliases: []string{"load"}, Args: between(0, 2),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if input != "" {
+				args = append([]string{input}, args...)
+			}
+			if len(args) == 0 {
+				args = []string{"-"}
+			}
+			if args[0] == "-" && terminal.Is(s.in) {
+				return usage(cmd, "import needs a file, or an archive on standard input")
+			}
+			reference := ""
+			if len(args) == 2 {
+				reference = args[1]
+			}
+			return s.importFrom(cmd.Context(), args[0], reference)
+		},
+	}
+	cmd.Flags().StringVarP(&input, "input", "i", "", "file to read")
+	return cmd
+}
+
+func (s *session) importFrom(ctx context.Context, path, reference string) error {
+	var from io.Reader = s.in
+	if path != "-" {
+		f, err := openArchive(path)
+		if err != nil {
+			return err
+		}
+		defer f.Close()
+		from = f
+	}
+	c, err := s.client()
+	if err != nil {
+		return err
+	}
+	stream := c.Images.Import(ctx)
+	buf := make([]byte, 512<<10)
+	chunk := &gantryv1.ImportChunk{Reference: reference}
+	for {
+		n, err := io.ReadFull(from, buf)
+		chunk.Data = append([]byte(nil), buf[:n]...)
+		if serr := stream.Send(chunk); serr != nil {
+			break // The answer says why.
+		}
+		chunk = &gantryv1.ImportChunk{}
+		if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
+			break
+		}
+		if err != nil {
+			return fault.Wrap(fault.Corrupt, err, "the archive cannot be read")
+		}
+	}
+	got, err := stream.CloseAndReceive()
+	if err != nil {
+		return err
+	}
+	for _, image := range got.Msg.GetImages() {
+		names := image.GetReferences()
+		if len(names) == 0 {
+			names = []string{image.GetDigest()}
+		}
+		for _, name := range names {
+			s.put("%s", name)
+		}
+	}
+	return nil
+}
+
+// openArchive opens a file, or a directory that is an OCI layout as the tar stream of it.
+func openArchive(path string) (io.ReadCloser, error) {
+	info, err := os.Stat(path)
+	if err != nil {
+		return nil, fault.Wrap(fault.NotFound, err, "the archive cannot be read")
+	}
+	if info.IsDir() {
+		if _, err := os.Stat(filepath.Join(path, "oci-layout")); err != nil {
+			return nil, fault.New(fault.Invalid, "directory %s is not an OCI layout", path).WithHint("it needs a file oci-layout")
+		}
+		return packed(path), nil
+	}
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, fault.Wrap(fault.Denied, err, "the archive cannot be read")
+	}
+	return f, nil
+}
+
+func (s *session) imageExport() *cobra.Command {
+	var output, platform string
+	cmd := &cobra.Command{
+		Use: "export IMAGE... -o FILE", Short: "Write images as an OCI layout that docker load reads too", Aliases: []string{"save"}, Args: between(1, -1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if output == "" && terminal.Is(s.out) {
+				return usage(cmd, "an archive is not for terminals; name a file with -o")
+			}
+			return s.export(cmd.Context(), output, &gantryv1.ExportRequest{Images: args, Platform: platform})
+		},
+	}
+	cmd.Flags().StringVarP(&output, "output", "o", "", "file to write in place of standard output")
+	cmd.Flags().StringVar(&platform, "platform", "", "only this platform")
+	return cmd
+}
+
+func (s *session) export(ctx context.Context, output string, req *gantryv1.ExportRequest) (err error) {
+	c, err := s.client()
+	if err != nil {
+		return err
+	}
+	if output == "" || output == "-" {
+		return each(ctx, c.Images.Export, req, func(chunk *gantryv1.ExportChunk) error {
+			_, err := s.out.Write(chunk.GetData())
+			return err
+		})
+	}
+	// A broken export must not leave half an archive under the name.
+	f, err := os.CreateTemp(filepath.Dir(output), ".gantry-export-*")
+	if err != nil {
+		return fault.Wrap(fault.Denied, err, "the archive cannot be written")
+	}
+	defer os.Remove(f.Name())
+	err = each(ctx, c.Images.Export, req, func(chunk *gantryv1.ExportChunk) error {
+		_, err := f.Write(chunk.GetData())
+		return err
+	})
+	if cerr := errors.Join(f.Chmod(0o644), f.Close()); err == nil {
+		err = cerr
+	}
+	if err != nil {
+		return err
+	}
+	return os.Rename(f.Name(), output)
+}
+
+func (s *session) imageBootstrap() *cobra.Command {
+	req := &gantryv1.BootstrapRequest{}
+	var quiet bool
+	cmd := &cobra.Command{
+		Use:   "bootstrap DISTRIBUTION:RELEASE",
+		Short: "Make a base image from a distribution's signed packages, without a registry",
+		Long: `Make a base image from a distribution's signed packages, from the mirrors that this machine is configured with:
+
+  gantry image bootstrap debian:bookworm --include ca-certificates,python3`,
+		Args: between(1, 1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			c, err := s.client()
+			if err != nil {
+				return err
+			}
+			req.Image = args[0]
+			show := s.transfer(args[0], quiet)
+			var image *gantryv1.Image
+			err = each(cmd.Context(), c.Images.Bootstrap, req, func(e *gantryv1.Progress) error {
+				if e.GetImage() != nil {
+					image = e.GetImage()
+				}
+				show(e)
+				return nil
+			})
+			if err == nil {
+				s.put("%s@%s", args[0], image.GetDigest())
+			}
+			return err
+		},
+	}
+	cmd.Flags().StringSliceVar(&req.Include, "include", nil, "packages to add")
+	cmd.Flags().StringVar(&req.Variant, "variant", "", "minbase, essential, apt or standard")
+	cmd.Flags().StringArrayVarP(&req.Tags, "tag", "t", nil, "further name of the result")
+	cmd.Flags().BoolVar(&req.Force, "force", false, "make it again even if it is there")
+	cmd.Flags().BoolVarP(&quiet, "quiet", "q", false, "show no progress")
+	return cmd
+}
+
+func (s *session) imageTag() *cobra.Command {
+	return &cobra.Command{
+		Use: "tag IMAGE NAME", Short: "Give an image another name", Args: between(2, 2),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			c, err := s.client()
+			if err != nil {
+				return err
+			}
+			_, err = call(cmd.Context(), c.Images.Tag, &gantryv1.TagRequest{Source: args[0], Target: args[1]})
+			return err
+		},
+	}
+}
+
+func (s *session) imageRm() *cobra.Command {
+	var force bool
+	cmd := &cobra.Command{
+		Use: "rm IMAGE...", Short: "Remove images", Aliases: []string{"remove"}, Args: between(1, -1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			c, err := s.client()
+			if err != nil {
+				return err
+			}
+			var failed []error
+			for _, image := range args {
+				got, err := call(cmd.Context(), c.Images.Remove, &gantryv1.RemoveImageRequest{Image: image, Force: force})
+				if err != nil {
+					failed = append(failed, err)
+					continue
+				}
+				for _, name := range got.GetUntagged() {
+					s.put("Untagged: %s", name)
+				}
+				for _, digest := range got.GetDeleted() {
+					s.put("Deleted: %s", digest)
+				}
+			}
+			return s.join(failed)
+		},
+	}
+	cmd.Flags().BoolVarP(&force, "force", "f", false, "even if something uses it")
+	return cmd
+}
+
+func (s *session) imagePrune() *cobra.Command {
+	var all, force bool
+	cmd := &cobra.Command{
+		Use: "prune", Short: "Remove images without a name, with -a all that nothing uses", Args: between(0, 0),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			what := "all images without a name"
+			if all {
+				what = "all images that no container and no kept release uses"
+			}
+			if err := s.confirm(force, what); err != nil {
+				return err
+			}
+			return s.pruneImages(cmd.Context(), all)
+		},
+	}
+	cmd.Flags().BoolVarP(&all, "all", "a", false, "also named ones that nothing uses")
+	cmd.Flags().BoolVarP(&force, "force", "f", false, "do not ask")
+	return cmd
+}
+
+func (s *session) pruneImages(ctx context.Context, all bool) error {
+	c, err := s.client()
+	if err != nil {
+		return err
+	}
+	got, err := call(ctx, c.Images.Prune, &gantryv1.PruneImagesRequest{All: all})
+	if err != nil {
+		return err
+	}
+	for _, name := range got.GetRemoved() {
+		s.put("%s", name)
+	}
+	s.say("%s removed, %s reclaimed", count(len(got.GetRemoved()), "image"), human.Size(got.GetReclaimed()))
+	return nil
+}
+
+func (s *session) inspectImages(ctx context.Context, names []string, platform string) ([]*gantryv1.InspectImageResponse, error) {
+	c, err := s.client()
+	if err != nil {
+		return nil, err
+	}
+	var found []*gantryv1.InspectImageResponse
+	var failed []error
+	for _, name := range names {
+		got, err := call(ctx, c.Images.Inspect, &gantryv1.InspectImageRequest{Image: name, Platform: platform})
+		if err != nil {
+			failed = append(failed, err)
+			continue
+		}
+		found = append(found, got)
+	}
+	return found, s.join(failed)
+}
+
+func (s *session) imageInspect() *cobra.Command {
+	var platform string
+	cmd := &cobra.Command{
+		Use: "inspect IMAGE...", Short: "Print all that is known of images", Args: between(1, -1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			found, failed := s.inspectImages(cmd.Context(), args, platform)
+			return errors.Join(s.putImages(found), failed)
+		},
+	}
+	cmd.Flags().StringVar(&platform, "platform", "", "platform to look at")
+	return s.outputFlag(cmd, "json")
+}
+
+func (s *session) imageHistory() *cobra.Command {
+	var noTrunc bool
+	cmd := &cobra.Command{
+		Use: "history IMAGE", Short: "Print how an image was made, newest step first", Args: between(1, 1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			found, err := s.inspectImages(cmd.Context(), args, "")
+			if err != nil {
+				return err
+			}
+			steps := found[0].GetHistory()
+			return list(s, steps, func() error {
+				tab := table.New("LAYER", "CREATED", "SIZE", "MADE BY", "COMMENT")
+				for i := len(steps) - 1; i >= 0; i-- {
+					h := steps[i]
+					by, layer := h.GetCreatedBy(), short(strings.TrimPrefix(h.GetLayer(), "sha256:"))
+					if r := []rune(by); len(r) > 60 && !noTrunc {
+						by = string(r[:59]) + "…"
+					}
+					if h.GetEmpty() {
+						layer = "-"
+					}
+					tab.Row(layer, ago(h.GetCreatedAt()), human.Size(h.GetSize()), by, h.GetComment())
+				}
+				return tab.Write(s.out)
+			})
+		},
+	}
+	cmd.Flags().BoolVar(&noTrunc, "no-trunc", false, "print whole commands")
+	return s.outputFlag(cmd, "table")
+}

@@ -1,0 +1,554 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/spf13/cobra"
+	"google.golang.org/protobuf/types/known/durationpb"
+
+	gantryv1 "github.com/gantryd/gantry/api/gen/gantry/v1"
+	"github.com/gantryd/gantry/cli/table"
+	"github.com/gantryd/gantry/client"
+	"github.com/gantryd/gantry/fault"
+)
+
+// The words of a command name services ("db", "voting/db") or single instances ("db.1", an ID, a name given to run).
+// A service is acted on as a whole, through its wanted state, so that nothing restarts what was stopped.
+type sorted struct {
+	// Services by app.
+	services  map[string][]string
+	apps      []string
+	instances []string
+	// The app that short names belong to; may be empty.
+	app string
+}
+
+// sortTargets tells services from instances. No words at all mean every service of the app here.
+func (s *session) sortTargets(ctx context.Context, c *client.Client, words []string) (*sorted, error) {
+	app, err := s.maybeApp(ctx)
+	if err != nil {
+		return nil, err
+	}
+	out := &sorted{services: map[string][]string{}, app: app}
+	if len(words) == 0 {
+		if out.app, err = s.app(ctx); err != nil {
+			return nil, err
+		}
+		out.apps, out.services[out.app] = []string{out.app}, nil
+		return out, nil
+	}
+	known := map[string][]string{}
+	for _, word := range words {
+		in, name, full := strings.Cut(word, "/")
+		if !full {
+			in, name = app, word
+		}
+		names, err := s.serviceNames(ctx, c, in, known)
+		if err != nil {
+			return nil, err
+		}
+		if !slices.Contains(names, name) {
+			out.instances = append(out.instances, word)
+			continue
+		}
+		if out.services[in] == nil {
+			out.apps = append(out.apps, in)
+		}
+		out.services[in] = append(out.services[in], name)
+	}
+	return out, nil
+}
+
+func (s *session) serviceNames(ctx context.Context, c *client.Client, app string, known map[string][]string) ([]string, error) {
+	if names, ok := known[app]; ok || app == "" {
+		return names, nil
+	}
+	view, err := call(ctx, c.Apps.Get, &gantryv1.GetAppRequest{Environment: s.environment, App: app})
+	if err != nil && !fault.Is(err, fault.NotFound) {
+		return nil, err
+	}
+	known[app] = []string{}
+	for _, v := range view.GetServices() {
+		known[app] = append(known[app], v.GetService().GetName())
+	}
+	return known[app], nil
+}
+
+// forEach acts on every target even if one fails, prints the names of those that worked, and joins the failures.
+func (s *session) forEach(names []string, act func(name string) error) error {
+	var failed []error
+	for _, name := range names {
+		if err := act(name); err != nil {
+			failed = append(failed, err)
+			continue
+		}
+		s.put("%s", name)
+	}
+	return s.join(failed)
+}
+
+// join reports all errors but the last, which it returns.
+func (s *session) join(failed []error) error {
+	if len(failed) == 0 {
+		return nil
+	}
+	last := len(failed) - 1
+	for _, err := range failed[:last] {
+		s.complain(err)
+	}
+	return failed[last]
+}
+
+type lifecycle struct {
+	timeout, wait string
+	detach        bool
+}
+
+// timeFlags adds what stop and restart have in common.
+func (l *lifecycle) timeFlags(cmd *cobra.Command) {
+	cmd.Flags().StringVarP(&l.timeout, "timeout", "t", "", "time between the stop signal and SIGKILL, for single instances")
+	l.waitFlags(cmd)
+}
+
+func (l *lifecycle) waitFlags(cmd *cobra.Command) {
+	cmd.Flags().BoolVarP(&l.detach, "detach", "d", false, "do not wait until it is done")
+	cmd.Flags().StringVar(&l.wait, "wait-timeout", "", "give up waiting after this time (exit code 1)")
+}
+
+// grace reads --timeout. Services end by their own grace period, so it needs instances.
+func (l *lifecycle) grace(t *sorted) (*durationpb.Duration, error) {
+	d, err := timeoutOf(l.timeout)
+	if l.timeout == "" || err != nil {
+		return nil, err
+	}
+	if len(t.apps) > 0 {
+		return nil, fault.New(fault.Unsupported, "--timeout is for single instances; a service has its own").
+			WithHint("set stop_grace_period in the Compose file, or name an instance such as web.1")
+	}
+	return durationpb.New(d), nil
+}
+
+func (s *session) stopCommand() *cobra.Command {
+	var l lifecycle
+	cmd := &cobra.Command{
+		Use:   "stop [TARGET...]",
+		Short: "Stop services or instances; they keep their files",
+		Args:  between(0, -1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return s.setStopped(cmd.Context(), l, args, true)
+		},
+	}
+	s.compose.register(cmd.Flags(), "f", "p")
+	l.timeFlags(cmd)
+	return cmd
+}
+
+func (s *session) startCommand() *cobra.Command {
+	var l lifecycle
+	cmd := &cobra.Command{
+		Use:   "start [TARGET...]",
+		Short: "Start stopped services or instances",
+		Args:  between(0, -1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return s.setStopped(cmd.Context(), l, args, false)
+		},
+	}
+	s.compose.register(cmd.Flags(), "f", "p")
+	l.waitFlags(cmd)
+	return cmd
+}
+
+func (s *session) setStopped(ctx context.Context, l lifecycle, words []string, stopped bool) error {
+	c, err := s.client()
+	if err != nil {
+		return err
+	}
+	t, err := s.sortTargets(ctx, c, words)
+	if err != nil {
+		return err
+	}
+	grace, err := l.grace(t)
+	if err != nil {
+		return err
+	}
+	for _, app := range t.apps {
+		_, err := call(ctx, c.Apps.SetStopped, &gantryv1.SetStoppedRequest{Environment: s.environment, App: app, Services: t.services[app], Stopped: stopped})
+		if err != nil {
+			return err
+		}
+		if err := s.settle(ctx, l, app, t.services[app], stopped); err != nil {
+			return err
+		}
+	}
+	return s.forEach(t.instances, func(name string) error {
+		if stopped {
+			_, err := call(ctx, c.Instances.Stop, &gantryv1.StopInstanceRequest{Target: s.target(t.app, name), GracePeriod: grace})
+			return err
+		}
+		_, err := call(ctx, c.Instances.Start, s.target(t.app, name))
+		return err
+	})
+}
+
+// settle waits until services are where they were sent.
+func (s *session) settle(ctx context.Context, l lifecycle, app string, services []string, stopped bool) error {
+	if l.detach {
+		return nil
+	}
+	timeout, err := timeoutOf(l.wait)
+	if err != nil {
+		return err
+	}
+	w := waiting{app: app, services: services, timeout: timeout, work: "starting"}
+	if stopped {
+		w.work, w.done = "stopping", allStopped
+	}
+	return s.await(ctx, w)
+}
+
+func allStopped(views []*gantryv1.ServiceView) bool {
+	for _, v := range views {
+		for _, i := range v.GetInstances() {
+			switch i.GetStatus().GetPhase() {
+			case gantryv1.InstanceStatus_PHASE_EXITED, gantryv1.InstanceStatus_PHASE_FAILED, gantryv1.InstanceStatus_PHASE_REMOVED,
+				gantryv1.InstanceStatus_PHASE_CREATED:
+			default:
+				return false
+			}
+		}
+	}
+	return true
+}
+
+func (s *session) restartCommand() *cobra.Command {
+	var l lifecycle
+	cmd := &cobra.Command{
+		Use:   "restart [TARGET...]",
+		Short: "Restart services or instances",
+		Args:  between(0, -1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			ctx := cmd.Context()
+			c, err := s.client()
+			if err != nil {
+				return err
+			}
+			t, err := s.sortTargets(ctx, c, args)
+			if err != nil {
+				return err
+			}
+			grace, err := l.grace(t)
+			if err != nil {
+				return err
+			}
+			for _, app := range t.apps {
+				_, err := call(ctx, c.Apps.Restart, &gantryv1.RestartRequest{Environment: s.environment, App: app, Services: t.services[app]})
+				if err != nil {
+					return err
+				}
+				if err := s.settle(ctx, l, app, t.services[app], false); err != nil {
+					return err
+				}
+			}
+			return s.forEach(t.instances, func(name string) error {
+				_, err := call(ctx, c.Instances.Restart, &gantryv1.StopInstanceRequest{Target: s.target(t.app, name), GracePeriod: grace})
+				return err
+			})
+		},
+	}
+	s.compose.register(cmd.Flags(), "f", "p")
+	l.timeFlags(cmd)
+	return cmd
+}
+
+// instances resolves words to single instances, a service to all of its own.
+func (s *session) instances(ctx context.Context, c *client.Client, words []string) (app string, names []string, err error) {
+	t, err := s.sortTargets(ctx, c, words)
+	if err != nil {
+		return "", nil, err
+	}
+	names = t.instances
+	for _, app := range t.apps {
+		all, err := call(ctx, c.Instances.List, &gantryv1.ListInstancesRequest{Environment: s.environment, App: app, All: true})
+		if err != nil {
+			return "", nil, err
+		}
+		for _, v := range all.GetInstances() {
+			i := v.GetInstance()
+			if len(t.services[app]) == 0 || slices.Contains(t.services[app], i.GetService()) {
+				names = append(names, fmt.Sprintf("%s/%s.%d", app, i.GetService(), i.GetSlot()))
+			}
+		}
+	}
+	return t.app, names, nil
+}
+
+// single makes a command that acts on each of the instances named.
+func (s *session) single(use, short string, act func(context.Context, *client.Client, *gantryv1.InstanceTarget) error) *cobra.Command {
+	cmd := &cobra.Command{
+		Use: use, Short: short, Args: between(1, -1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			c, err := s.client()
+			if err != nil {
+				return err
+			}
+			app, names, err := s.instances(cmd.Context(), c, args)
+			if err != nil {
+				return err
+			}
+			return s.forEach(names, func(name string) error { return act(cmd.Context(), c, s.target(app, name)) })
+		},
+	}
+	s.compose.register(cmd.Flags(), "", "p")
+	return cmd
+}
+
+func (s *session) killCommand() *cobra.Command {
+	var sig string
+	cmd := s.single("kill TARGET...", "Send a signal to instances (SIGKILL)", func(ctx context.Context, c *client.Client, t *gantryv1.InstanceTarget) error {
+		_, err := call(ctx, c.Instances.Kill, &gantryv1.KillRequest{Target: t, Signal: sig})
+		return err
+	})
+	cmd.Flags().StringVarP(&sig, "signal", "s", "SIGKILL", "signal to send")
+	return cmd
+}
+
+func (s *session) rmCommand() *cobra.Command {
+	var force, volumes bool
+	cmd := s.single("rm TARGET...", "Remove stopped instances", func(ctx context.Context, c *client.Client, t *gantryv1.InstanceTarget) error {
+		_, err := call(ctx, c.Instances.Remove, &gantryv1.RemoveInstanceRequest{Target: t, Force: force, Volumes: volumes})
+		return err
+	})
+	cmd.Flags().BoolVarP(&force, "force", "f", false, "stop them first if they run")
+	cmd.Flags().BoolVarP(&volumes, "volumes", "v", false, "remove their anonymous volumes too")
+	return cmd
+}
+
+func (s *session) pauseCommand() *cobra.Command {
+	return s.single("pause TARGET...", "Freeze instances", func(ctx context.Context, c *client.Client, t *gantryv1.InstanceTarget) error {
+		_, err := call(ctx, c.Instances.Pause, t)
+		return err
+	})
+}
+
+func (s *session) unpauseCommand() *cobra.Command {
+	return s.single("unpause TARGET...", "Let frozen instances go on", func(ctx context.Context, c *client.Client, t *gantryv1.InstanceTarget) error {
+		_, err := call(ctx, c.Instances.Unpause, t)
+		return err
+	})
+}
+
+// oneInstance makes a command that reads a single instance.
+func (s *session) oneInstance(use, short string, most int, act func(context.Context, *client.Client, *gantryv1.InstanceTarget, []string) error) *cobra.Command {
+	cmd := &cobra.Command{
+		Use: use, Short: short, Args: between(1, most),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			app, err := s.maybeApp(cmd.Context())
+			if err != nil {
+				return err
+			}
+			c, err := s.client()
+			if err != nil {
+				return err
+			}
+			return act(cmd.Context(), c, s.target(app, args[0]), args[1:])
+		},
+	}
+	s.compose.register(cmd.Flags(), "", "p")
+	return cmd
+}
+
+func (s *session) waitCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use: "wait TARGET...", Short: "Wait until instances end, and print their exit codes", Args: between(1, -1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			app, err := s.maybeApp(cmd.Context())
+			if err != nil {
+				return err
+			}
+			c, err := s.client()
+			if err != nil {
+				return err
+			}
+			var failed []error
+			for _, name := range args {
+				w, err := call(cmd.Context(), c.Instances.Wait, s.target(app, name))
+				if err != nil {
+					failed = append(failed, err)
+					continue
+				}
+				s.put("%d", w.GetExitCode())
+				if w.GetOomKilled() {
+					s.say("%s was killed for lack of memory", name)
+				}
+				if w.GetError() != "" {
+					s.say("%s: %s", name, w.GetError())
+				}
+			}
+			return s.join(failed)
+		},
+	}
+	s.compose.register(cmd.Flags(), "f", "p")
+	return cmd
+}
+
+func (s *session) topCommand() *cobra.Command {
+	return s.outputFlag(s.oneInstance("top TARGET", "List an instance's processes", 1,
+		func(ctx context.Context, c *client.Client, t *gantryv1.InstanceTarget, _ []string) error {
+			top, err := call(ctx, c.Instances.Top, t)
+			if err != nil {
+				return err
+			}
+			if s.output == "json" {
+				return one(s, top)
+			}
+			tab := table.New(top.GetTitles()...)
+			for _, p := range top.GetProcesses() {
+				tab.Row(p.GetValues()...)
+			}
+			return tab.Write(s.out)
+		}), "table")
+}
+
+func (s *session) diffCommand() *cobra.Command {
+	return s.outputFlag(s.oneInstance("diff TARGET", "List files that differ from the image: A added, C changed, D deleted", 1,
+		func(ctx context.Context, c *client.Client, t *gantryv1.InstanceTarget, _ []string) error {
+			diff, err := call(ctx, c.Instances.Diff, t)
+			if err != nil {
+				return err
+			}
+			return list(s, diff.GetEntries(), func() error {
+				for _, e := range diff.GetEntries() {
+					s.put("%s %s", e.GetKind(), e.GetPath())
+				}
+				return nil
+			})
+		}), "table")
+}
+
+func (s *session) portCommand() *cobra.Command {
+	return s.outputFlag(s.oneInstance("port TARGET [PORT[/udp]]", "Print where a container's ports can be reached", 2,
+		func(ctx context.Context, c *client.Client, t *gantryv1.InstanceTarget, args []string) error {
+			v, err := call(ctx, c.Instances.Inspect, t)
+			if err != nil {
+				return err
+			}
+			ports := v.GetStatus().GetPorts()
+			if len(args) > 0 {
+				ports = slices.DeleteFunc(ports, func(p *gantryv1.PortPublish) bool {
+					want := args[0]
+					if !strings.Contains(want, "/") {
+						want += "/tcp"
+					}
+					return fmt.Sprintf("%d/%s", p.GetContainerPort(), protocolOf(p)) != want
+				})
+				if len(ports) == 0 {
+					return fault.New(fault.NotFound, "%s does not publish port %s", t.GetTarget(), args[0]).WithHint("gantry port %s", t.GetTarget())
+				}
+			}
+			return list(s, ports, func() error {
+				for _, p := range ports {
+					if len(args) > 0 {
+						s.put("%s", hostPort(p))
+					} else {
+						s.put("%d/%s -> %s", p.GetContainerPort(), protocolOf(p), hostPort(p))
+					}
+				}
+				return nil
+			})
+		}), "table")
+}
+
+func (s *session) inspectCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use: "inspect TARGET...", Short: "Print all that is known of instances", Args: between(1, -1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			app, err := s.maybeApp(cmd.Context())
+			if err != nil {
+				return err
+			}
+			c, err := s.client()
+			if err != nil {
+				return err
+			}
+			var found []*gantryv1.InstanceView
+			var failed []error
+			for _, name := range args {
+				v, err := call(cmd.Context(), c.Instances.Inspect, s.target(app, name))
+				if err != nil {
+					failed = append(failed, err)
+					continue
+				}
+				found = append(found, v)
+			}
+			return errors.Join(inspect(s, found), s.join(failed))
+		},
+	}
+	s.compose.register(cmd.Flags(), "f", "p")
+	return s.outputFlag(cmd, "json")
+}
+
+func (s *session) scaleCommand() *cobra.Command {
+	var l lifecycle
+	cmd := &cobra.Command{
+		Use: "scale SERVICE=NUMBER...", Short: "Change how many containers services have", Args: between(1, -1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			replicas, err := parseScale(args)
+			if err != nil {
+				return err
+			}
+			app, err := s.app(cmd.Context())
+			if err != nil {
+				return err
+			}
+			c, err := s.client()
+			if err != nil {
+				return err
+			}
+			if _, err := call(cmd.Context(), c.Apps.Scale, &gantryv1.ScaleRequest{Environment: s.environment, App: app, Replicas: replicas}); err != nil {
+				return err
+			}
+			names := make([]string, 0, len(replicas))
+			for name := range replicas {
+				names = append(names, name)
+			}
+			return s.settle(cmd.Context(), l, app, names, false)
+		},
+	}
+	s.compose.register(cmd.Flags(), "f", "p")
+	l.waitFlags(cmd)
+	return cmd
+}
+
+func (s *session) rollbackCommand() *cobra.Command {
+	var l lifecycle
+	var release int64
+	cmd := &cobra.Command{
+		Use: "rollback SERVICE", Short: "Go back to a service's release before", Args: between(1, 1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			app, err := s.app(cmd.Context())
+			if err != nil {
+				return err
+			}
+			c, err := s.client()
+			if err != nil {
+				return err
+			}
+			got, err := call(cmd.Context(), c.Apps.Rollback, &gantryv1.RollbackRequest{
+				Environment: s.environment, App: app, Service: args[0], Release: release,
+			})
+			if err != nil {
+				return err
+			}
+			s.say("service %q goes back to release %d", args[0], got.GetRelease())
+			return s.settle(cmd.Context(), l, app, args, false)
+		},
+	}
+	s.compose.register(cmd.Flags(), "f", "p")
+	cmd.Flags().Int64Var(&release, "release", 0, "release to go to, from: gantry release ls")
+	l.waitFlags(cmd)
+	return cmd
+}

@@ -1,0 +1,237 @@
+package cli
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"sort"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	gantryv1 "github.com/gantryd/gantry/api/gen/gantry/v1"
+	"github.com/gantryd/gantry/cli/human"
+	"github.com/gantryd/gantry/cli/table"
+	"github.com/gantryd/gantry/fault"
+)
+
+func (s *session) psCommand() *cobra.Command {
+	var all, everything, quiet, noTrunc bool
+	cmd := &cobra.Command{
+		Use:   "ps [SERVICE...]",
+		Short: "List containers: the app's, or all of the environment where there is no Compose file",
+		Args:  between(0, -1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			app := ""
+			if !everything {
+				var err error
+				if app, err = s.maybeApp(cmd.Context()); err != nil {
+					return err
+				}
+			}
+			found, images, err := s.psRead(cmd.Context(), app, all, args)
+			if err != nil {
+				return err
+			}
+			return list(s, found, func() error { return s.psPrint(found, images, app, quiet, noTrunc) })
+		},
+	}
+	s.compose.register(cmd.Flags(), "f", "p")
+	cmd.Flags().BoolVarP(&all, "all", "a", false, "include those that have ended")
+	cmd.Flags().BoolVarP(&everything, "everything", "A", false, "all of the environment, not only the app here")
+	cmd.Flags().BoolVarP(&quiet, "quiet", "q", false, "print IDs only")
+	cmd.Flags().BoolVar(&noTrunc, "no-trunc", false, "print whole IDs and images")
+	return s.outputFlag(cmd, "table")
+}
+
+// psRead lists instances, and the image of each service by "app/service".
+func (s *session) psRead(ctx context.Context, app string, all bool, services []string) ([]*gantryv1.InstanceView, map[string]string, error) {
+	c, err := s.client()
+	if err != nil {
+		return nil, nil, err
+	}
+	got, err := call(ctx, c.Instances.List, &gantryv1.ListInstancesRequest{Environment: s.environment, App: app, All: all})
+	if err != nil {
+		return nil, nil, err
+	}
+	var found []*gantryv1.InstanceView
+	needImages := false
+	for _, v := range got.GetInstances() {
+		if i := v.GetInstance(); len(services) == 0 || contains(services, i.GetService()) {
+			found = append(found, v)
+			needImages = needImages || i.GetSpec() == nil
+		}
+	}
+	sort.SliceStable(found, func(a, b int) bool { return sortKey(found[a]) < sortKey(found[b]) })
+	images := map[string]string{}
+	if needImages && s.output != "json" {
+		err = s.imagesOf(ctx, app, images)
+	}
+	return found, images, err
+}
+
+func contains(list []string, word string) bool {
+	for _, w := range list {
+		if w == word {
+			return true
+		}
+	}
+	return false
+}
+
+func sortKey(v *gantryv1.InstanceView) string {
+	i := v.GetInstance()
+	return fmt.Sprintf("%s\x00%s\x00%08d", i.GetApp(), i.GetService(), i.GetSlot())
+}
+
+func (s *session) imagesOf(ctx context.Context, app string, images map[string]string) error {
+	c, err := s.client()
+	if err != nil {
+		return err
+	}
+	var views []*gantryv1.AppView
+	if app != "" {
+		view, err := call(ctx, c.Apps.Get, &gantryv1.GetAppRequest{Environment: s.environment, App: app})
+		if err != nil && !fault.Is(err, fault.NotFound) {
+			return err
+		}
+		views = append(views, view)
+	} else {
+		apps, err := call(ctx, c.Apps.List, &gantryv1.ListAppsRequest{Environment: s.environment})
+		if err != nil {
+			return err
+		}
+		views = apps.GetApps()
+	}
+	for _, view := range views {
+		for _, v := range view.GetServices() {
+			svc := v.GetService()
+			images[svc.GetApp()+"/"+svc.GetName()] = imageOf(svc.GetSpec().GetContainer())
+		}
+	}
+	return nil
+}
+
+func imageOf(spec *gantryv1.ContainerSpec) string {
+	if spec.GetRootfs() != "" {
+		return spec.GetRootfs()
+	}
+	return spec.GetImage()
+}
+
+func (s *session) psPrint(found []*gantryv1.InstanceView, images map[string]string, app string, quiet, noTrunc bool) error {
+	tab := table.New("NAME", "ID", "IMAGE", "STATUS", "ADDRESS", "PORTS")
+	for _, v := range found {
+		i, st := v.GetInstance(), v.GetStatus()
+		id := i.GetMeta().GetKey()
+		if !noTrunc {
+			id = short(id)
+		}
+		if quiet {
+			s.put("%s", id)
+			continue
+		}
+		image := imageOf(i.GetSpec())
+		if image == "" {
+			image = images[i.GetApp()+"/"+i.GetService()]
+		}
+		if !noTrunc {
+			image = shortImage(image)
+		}
+		tab.Row(instanceName(i, app), id, image, status(v, time.Now()), st.GetAddress(), ports(st.GetPorts()))
+	}
+	if quiet {
+		return nil
+	}
+	return tab.Write(s.out)
+}
+
+func short(id string) string {
+	if len(id) > 12 {
+		return id[:12]
+	}
+	return id
+}
+
+// shortImage leaves out what nobody reads: the default registry and digests.
+func shortImage(image string) string {
+	image = strings.TrimPrefix(strings.TrimPrefix(image, "docker.io/"), "library/")
+	if name, digest, ok := strings.Cut(image, "@sha256:"); ok {
+		if name == "" {
+			return short(digest)
+		}
+		return name
+	}
+	return image
+}
+
+// instanceName gives the name by which other commands find an instance from the same place.
+func instanceName(i *gantryv1.Instance, app string) string {
+	switch {
+	case i.GetApp() == "":
+		return i.GetService()
+	case i.GetApp() == app:
+		return fmt.Sprintf("%s.%d", i.GetService(), i.GetSlot())
+	}
+	return fmt.Sprintf("%s/%s.%d", i.GetApp(), i.GetService(), i.GetSlot())
+}
+
+// status says how an instance is in Docker's words.
+func status(v *gantryv1.InstanceView, at time.Time) string {
+	st := v.GetStatus()
+	since := func(t interface{ AsTime() time.Time }) string { return human.Age(at.Sub(t.AsTime())) }
+	switch st.GetPhase() {
+	case gantryv1.InstanceStatus_PHASE_RUNNING:
+		text := "Up " + since(st.GetStartedAt())
+		if st.GetHealth() != gantryv1.InstanceStatus_HEALTH_UNSPECIFIED {
+			text += " (" + healthWord(st.GetHealth()) + ")"
+		}
+		return text
+	case gantryv1.InstanceStatus_PHASE_EXITED:
+		text := fmt.Sprintf("Exited (%d) %s ago", st.GetExitCode(), since(st.GetFinishedAt()))
+		if st.GetOomKilled() {
+			text += ", out of memory"
+		}
+		return text
+	case gantryv1.InstanceStatus_PHASE_RESTARTING:
+		return fmt.Sprintf("Restarting (%d) after %d", st.GetExitCode(), st.GetRestarts())
+	case gantryv1.InstanceStatus_PHASE_FAILED:
+		return "Failed: " + st.GetError()
+	}
+	word := phaseWord(st)
+	return strings.ToUpper(word[:1]) + word[1:]
+}
+
+func healthWord(h gantryv1.InstanceStatus_Health) string {
+	word := strings.ToLower(strings.TrimPrefix(h.String(), "HEALTH_"))
+	if h == gantryv1.InstanceStatus_HEALTH_STARTING {
+		return "health: starting"
+	}
+	return word
+}
+
+// ports lists ports as docker ps does.
+func ports(list []*gantryv1.PortPublish) string {
+	var out []string
+	for _, p := range list {
+		out = append(out, fmt.Sprintf("%s->%d/%s", hostPort(p), p.GetContainerPort(), protocolOf(p)))
+	}
+	return strings.Join(out, ", ")
+}
+
+func protocolOf(p *gantryv1.PortPublish) string {
+	if p.GetProtocol() == "" {
+		return "tcp"
+	}
+	return p.GetProtocol()
+}
+
+func hostPort(p *gantryv1.PortPublish) string {
+	ip := p.GetHostIp()
+	if ip == "" {
+		ip = "0.0.0.0"
+	}
+	return net.JoinHostPort(ip, strconv.Itoa(int(p.GetHostPort())))
+}

@@ -1,0 +1,433 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	gantryv1 "github.com/gantryd/gantry/api/gen/gantry/v1"
+	"github.com/gantryd/gantry/cli/runflags"
+	"github.com/gantryd/gantry/cli/terminal"
+	"github.com/gantryd/gantry/fault"
+)
+
+type runOptions struct {
+	spec       runflags.Flags
+	name, app  string
+	cidfile    string
+	detachKeys string
+	detach, rm bool
+	sigProxy   bool
+	quiet      bool
+}
+
+func (s *session) runCommand() *cobra.Command {
+	f := &runOptions{}
+	cmd := &cobra.Command{
+		Use:         "run [OPTIONS] IMAGE [COMMAND...] | run --rootfs DIR [OPTIONS] COMMAND...",
+		Short:       "Run a command in a new container",
+		Annotations: map[string]string{annotationProcess: "yes"},
+		Args:        cobra.ArbitraryArgs,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			image, command := "", args
+			if cmd.Flag("rootfs").Value.String() == "" {
+				if len(args) == 0 {
+					return usage(cmd, "run needs an image, or --rootfs")
+				}
+				image, command = args[0], args[1:]
+			} else if len(args) == 0 {
+				return usage(cmd, "run --rootfs needs a command")
+			}
+			return processError(s.run(cmd.Context(), f, image, command))
+		},
+	}
+	fs := cmd.Flags()
+	// What follows the image belongs to the command.
+	fs.SetInterspersed(false)
+	f.spec.Register(fs)
+	fs.StringVar(&f.name, "name", "", "name of the container")
+	fs.StringVar(&f.app, "app", "", "join the networks of this app")
+	fs.BoolVarP(&f.detach, "detach", "d", false, "print the ID and leave it running")
+	fs.BoolVar(&f.rm, "rm", false, "remove the container when its process has ended")
+	fs.StringVar(&f.cidfile, "cidfile", "", "write the ID to this file")
+	fs.BoolVar(&f.sigProxy, "sig-proxy", true, "pass signals on to the process")
+	fs.StringVar(&f.detachKeys, "detach-keys", "ctrl-p,ctrl-q", "keys that leave the process alone")
+	fs.BoolVarP(&f.quiet, "quiet", "q", false, "show no progress of the pull")
+	return cmd
+}
+
+func (s *session) run(ctx context.Context, f *runOptions, image string, command []string) error {
+	here, err := os.Getwd()
+	if err != nil {
+		return fault.Wrap(fault.NotFound, err, "the current directory is gone")
+	}
+	spec, err := f.spec.Spec(image, command, runflags.Place{Dir: here, Environment: s.environment, Lookup: os.LookupEnv})
+	if err != nil {
+		return err
+	}
+	if err := s.checkTerminal(spec.GetTty(), spec.GetStdinOpen(), f.detach); err != nil {
+		return err
+	}
+	keys, err := detachKeys(f.detachKeys)
+	if err != nil {
+		return err
+	}
+	if image != "" {
+		if spec.ImageDigest, err = s.pull(ctx, image, spec.GetPlatform(), spec.GetPullPolicy(), f.quiet); err != nil {
+			return err
+		}
+	}
+	c, err := s.client()
+	if err != nil {
+		return err
+	}
+	made, err := call(ctx, c.Instances.Create, &gantryv1.CreateInstanceRequest{
+		Environment: s.environment, Name: f.name, Spec: spec, AutoRemove: f.rm, WaitAttach: !f.detach,
+		Labels: spec.GetLabels(), App: f.app,
+	})
+	if err != nil {
+		return err
+	}
+	if f.cidfile != "" {
+		if err := writeNew(f.cidfile, made.GetId()); err != nil {
+			return err
+		}
+	}
+	if f.detach {
+		return s.started(ctx, made.GetId())
+	}
+	return s.runAttached(ctx, f, made.GetId(), spec, keys)
+}
+
+func writeNew(path, text string) error {
+	file, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o644)
+	if err != nil {
+		return fault.Wrap(fault.Exists, err, "the file for the ID cannot be made")
+	}
+	_, err = file.WriteString(text)
+	if cerr := file.Close(); err == nil {
+		err = cerr
+	}
+	return err
+}
+
+func (s *session) runAttached(ctx context.Context, f *runOptions, id string, spec *gantryv1.ContainerSpec, keys []byte) error {
+	c, err := s.client()
+	if err != nil {
+		return err
+	}
+	calm := ctx
+	if f.sigProxy {
+		calm = context.WithoutCancel(ctx)
+	}
+	talk := &conversation{
+		s: s, stream: c.Instances.Attach(calm), tty: spec.GetTty(), stdin: spec.GetStdinOpen(), signals: f.sigProxy && !spec.GetTty(),
+	}
+	if spec.GetTty() && spec.GetStdinOpen() {
+		talk.detach = keys
+	}
+	code, err := talk.converse(calm, &gantryv1.ExecStart{Target: s.target("", id)})
+	if errors.Is(err, errDetached) {
+		s.say("\ndetached; come back with: gantry attach %s", id)
+		return nil
+	}
+	if err != nil {
+		if f.rm {
+			// What never started does not go by itself.
+			_, _ = call(context.WithoutCancel(ctx), c.Instances.Remove, &gantryv1.RemoveInstanceRequest{Target: s.target("", id), Force: true, Volumes: true})
+		}
+		return err
+	}
+	return exitWith(code)
+}
+
+// started waits until a detached container's process runs, and prints the ID.
+func (s *session) started(ctx context.Context, id string) error {
+	c, err := s.client()
+	if err != nil {
+		return err
+	}
+	for pause := 4 * time.Millisecond; ; pause = min(2*pause, 100*time.Millisecond) {
+		v, err := call(ctx, c.Instances.Inspect, s.target("", id))
+		if fault.Is(err, fault.NotFound) {
+			break // It has ended already and removed itself.
+		}
+		if err != nil {
+			return err
+		}
+		switch st := v.GetStatus(); st.GetPhase() {
+		case gantryv1.InstanceStatus_PHASE_FAILED:
+			return fault.New(fault.Conflict, "container %s did not start: %s", id, st.GetError()).WithHint("%s", st.GetHint())
+		case gantryv1.InstanceStatus_PHASE_RUNNING, gantryv1.InstanceStatus_PHASE_EXITED, gantryv1.InstanceStatus_PHASE_RESTARTING,
+			gantryv1.InstanceStatus_PHASE_STOPPING, gantryv1.InstanceStatus_PHASE_PAUSED, gantryv1.InstanceStatus_PHASE_REMOVED:
+			s.put("%s", id)
+			return nil
+		}
+		select {
+		case <-time.After(pause):
+		case <-ctx.Done():
+			s.put("%s", id)
+			return ctx.Err()
+		}
+	}
+	s.put("%s", id)
+	return nil
+}
+
+// checkTerminal refuses a terminal session without a terminal, which would hang or garble.
+func (s *session) checkTerminal(tty, stdin, detach bool) error {
+	if tty && stdin && !detach && !terminal.Is(s.in) {
+		return fault.New(fault.Invalid, "standard input is not a terminal").WithHint("leave out -t, or run it from a terminal")
+	}
+	return nil
+}
+
+// exitWith passes a process's exit code on.
+func exitWith(code int) error {
+	if code == 0 {
+		return nil
+	}
+	return &exit{code: code}
+}
+
+// processError gives failures of Gantry the exit codes that Docker gives them, apart from those of processes.
+func processError(err error) error {
+	if e, ok := errors.AsType[*exit](err); ok {
+		if e.code == exitUsage {
+			e.code = exitRunFailed
+		}
+		return e
+	}
+	if err == nil {
+		return nil
+	}
+	if errors.Is(err, context.Canceled) || fault.Is(err, fault.Canceled) {
+		return &exit{code: exitInterrupted, cause: err}
+	}
+	text := strings.ToLower(err.Error())
+	has := func(words ...string) bool {
+		for _, w := range words {
+			if strings.Contains(text, w) {
+				return true
+			}
+		}
+		return false
+	}
+	code := exitRunFailed
+	switch {
+	// Only what came from starting the process speaks of executables; a missing image stays 125.
+	case has("exec") && has("executable file not found", "no such file or directory"):
+		code = exitNotThere
+	case has("exec") && has("permission denied", "is a directory", "exec format error"):
+		code = exitNotRunnable
+	}
+	return &exit{code: code, cause: err}
+}
+
+type execOptions struct {
+	detach, interactive, tty, privileged bool
+	env                                  []string
+	envFiles                             []string
+	workdir, user                        string
+	index                                int
+	detachKeys                           string
+}
+
+func (s *session) execCommand() *cobra.Command {
+	f := &execOptions{}
+	cmd := &cobra.Command{
+		Use:         "exec [OPTIONS] TARGET COMMAND [ARG...]",
+		Short:       "Run a command in a running container",
+		Annotations: map[string]string{annotationProcess: "yes"},
+		Args:        between(2, -1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return processError(s.exec(cmd.Context(), f, args[0], args[1:]))
+		},
+	}
+	fs := cmd.Flags()
+	fs.SetInterspersed(false)
+	s.compose.register(fs, "", "")
+	fs.BoolVarP(&f.detach, "detach", "d", false, "leave it running")
+	fs.BoolVarP(&f.interactive, "interactive", "i", false, "connect standard input")
+	fs.BoolVarP(&f.tty, "tty", "t", false, "give the process a terminal")
+	fs.BoolVar(&f.privileged, "privileged", false, "give it all capabilities, if the environment permits it")
+	fs.StringArrayVarP(&f.env, "env", "e", nil, "set an environment variable: NAME=VALUE, or NAME to pass on")
+	fs.StringArrayVar(&f.envFiles, "env-file", nil, "read environment variables from a file")
+	fs.StringVarP(&f.workdir, "workdir", "w", "", "working directory in the container")
+	fs.StringVarP(&f.user, "user", "u", "", "user[:group], names or numbers")
+	fs.IntVar(&f.index, "index", 0, "number of the service's container")
+	fs.StringVar(&f.detachKeys, "detach-keys", "ctrl-p,ctrl-q", "keys that leave the process alone")
+	return cmd
+}
+
+func (s *session) exec(ctx context.Context, f *execOptions, name string, command []string) error {
+	app, err := s.maybeApp(ctx)
+	if err != nil {
+		return err
+	}
+	if err := s.checkTerminal(f.tty, f.interactive, f.detach); err != nil {
+		return err
+	}
+	start := &gantryv1.ExecStart{
+		Target: s.target(app, indexed(name, f.index)), Command: command, WorkingDir: f.workdir, User: f.user,
+		Privileged: f.privileged, Detach: f.detach,
+	}
+	if start.Env, err = execEnv(f); err != nil {
+		return err
+	}
+	keys, err := detachKeys(f.detachKeys)
+	if err != nil {
+		return err
+	}
+	c, err := s.client()
+	if err != nil {
+		return err
+	}
+	calm := context.WithoutCancel(ctx)
+	talk := &conversation{s: s, stream: c.Instances.Exec(calm), tty: f.tty, stdin: f.interactive, signals: !f.tty && !f.detach}
+	if f.tty && f.interactive {
+		talk.detach = keys
+	}
+	if f.detach {
+		return talk.start(start)
+	}
+	code, err := talk.converse(calm, start)
+	if errors.Is(err, errDetached) {
+		s.say("\ndetached; the command goes on")
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	return exitWith(code)
+}
+
+// start only waits until the process runs.
+func (c *conversation) start(start *gantryv1.ExecStart) error {
+	start.Tty = c.tty
+	_ = c.send(&gantryv1.ExecInput{Input: &gantryv1.ExecInput_Start{Start: start}})
+	_ = c.stream.CloseRequest()
+	_, err := c.receive()
+	if errors.Is(err, errNoExitCode) {
+		// A detached process is not waited for, so its exit code need not come.
+		return nil
+	}
+	return err
+}
+
+// indexed adds a slot to the name of a service.
+func indexed(name string, index int) string {
+	if index <= 0 {
+		return name
+	}
+	return line("%s.%d", name, index)
+}
+
+func execEnv(f *execOptions) ([]string, error) {
+	var out []string
+	for _, path := range f.envFiles {
+		entries, err := runflags.EnvFile(path, os.LookupEnv)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, entries...)
+	}
+	for _, e := range f.env {
+		entry, ok, err := runflags.Env(e, os.LookupEnv)
+		if err != nil {
+			return nil, err
+		}
+		if ok {
+			out = append(out, entry)
+		}
+	}
+	return out, nil
+}
+
+func (s *session) attachCommand() *cobra.Command {
+	var noStdin, sigProxy, logs bool
+	var keyText string
+	cmd := &cobra.Command{
+		Use:         "attach TARGET",
+		Short:       "Connect to a container's process",
+		Annotations: map[string]string{annotationProcess: "yes"},
+		Args:        between(1, 1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			keys, err := detachKeys(keyText)
+			if err != nil {
+				return processError(err)
+			}
+			return processError(s.attach(cmd.Context(), args[0], keys, noStdin, sigProxy, logs))
+		},
+	}
+	s.compose.register(cmd.Flags(), "f", "p")
+	cmd.Flags().BoolVar(&noStdin, "no-stdin", false, "do not connect standard input")
+	cmd.Flags().BoolVar(&sigProxy, "sig-proxy", true, "pass signals on to the process")
+	cmd.Flags().BoolVar(&logs, "logs", false, "first show what it has printed before")
+	cmd.Flags().StringVar(&keyText, "detach-keys", "ctrl-p,ctrl-q", "keys that leave the process alone")
+	return cmd
+}
+
+func (s *session) attach(ctx context.Context, name string, keys []byte, noStdin, sigProxy, logs bool) error {
+	app, err := s.maybeApp(ctx)
+	if err != nil {
+		return err
+	}
+	c, err := s.client()
+	if err != nil {
+		return err
+	}
+	v, err := call(ctx, c.Instances.Inspect, s.target(app, name))
+	if err != nil {
+		return err
+	}
+	spec, err := s.specOf(ctx, v)
+	if err != nil {
+		return err
+	}
+	calm := ctx
+	if sigProxy {
+		calm = context.WithoutCancel(ctx)
+	}
+	talk := &conversation{
+		s: s, stream: c.Instances.Attach(calm), tty: spec.GetTty(), stdin: spec.GetStdinOpen() && !noStdin, signals: sigProxy && !spec.GetTty(),
+	}
+	if talk.stdin && terminal.Is(s.in) {
+		talk.detach = keys
+	}
+	code, err := talk.converse(calm, &gantryv1.ExecStart{Target: s.target("", v.GetInstance().GetMeta().GetKey()), Logs: logs})
+	if errors.Is(err, errDetached) {
+		s.say("\ndetached")
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	return exitWith(code)
+}
+
+// specOf finds what an instance runs: its own spec, or its service's.
+func (s *session) specOf(ctx context.Context, v *gantryv1.InstanceView) (*gantryv1.ContainerSpec, error) {
+	i := v.GetInstance()
+	if i.GetSpec() != nil || i.GetApp() == "" {
+		return i.GetSpec(), nil
+	}
+	c, err := s.client()
+	if err != nil {
+		return nil, err
+	}
+	app, err := call(ctx, c.Apps.Get, &gantryv1.GetAppRequest{Environment: i.GetEnvironment(), App: i.GetApp()})
+	if err != nil {
+		return nil, err
+	}
+	for _, svc := range app.GetServices() {
+		if svc.GetService().GetName() == i.GetService() {
+			return svc.GetService().GetSpec().GetContainer(), nil
+		}
+	}
+	return nil, nil
+}

@@ -1,0 +1,337 @@
+package cli
+
+import (
+	"context"
+	"fmt"
+	"runtime"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	gantryv1 "github.com/gantryd/gantry/api/gen/gantry/v1"
+	"github.com/gantryd/gantry/cli/human"
+	"github.com/gantryd/gantry/cli/table"
+	"github.com/gantryd/gantry/fault"
+)
+
+func (s *session) systemCommand() *cobra.Command {
+	return group("system", "The daemon and its machine", s.systemInfo(), s.systemDf(), s.systemPrune(), s.systemEnvs(), s.systemSetEnv())
+}
+
+func (s *session) systemInfo() *cobra.Command {
+	return s.outputFlag(&cobra.Command{
+		Use: "info", Short: "Print what the daemon knows of itself and its machine", Args: between(0, 0),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			c, err := s.client()
+			if err != nil {
+				return err
+			}
+			info, err := call(cmd.Context(), c.System.Info, &gantryv1.InfoRequest{})
+			if err != nil {
+				return err
+			}
+			if s.output == "json" {
+				return one(s, info)
+			}
+			return s.printInfo(info)
+		},
+	}, "table")
+}
+
+func (s *session) printInfo(i *gantryv1.InfoResponse) error {
+	for _, row := range [][2]string{
+		{"Node", i.GetNode()},
+		{"Host", i.GetHostname()},
+		{"Version", i.GetVersion()},
+		{"Started", ago(i.GetStartedAt())},
+		{"System", strings.TrimSpace(i.GetOs() + " " + i.GetArch() + ", kernel " + i.GetKernel())},
+		{"CPUs", fmt.Sprint(i.GetCpus())},
+		{"Memory", human.Memory(uint64(i.GetMemory()))},
+		{"Root", i.GetRoot()},
+		{"Run", i.GetRun()},
+		{"Subnet", i.GetSubnet()},
+		{"Registry", i.GetRegistryAddress()},
+		{"Instances", fmt.Sprintf("%d, %d running", i.GetInstances(), i.GetRunning())},
+		{"Images", fmt.Sprint(i.GetImages())},
+	} {
+		s.put("%-10s %s", row[0]+":", dash(row[1]))
+	}
+	if len(i.GetChecks()) == 0 {
+		return nil
+	}
+	fmt.Fprintln(s.out)
+	tab := table.New("KERNEL", "THERE", "DETAIL", "WITHOUT IT")
+	for _, c := range i.GetChecks() {
+		there, cost := "yes", ""
+		if !c.GetPresent() {
+			there, cost = "no", c.GetCost()
+			if c.GetRequired() {
+				there = "NO, required"
+			}
+		}
+		tab.Row(c.GetFeature(), there, c.GetDetail(), cost)
+	}
+	return tab.Write(s.out)
+}
+
+func (s *session) systemDf() *cobra.Command {
+	return s.outputFlag(&cobra.Command{
+		Use: "df", Short: "Print what takes how much of the disk", Args: between(0, 0),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			c, err := s.client()
+			if err != nil {
+				return err
+			}
+			got, err := call(cmd.Context(), c.System.DiskUsage, &gantryv1.DiskUsageRequest{})
+			if err != nil {
+				return err
+			}
+			return list(s, got.GetRows(), func() error {
+				tab := table.New("KIND", "COUNT", "ACTIVE", "SIZE", "RECLAIMABLE")
+				for _, r := range got.GetRows() {
+					tab.Row(r.GetKind(), fmt.Sprint(r.GetCount()), fmt.Sprint(r.GetActive()), human.Size(r.GetSize()), human.Size(r.GetReclaimable()))
+				}
+				return tab.Write(s.out)
+			})
+		},
+	}, "table")
+}
+
+func (s *session) systemPrune() *cobra.Command {
+	var all, volumes, force bool
+	var keep string
+	cmd := &cobra.Command{
+		Use: "prune", Short: "Remove ended run containers, unused images and old build cache", Args: between(0, 0),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			what := "ended containers of run, images without a name and build cache"
+			if all {
+				what = "ended containers of run, all images that nothing uses and all build cache"
+			}
+			if volumes {
+				what += ", and anonymous volumes that nothing uses"
+			}
+			if err := s.confirm(force, what); err != nil {
+				return err
+			}
+			var bytes int64
+			if keep != "" {
+				var err error
+				if bytes, err = human.ParseSize(keep); err != nil {
+					return err
+				}
+			}
+			return s.prune(cmd.Context(), all, volumes, bytes)
+		},
+	}
+	cmd.Flags().BoolVarP(&all, "all", "a", false, "also named images that nothing uses")
+	cmd.Flags().BoolVar(&volumes, "volumes", false, "also anonymous volumes that nothing uses")
+	cmd.Flags().StringVar(&keep, "keep-storage", "", "build cache to keep: 2g")
+	cmd.Flags().BoolVarP(&force, "force", "f", false, "do not ask")
+	return cmd
+}
+
+func (s *session) prune(ctx context.Context, all, volumes bool, keep int64) error {
+	if err := s.pruneInstances(ctx); err != nil {
+		return err
+	}
+	if err := s.pruneImages(ctx, all); err != nil {
+		return err
+	}
+	if volumes {
+		if err := s.pruneVolumes(ctx, false); err != nil {
+			return err
+		}
+	}
+	c, err := s.client()
+	if err != nil {
+		return err
+	}
+	got, err := call(ctx, c.Images.PruneBuildCache, &gantryv1.PruneBuildCacheRequest{All: all, Keep: keep})
+	if err == nil {
+		s.say("%s of build cache removed, %s reclaimed", count(int(got.GetRecords()), "record"), human.Size(got.GetReclaimed()))
+	}
+	return err
+}
+
+// pruneInstances removes containers of run that have ended. Those of services belong to their apps.
+func (s *session) pruneInstances(ctx context.Context) error {
+	c, err := s.client()
+	if err != nil {
+		return err
+	}
+	got, err := call(ctx, c.Instances.List, &gantryv1.ListInstancesRequest{Environment: s.environment, All: true})
+	if err != nil {
+		return err
+	}
+	removed := 0
+	for _, v := range got.GetInstances() {
+		phase := v.GetStatus().GetPhase()
+		if v.GetInstance().GetApp() != "" || phase != gantryv1.InstanceStatus_PHASE_EXITED && phase != gantryv1.InstanceStatus_PHASE_FAILED {
+			continue
+		}
+		id := v.GetInstance().GetMeta().GetKey()
+		_, err := call(ctx, c.Instances.Remove, &gantryv1.RemoveInstanceRequest{Target: s.target("", id), Volumes: true})
+		if err != nil && !fault.Is(err, fault.NotFound) {
+			return err
+		}
+		s.put("%s", id)
+		removed++
+	}
+	s.say("%s removed", count(removed, "container"))
+	return nil
+}
+
+func (s *session) systemEnvs() *cobra.Command {
+	return s.outputFlag(&cobra.Command{
+		Use: "environments", Short: "List environments", Args: between(0, 0),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			c, err := s.client()
+			if err != nil {
+				return err
+			}
+			got, err := call(cmd.Context(), c.System.Environments, &gantryv1.EnvironmentsRequest{})
+			if err != nil {
+				return err
+			}
+			return list(s, got.GetEnvironments(), func() error {
+				tab := table.New("NAME", "PRIVILEGED")
+				for _, e := range got.GetEnvironments() {
+					word := "refused"
+					if e.GetSpec().GetAllowPrivileged() {
+						word = "permitted"
+					}
+					tab.Row(e.GetMeta().GetKey(), word)
+				}
+				return tab.Write(s.out)
+			})
+		},
+	}, "table")
+}
+
+func (s *session) systemSetEnv() *cobra.Command {
+	var privileged bool
+	cmd := &cobra.Command{
+		Use: "set-environment NAME", Short: "Set what an environment permits", Args: between(1, 1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			c, err := s.client()
+			if err != nil {
+				return err
+			}
+			_, err = call(cmd.Context(), c.System.SetEnvironment, &gantryv1.SetEnvironmentRequest{
+				Name: args[0], Spec: &gantryv1.EnvironmentSpec{AllowPrivileged: privileged},
+			})
+			return err
+		},
+	}
+	cmd.Flags().BoolVar(&privileged, "allow-privileged", false, "permit privileged containers and host devices")
+	return cmd
+}
+
+func (s *session) versionCommand() *cobra.Command {
+	var clientOnly, modules bool
+	cmd := &cobra.Command{
+		Use: "version", Short: "Print the versions of this program and of the daemon", Args: between(0, 0),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			both := &versions{Client: versionOf{Version: s.version, Commit: s.commit, GoVersion: runtime.Version(), OS: runtime.GOOS, Arch: runtime.GOARCH}}
+			if !clientOnly {
+				both.ask(cmd.Context(), s)
+			}
+			return both.print(s, modules)
+		},
+	}
+	cmd.Flags().BoolVar(&clientOnly, "client", false, "do not ask the daemon")
+	cmd.Flags().BoolVar(&modules, "modules", false, "print the daemon's libraries too")
+	return s.outputFlag(cmd, "table")
+}
+
+type versionOf struct {
+	Version   string `json:"version"`
+	Commit    string `json:"commit,omitempty"`
+	GoVersion string `json:"goVersion"`
+	OS        string `json:"os"`
+	Arch      string `json:"arch"`
+}
+
+type versions struct {
+	Client  versionOf         `json:"client"`
+	Daemon  *versionOf        `json:"daemon,omitempty"`
+	Modules map[string]string `json:"modules,omitempty"`
+	Problem string            `json:"problem,omitempty"`
+	err     error
+}
+
+// ask fills in the daemon's part; a daemon that does not answer is a line of the answer, not a failure.
+func (v *versions) ask(ctx context.Context, s *session) {
+	c, err := s.client()
+	if err == nil {
+		var got *gantryv1.VersionResponse
+		if got, err = call(ctx, c.System.Version, &gantryv1.VersionRequest{}); err == nil {
+			v.Daemon = &versionOf{Version: got.GetVersion(), Commit: got.GetCommit(), GoVersion: got.GetGoVersion(), OS: got.GetOs(), Arch: got.GetArch()}
+			v.Modules = got.GetModules()
+			return
+		}
+	}
+	v.err, v.Problem = err, err.Error()
+}
+
+func (v *versions) print(s *session, modules bool) error {
+	if !modules {
+		v.Modules = nil
+	}
+	if s.output == "json" {
+		text, err := jsonText(v)
+		if err == nil {
+			_, err = fmt.Fprintln(s.out, text)
+		}
+		return err
+	}
+	put := func(name string, of versionOf) {
+		commit := ""
+		if of.Commit != "" {
+			commit = " (" + short(of.Commit) + ")"
+		}
+		s.put("%-8s %s%s, %s %s/%s", name, of.Version, commit, of.GoVersion, of.OS, of.Arch)
+	}
+	put("gantry", v.Client)
+	if v.Daemon != nil {
+		put("gantryd", *v.Daemon)
+	} else if v.err != nil {
+		s.put("%-8s %s", "gantryd", "not reachable: "+v.err.Error())
+		if hint := fault.HintOf(v.err); hint != "" {
+			s.say("hint: %s", hint)
+		}
+	}
+	if len(v.Modules) == 0 {
+		return nil
+	}
+	tab := table.New("MODULE", "VERSION")
+	for _, name := range sortedKeys(v.Modules) {
+		tab.Row(name, v.Modules[name])
+	}
+	return tab.Write(s.out)
+}
+
+func (s *session) completionCommand() *cobra.Command {
+	return &cobra.Command{
+		Use: "completion bash|zsh|fish|powershell", Short: "Print a shell's completion script",
+		Long: `Print a shell's completion script. For bash, now and at every login:
+
+  source <(gantry completion bash)
+  gantry completion bash | sudo tee /etc/bash_completion.d/gantry >/dev/null`,
+		Args: between(1, 1), ValidArgs: []string{"bash", "zsh", "fish", "powershell"},
+		RunE: func(cmd *cobra.Command, args []string) error {
+			root := cmd.Root()
+			switch args[0] {
+			case "bash":
+				return root.GenBashCompletionV2(s.out, true)
+			case "zsh":
+				return root.GenZshCompletion(s.out)
+			case "fish":
+				return root.GenFishCompletion(s.out, true)
+			case "powershell":
+				return root.GenPowerShellCompletionWithDesc(s.out)
+			}
+			return usage(cmd, "there is no completion for %q", args[0])
+		},
+	}
+}

@@ -1,0 +1,332 @@
+package cli
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	gantryv1 "github.com/gantryd/gantry/api/gen/gantry/v1"
+	"github.com/gantryd/gantry/cli/human"
+	"github.com/gantryd/gantry/cli/terminal"
+	"github.com/gantryd/gantry/compose"
+	"github.com/gantryd/gantry/fault"
+)
+
+type upFlags struct {
+	detach, build, noBuild bool
+	forceRecreate, orphans bool
+	noDeps                 bool
+	timeout                string
+	scale                  []string
+	pull                   string
+	noCache, quietPull     bool
+}
+
+func (s *session) upCommand() *cobra.Command {
+	var f upFlags
+	cmd := &cobra.Command{
+		Use:   "up [SERVICE...]",
+		Short: "Build what is missing, bring the app up and wait until it is healthy",
+		Args:  between(0, -1),
+		RunE:  func(cmd *cobra.Command, args []string) error { return s.up(cmd.Context(), f, args) },
+	}
+	fs := cmd.Flags()
+	s.compose.registerLoading(fs)
+	fs.BoolVarP(&f.detach, "detach", "d", false, "do not wait until it runs")
+	fs.BoolVar(&f.build, "build", false, "build images even if they are there")
+	fs.BoolVar(&f.noBuild, "no-build", false, "build nothing; a missing image is an error")
+	fs.BoolVar(&f.noCache, "no-cache", false, "build without the cache")
+	fs.StringVar(&f.pull, "pull", "", "pull policy in place of the file's: missing, always, never")
+	fs.BoolVar(&f.forceRecreate, "force-recreate", false, "replace containers even if nothing changed")
+	fs.BoolVar(&f.orphans, "remove-orphans", false, "remove services that the file no longer has")
+	fs.StringVarP(&f.timeout, "timeout", "t", "", "give up waiting after this time (exit code 1)")
+	fs.StringArrayVar(&f.scale, "scale", nil, "run this many containers of a service: SERVICE=N")
+	return cmd
+}
+
+func (s *session) up(ctx context.Context, f upFlags, services []string) error {
+	timeout, err := timeoutOf(f.timeout)
+	if err != nil {
+		return err
+	}
+	p, err := s.load(ctx)
+	if err != nil {
+		return err
+	}
+	if err := scaled(p, f.scale); err != nil {
+		return err
+	}
+	wanted, err := closure(p, services)
+	if err != nil {
+		return err
+	}
+	if err := s.provide(ctx, p, wanted, f); err != nil {
+		return err
+	}
+	c, err := s.client()
+	if err != nil {
+		return err
+	}
+	plan, err := call(ctx, c.Apps.Apply, &gantryv1.ApplyRequest{
+		Environment: s.environment, App: p.Name, Spec: p.Spec, Services: services,
+		RemoveOrphans: f.orphans, ForceRecreate: f.forceRecreate,
+	})
+	if err != nil {
+		return err
+	}
+	changed := len(plan.GetChanges()) > 0 || f.forceRecreate
+	if !changed {
+		s.say("app %q is as the file says, nothing changed", p.Name)
+	}
+	if f.detach {
+		if changed {
+			s.say("app %q is on its way: %s", p.Name, summary(plan.GetChanges()))
+		}
+		return nil
+	}
+	begun := time.Now()
+	w := waiting{app: p.Name, services: wanted, timeout: timeout, since: plan.GetRevision(), work: "starting"}
+	if err := s.await(ctx, w); err != nil {
+		return err
+	}
+	if changed {
+		s.say("app %q is up in %s: %s", p.Name, human.Duration(time.Since(begun)), count(len(wanted), "service"))
+	}
+	return nil
+}
+
+func count(n int, noun string) string {
+	if n == 1 {
+		return "1 " + noun
+	}
+	return fmt.Sprintf("%d %ss", n, noun)
+}
+
+func timeoutOf(text string) (time.Duration, error) {
+	if text == "" {
+		return 0, nil
+	}
+	return human.ParseDuration(text)
+}
+
+// scaled puts --scale into the spec.
+func scaled(p *compose.Project, entries []string) error {
+	replicas, err := parseScale(entries)
+	if err != nil {
+		return err
+	}
+	for name, n := range replicas {
+		svc := p.Spec.GetServices()[name]
+		if svc == nil {
+			return noService(p, name)
+		}
+		svc.Replicas = n
+	}
+	return nil
+}
+
+// parseScale reads SERVICE=N.
+func parseScale(entries []string) (map[string]int32, error) {
+	out := map[string]int32{}
+	for _, e := range entries {
+		name, number, ok := strings.Cut(e, "=")
+		n, err := strconv.ParseInt(number, 10, 32)
+		if !ok || name == "" || err != nil || n < 0 {
+			return nil, fault.New(fault.Invalid, "%q is not SERVICE=NUMBER", e).WithHint("write it like web=3")
+		}
+		out[name] = int32(n)
+	}
+	return out, nil
+}
+
+func noService(p *compose.Project, name string) error {
+	err := fault.New(fault.NotFound, "app %q has no service %q", p.Name, name)
+	if slices.Contains(p.DisabledServices, name) {
+		return err.WithHint("it belongs to a profile that is not enabled; add --profile, or set COMPOSE_PROFILES")
+	}
+	return err.WithHint("it has: %s", strings.Join(slices.Sorted(maps.Keys(p.Spec.GetServices())), ", "))
+}
+
+// closure gives the named services with all they depend on, sorted; all if none is named.
+func closure(p *compose.Project, names []string) ([]string, error) {
+	all := p.Spec.GetServices()
+	if len(names) == 0 {
+		return slices.Sorted(maps.Keys(all)), nil
+	}
+	seen := map[string]bool{}
+	queue := slices.Clone(names)
+	for len(queue) > 0 {
+		name := queue[0]
+		queue = queue[1:]
+		if seen[name] {
+			continue
+		}
+		svc := all[name]
+		if svc == nil {
+			return nil, noService(p, name)
+		}
+		seen[name] = true
+		for _, d := range svc.GetDependsOn() {
+			if all[d.GetService()] != nil {
+				queue = append(queue, d.GetService())
+			}
+		}
+	}
+	return slices.Sorted(maps.Keys(seen)), nil
+}
+
+func (s *session) planCommand() *cobra.Command {
+	var orphans, recreate bool
+	var scale []string
+	cmd := &cobra.Command{
+		Use:   "plan [SERVICE...]",
+		Short: "Show what up would change (exit code 2 if anything)",
+		Args:  between(0, -1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return s.plan(cmd.Context(), &gantryv1.ApplyRequest{Services: args, RemoveOrphans: orphans, ForceRecreate: recreate}, scale)
+		},
+	}
+	s.compose.registerLoading(cmd.Flags())
+	cmd.Flags().BoolVar(&orphans, "remove-orphans", false, "remove services that the file no longer has")
+	cmd.Flags().BoolVar(&recreate, "force-recreate", false, "replace containers even if nothing changed")
+	cmd.Flags().StringArrayVar(&scale, "scale", nil, "run this many containers of a service: SERVICE=N")
+	return s.outputFlag(cmd, "table")
+}
+
+func (s *session) plan(ctx context.Context, req *gantryv1.ApplyRequest, scale []string) error {
+	p, err := s.load(ctx)
+	if err != nil {
+		return err
+	}
+	if err := scaled(p, scale); err != nil {
+		return err
+	}
+	wanted, err := closure(p, req.GetServices())
+	if err != nil {
+		return err
+	}
+	c, err := s.client()
+	if err != nil {
+		return err
+	}
+	// The digests of images that are here make the plan exact; what is missing would be built or pulled.
+	for _, name := range wanted {
+		if err := s.knownDigest(ctx, p.Spec.GetServices()[name].GetContainer()); err != nil {
+			return err
+		}
+	}
+	req.Environment, req.App, req.Spec = s.environment, p.Name, p.Spec
+	plan, err := call(ctx, c.Apps.Plan, req)
+	if err != nil {
+		return err
+	}
+	if s.output == "json" {
+		err = one(s, plan)
+	} else {
+		s.printPlan(p.Name, plan)
+	}
+	if err == nil && len(plan.GetChanges()) > 0 {
+		return &exit{code: exitChanges}
+	}
+	return err
+}
+
+var marks = map[gantryv1.Change_Action]struct{ sign, word, colour string }{
+	gantryv1.Change_ACTION_CREATE: {"+", "create", terminal.Green},
+	gantryv1.Change_ACTION_UPDATE: {"~", "update", terminal.Yellow},
+	gantryv1.Change_ACTION_REMOVE: {"-", "remove", terminal.Red},
+}
+
+func (s *session) printPlan(app string, plan *gantryv1.PlanResponse) {
+	if len(plan.GetChanges()) == 0 {
+		s.put("app %q is as the file says, nothing to change", app)
+		return
+	}
+	style := terminal.Style{On: terminal.Is(s.out) && s.style().On}
+	for _, c := range plan.GetChanges() {
+		m := marks[c.GetAction()]
+		fmt.Fprintln(s.out, style.Paint(m.colour, m.sign+" "+line("%s %s", c.GetKind(), c.GetKey())))
+		for _, f := range c.GetFields() {
+			fmt.Fprintln(s.out, "    "+field(f))
+		}
+	}
+	s.put("%s", summary(plan.GetChanges()))
+}
+
+func field(f *gantryv1.FieldChange) string {
+	switch {
+	case f.GetOld() == "":
+		return line("%s: + %s", f.GetPath(), f.GetNew())
+	case f.GetNew() == "":
+		return line("%s: - %s", f.GetPath(), f.GetOld())
+	}
+	return line("%s: %s -> %s", f.GetPath(), f.GetOld(), f.GetNew())
+}
+
+// summary counts changes: "2 to create, 1 to update".
+func summary(changes []*gantryv1.Change) string {
+	n := map[gantryv1.Change_Action]int{}
+	for _, c := range changes {
+		n[c.GetAction()]++
+	}
+	var parts []string
+	for _, a := range []gantryv1.Change_Action{gantryv1.Change_ACTION_CREATE, gantryv1.Change_ACTION_UPDATE, gantryv1.Change_ACTION_REMOVE} {
+		if n[a] > 0 {
+			parts = append(parts, fmt.Sprintf("%d to %s", n[a], marks[a].word))
+		}
+	}
+	return strings.Join(parts, ", ")
+}
+
+func (s *session) downCommand() *cobra.Command {
+	var volumes, orphans bool
+	var timeout string
+	cmd := &cobra.Command{
+		Use:   "down",
+		Short: "Remove the app's containers and networks; volumes stay unless -v is given",
+		Args:  between(0, 0),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			limit, err := timeoutOf(timeout)
+			if err != nil {
+				return err
+			}
+			return s.down(cmd.Context(), volumes, limit)
+		},
+	}
+	s.compose.register(cmd.Flags(), "f", "p")
+	cmd.Flags().BoolVarP(&volumes, "volumes", "v", false, "remove the app's volumes with all data in them")
+	cmd.Flags().BoolVar(&orphans, "remove-orphans", true, "services that the file no longer has go in any case")
+	cmd.Flags().StringVarP(&timeout, "timeout", "t", "", "give up waiting after this time (exit code 1)")
+	return cmd
+}
+
+func (s *session) down(ctx context.Context, volumes bool, timeout time.Duration) error {
+	app, err := s.app(ctx)
+	if err != nil {
+		return err
+	}
+	c, err := s.client()
+	if err != nil {
+		return err
+	}
+	_, err = call(ctx, c.Apps.Remove, &gantryv1.RemoveAppRequest{Environment: s.environment, App: app, Volumes: volumes})
+	if fault.Is(err, fault.NotFound) {
+		s.say("app %q is not there, nothing to remove", app)
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	w := waiting{app: app, timeout: timeout, work: "ending", done: func(v []*gantryv1.ServiceView) bool { return len(v) == 0 }}
+	if err := s.await(ctx, w); err != nil && !fault.Is(err, fault.NotFound) {
+		return err
+	}
+	s.say("app %q is removed", app)
+	return nil
+}
