@@ -2,8 +2,8 @@ package network
 
 import (
 	"context"
-	"maps"
 	"net/netip"
+	"slices"
 
 	"github.com/gantryd/gantry/fault"
 )
@@ -79,7 +79,7 @@ func compare(old, want *model) changes {
 	same := func(struct{}, struct{}) bool { return true }
 	return changes{
 		segments: compareMaps(old.segments, want.segments, func(a, b uint32) bool { return a == b }),
-		live:     compareMaps(old.live(), want.live(), same),
+		live:     compareMaps(old.live, want.live, same),
 		reach:    compareMaps(old.reach, want.reach, same),
 		internal: compareMaps(old.internal, want.internal, same),
 		hairpins: compareMaps(old.hairpins, want.hairpins, same),
@@ -126,12 +126,8 @@ func staleFlows(old, want *model) flows {
 			f.gone[a] = true
 		}
 	}
-	serving := allBackends(want)
-	for a := range allBackends(old) {
-		if !serving[a] && !f.gone[a] {
-			f.udp[a] = true
-		}
-	}
+	noLonger(&f, old.services, want.services)
+	noLonger(&f, old.ports, want.ports)
 	for k := range want.ports {
 		if _, was := old.ports[k]; !was && k.proto == protoUDP {
 			f.ports[k.port] = true
@@ -140,19 +136,32 @@ func staleFlows(old, want *model) flows {
 	return f
 }
 
-func allBackends(m *model) map[netip.Addr]bool {
-	all := map[netip.Addr]bool{}
-	for _, targets := range []func(func(target) bool){targetsOf(m.services), targetsOf(m.ports)} {
-		for t := range targets {
-			for _, a := range t.backends {
-				all[a] = true
+// noLonger collects backends that a service or port had and has not any more.
+func noLonger[K comparable](f *flows, old, want map[K]target) {
+	for k, was := range old {
+		now := want[k]
+		if was.equal(now) {
+			continue
+		}
+		for _, a := range was.backends {
+			if !slices.Contains(now.backends, a) && !f.gone[a] {
+				f.udp[a] = true
 			}
 		}
 	}
-	return all
 }
 
-func targetsOf[K comparable](m map[K]target) func(func(target) bool) { return maps.Values(m) }
+// has6 reports whether IPv6 flows can be among them.
+func (f flows) has6() bool {
+	for _, m := range []map[netip.Addr]bool{f.gone, f.moved} {
+		for a := range m {
+			if a.Is6() {
+				return true
+			}
+		}
+	}
+	return false
+}
 
 // cut forgets flows, so that their next packet is judged anew: by then its backend is gone, and it is answered by a reset.
 func (n *Network) cut(f flows) error {

@@ -24,6 +24,7 @@ type model struct {
 	internal map[netip.Addr]struct{} // containers that reach nothing outside
 	hairpins map[netip.Addr]struct{} // containers of this node that can meet themselves behind a virtual address
 	services map[netip.Addr]target   // virtual address to its ready instances
+	live     map[uint32]struct{}     // segments that containers are in
 	ports    map[portKey]target      // published port to its ready instances
 }
 
@@ -109,10 +110,15 @@ type builder struct {
 
 // newModel is pure but for the segments it names in table. Endpoints of this node are those with an address in local.
 func newModel(s State, local, virtual netip.Prefix, table *segmentTable) *model {
-	b := &builder{local: local, virtual: virtual, table: table, networks: map[string]*gantryv1.Network{},
-		members: map[uint32]map[uint32]struct{}{}}
-	b.model = model{segments: map[netip.Addr]uint32{}, pairs: map[[2]uint32]struct{}{}, reach: map[reach]struct{}{}, internal: map[netip.Addr]struct{}{},
-		hairpins: map[netip.Addr]struct{}{}, services: map[netip.Addr]target{}, ports: map[portKey]target{}}
+	instances := 0
+	for _, e := range s.Endpoints {
+		instances += len(e.Endpoints)
+	}
+	b := &builder{local: local, virtual: virtual, table: table, networks: make(map[string]*gantryv1.Network, len(s.Networks)),
+		members: make(map[uint32]map[uint32]struct{}, len(s.Networks))}
+	b.model = model{segments: make(map[netip.Addr]uint32, 2*instances), pairs: map[[2]uint32]struct{}{}, live: map[uint32]struct{}{},
+		reach: make(map[reach]struct{}, 2*instances), internal: map[netip.Addr]struct{}{}, ports: map[portKey]target{},
+		hairpins: map[netip.Addr]struct{}{}, services: make(map[netip.Addr]target, len(s.Endpoints))}
 	for _, n := range s.Networks {
 		b.networks[n.GetMeta().GetKey()] = n
 	}
@@ -201,19 +207,11 @@ func (b *builder) pair() {
 		}
 	}
 	for a, t := range b.segments {
+		b.live[t] = struct{}{}
 		for _, s := range peers[t] {
 			b.reach[reach{s, a}] = struct{}{}
 		}
 	}
-}
-
-// live is the segments that containers are in.
-func (m *model) live() map[uint32]struct{} {
-	all := map[uint32]struct{}{}
-	for _, s := range m.segments {
-		all[s] = struct{}{}
-	}
-	return all
 }
 
 // publish maps host ports to the ready instances, or in host mode to those of this node.
