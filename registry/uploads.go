@@ -313,10 +313,15 @@ func (h *Handler) finishUpload(c *call) error {
 	return h.commit(c, s, d)
 }
 
-// commit ends a session either way, except when the last chunk was not the next one.
+// commit ends a session either way, except that an upload whose address the client knows can be gone on with if its last chunk
+// did not arrive.
 func (h *Handler) commit(c *call, s *session, d digest.Digest) error {
 	if err := s.append(c); err != nil {
-		s.done()
+		if c.r.Method == http.MethodPost {
+			s.end()
+		} else {
+			s.done()
+		}
 		return err
 	}
 	defer s.end()

@@ -9,6 +9,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/containerd/containerd/v2/core/content"
+	"github.com/containerd/containerd/v2/core/images"
 	"github.com/opencontainers/go-digest"
 	"github.com/opencontainers/image-spec/specs-go"
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
@@ -105,4 +107,17 @@ func Tar(t testing.TB, files ...File) []byte {
 	}
 	must(t, tw.Close())
 	return buf.Bytes()
+}
+
+// Store puts a sample into the rig under a name, as a finished pull would.
+func (r *Rig) Store(t testing.TB, name string, s *Sample) {
+	t.Helper()
+	ctx := r.Context(t)
+	for d, body := range s.Blobs {
+		must(t, content.WriteBlob(ctx, r.Content, d.String(), bytes.NewReader(body), v1.Descriptor{Digest: d, Size: int64(len(body))}))
+	}
+	label := images.SetChildrenLabels(r.Content, images.ChildrenHandler(r.Content))
+	must(t, images.Walk(ctx, label, s.Manifest))
+	_, err := r.Images.Create(ctx, images.Image{Name: name, Target: s.Manifest})
+	must(t, err)
 }
