@@ -269,6 +269,7 @@ func (w *worker) refresh(ctx context.Context, as *gantryv1.Assignment) error {
 }
 
 func (w *worker) running(as *gantryv1.Assignment, pid uint32, since time.Time) {
+	ports := w.a.state.published(serviceKey(as.Instance))
 	var check *check
 	if w.health == nil {
 		check = w.healthcheck(as)
@@ -277,6 +278,7 @@ func (w *worker) running(as *gantryv1.Assignment, pid uint32, since time.Time) {
 		fresh := s.Pid != pid
 		s.Phase, s.Error, s.Hint, s.Pid = gantryv1.InstanceStatus_PHASE_RUNNING, "", "", pid
 		s.RestartGeneration = as.Instance.RestartGeneration
+		s.Ports = ports
 		if fresh {
 			s.StartedAt, s.FinishedAt = timestamppb.New(since), nil
 			s.Health, s.HealthOutput, s.FailingStreak = gantryv1.InstanceStatus_HEALTH_UNSPECIFIED, "", 0

@@ -39,6 +39,8 @@ type imageInfo struct {
 type imageCache struct {
 	mu   sync.Mutex
 	info map[imageKey]*imageInfo
+	// reading lets one at a time look into an image: all of one image share the name of the view.
+	reading sync.Mutex
 }
 
 type imageKey struct {
@@ -196,6 +198,8 @@ func imageConfig(ctx context.Context, store content.Store, img containerd.Image)
 
 // imageAccounts reads the users and groups of an image's file system.
 func (e *Engine) imageAccounts(ctx context.Context, parent string) (a accounts, err error) {
+	e.images.reading.Lock()
+	defer e.images.reading.Unlock()
 	sn := e.client.SnapshotService(snapshotter)
 	key := "accounts-" + parent
 	if err := sn.Remove(ctx, key); err != nil && !errdefs.IsNotFound(err) { // of a daemon that was killed here
