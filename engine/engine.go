@@ -84,6 +84,7 @@ func Open(ctx context.Context, o Options) (*Engine, error) {
 	if e.spools, err = jsonlog.NewWatcher(); err != nil {
 		return nil, err
 	}
+	ended := e.endedMeanwhile()
 	e.ctx, e.cancel = context.WithCancel(e.Context(context.WithoutCancel(ctx)))
 	e.server, err = embedded.Start(ctx, embedded.Options{
 		Root: filepath.Join(o.Root, "containerd"), Run: o.Run, Logger: o.Logger,
@@ -96,7 +97,7 @@ func Open(ctx context.Context, o Options) (*Engine, error) {
 	e.group.Go(func() error { return e.spools.Run(e.ctx) })
 	// Events are subscribed to before the containers are looked at, so that no exit falls between the two.
 	e.subscribe()
-	if err := e.recover(e.Context(ctx)); err != nil {
+	if err := e.recover(e.Context(ctx), ended); err != nil {
 		return nil, errors.Join(err, e.Close())
 	}
 	return e, nil

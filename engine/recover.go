@@ -15,12 +15,13 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/containerd/errdefs/pkg/errgrpc"
 
+	"github.com/gantryd/gantry/engine/embedded"
 	"github.com/gantryd/gantry/fault"
 )
 
 // recover takes over what an earlier engine left: containers that run, those that ended meanwhile, and the halves of
 // what it was doing when it was killed, which are cleared away.
-func (e *Engine) recover(ctx context.Context) error {
+func (e *Engine) recover(ctx context.Context, ended map[string]exitRecord) error {
 	records, err := e.client.ContainerService().List(ctx)
 	if err != nil {
 		return fault.Wrap(fault.Internal, err, "containers of the last run")
@@ -34,7 +35,7 @@ func (e *Engine) recover(ctx context.Context) error {
 		byID[t.ID] = t
 	}
 	for _, record := range records {
-		if err := e.adopt(ctx, record.ID, byID[record.ID]); err != nil {
+		if err := e.adopt(ctx, record.ID, byID[record.ID], ended); err != nil {
 			return err
 		}
 	}
@@ -42,7 +43,7 @@ func (e *Engine) recover(ctx context.Context) error {
 }
 
 // adopt takes over one container. One without its configuration was being made or removed: it goes.
-func (e *Engine) adopt(ctx context.Context, id string, task *tasktypes.Process) error {
+func (e *Engine) adopt(ctx context.Context, id string, task *tasktypes.Process, ended map[string]exitRecord) error {
 	c := &container{}
 	err := readJSON(filepath.Join(e.dir(id), configFile), &c.config)
 	if err != nil || c.ID != id {
@@ -61,16 +62,16 @@ func (e *Engine) adopt(ctx context.Context, id string, task *tasktypes.Process) 
 	e.mu.Lock()
 	e.containers[id] = c
 	e.mu.Unlock()
-	e.adoptTask(ctx, c, task)
+	e.adoptTask(ctx, c, task, ended)
 	return nil
 }
 
 // adoptTask settles what became of the container's process.
-func (e *Engine) adoptTask(ctx context.Context, c *container, task *tasktypes.Process) {
+func (e *Engine) adoptTask(ctx context.Context, c *container, task *tasktypes.Process, ended map[string]exitRecord) {
 	wasRunning := c.state.Status == StatusRunning || c.state.Status == StatusPaused
 	if task == nil {
 		if wasRunning {
-			e.lost(c)
+			e.lost(c, ended)
 		}
 		if err := c.log.Finish(); err != nil {
 			e.log.Warn("the end of a container's log is still in its spool", "container", c.ID, "error", err)
@@ -103,11 +104,34 @@ func (e *Engine) adoptTask(ctx context.Context, c *container, task *tasktypes.Pr
 	}
 }
 
-// lost records the end of a container that nobody saw: a power loss, a killed shim.
-func (e *Engine) lost(c *container) {
+// exitRecord is what a shim writes down when its container ends.
+type exitRecord struct {
+	Timestamp time.Time
+	Status    int32
+}
+
+// endedMeanwhile reads the exits that shims have recorded, before containerd clears away the shims that are dead.
+func (e *Engine) endedMeanwhile() map[string]exitRecord {
+	ended := map[string]exitRecord{}
+	entries, _ := os.ReadDir(embedded.Bundle(e.o.Run, Namespace, ""))
+	for _, d := range entries {
+		var r exitRecord
+		if readJSON(filepath.Join(embedded.Bundle(e.o.Run, Namespace, d.Name()), "exit.json"), &r) == nil {
+			ended[d.Name()] = r
+		}
+	}
+	return ended
+}
+
+// lost records the end of a container whose shim is gone too: from the shim's record, or, after a power loss, as unknown.
+func (e *Engine) lost(c *container, ended map[string]exitRecord) {
+	r, known := ended[c.ID]
+	if !known {
+		r = exitRecord{time.Now(), LostExitCode}
+	}
 	c.mu.Lock()
-	c.state.Status, c.state.Pid, c.state.ExitCode = StatusExited, 0, LostExitCode
-	c.state.Lost, c.state.FinishedAt = true, time.Now()
+	c.state.Status, c.state.Pid, c.state.ExitCode = StatusExited, 0, r.Status
+	c.state.Lost, c.state.FinishedAt = !known, r.Timestamp
 	c.mu.Unlock()
 	e.saveState(c)
 }

@@ -113,12 +113,12 @@ func (s *Server) Close() error {
 }
 
 func prepareDirectories(o Options) error {
-	socketDir := filepath.Join(o.Run, "s")
-	if len(socketDir) > maxSocketDir {
+	sockets := socketDir(o)
+	if len(sockets) > maxSocketDir {
 		return fault.New(fault.Invalid, "the run directory %s is too long for Unix sockets (%d bytes, at most %d)",
 			o.Run, len(o.Run), maxSocketDir-len("/s")).WithHint("choose a shorter one: gantryd --run /run/NAME")
 	}
-	for dir, mode := range map[string]os.FileMode{o.Root: 0o700, o.Run: 0o711, socketDir: 0o700} {
+	for dir, mode := range map[string]os.FileMode{o.Root: 0o700, o.Run: 0o711, sockets: 0o700} {
 		if err := os.MkdirAll(dir, mode); err != nil {
 			return fault.Wrap(fault.Unavailable, err, "containerd: cannot make %s", dir)
 		}

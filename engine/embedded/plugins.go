@@ -21,7 +21,6 @@ import (
 	"github.com/containerd/containerd/v2/core/introspection"
 	"github.com/containerd/containerd/v2/core/leases"
 	"github.com/containerd/containerd/v2/core/mount"
-	runtimev2 "github.com/containerd/containerd/v2/core/runtime/v2"
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/containerd/v2/plugins"
 	services "github.com/containerd/containerd/v2/plugins/services"
@@ -69,14 +68,14 @@ func (s *Server) loadPlugins(ctx context.Context, o Options) error {
 	wanted := pluginTypes()
 	skip := func(r *plugin.Registration) bool { return !slices.Contains(wanted, r.Type) }
 	var last *plugin.InitContext
-	for _, r := range registry.Graph(skip) {
+	for _, r := range withOwnShims(registry.Graph(skip), o) {
 		last = plugin.NewContext(ctx, s.plugins, map[string]string{
 			plugins.PropertyRootDir:      filepath.Join(o.Root, r.URI()),
 			plugins.PropertyStateDir:     filepath.Join(o.Run, r.URI()),
 			plugins.PropertyGRPCAddress:  s.address,
 			plugins.PropertyTTRPCAddress: s.address + ".ttrpc",
 		})
-		last.Config = configFor(r, o)
+		last.Config = configFor(r)
 		last.RegisterReadiness = func() func() { return func() {} }
 		if err := s.load(last, r); err != nil {
 			return err
@@ -113,8 +112,8 @@ func (s *Server) load(ic *plugin.InitContext, r plugin.Registration) error {
 	return nil
 }
 
-// configFor copies a registration's configuration, which is shared by all servers of the process, and sets what is ours.
-func configFor(r plugin.Registration, o Options) any {
+// configFor copies a registration's configuration, which is shared by all servers of the process.
+func configFor(r plugin.Registration) any {
 	if r.Config == nil {
 		return nil
 	}
@@ -124,9 +123,6 @@ func configFor(r plugin.Registration, o Options) any {
 	}
 	c := reflect.New(v.Elem().Type())
 	c.Elem().Set(v.Elem())
-	if shim, ok := c.Interface().(*runtimev2.ShimConfig); ok {
-		shim.SocketDir = filepath.Join(o.Run, "s")
-	}
 	return c.Interface()
 }
 

@@ -108,7 +108,12 @@ func Tar(t testing.TB, entries []Entry) []byte {
 // Image puts an image of one layer per list of entries into the engine's store and returns its digest.
 func Image(t testing.TB, e *engine.Engine, name string, config imagespec.ImageConfig, layers ...[]Entry) digest.Digest {
 	t.Helper()
-	ctx := e.Context(t.Context())
+	// The lease keeps the blobs until the image names them.
+	ctx, release, err := e.Client().WithLease(e.Context(t.Context()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = release(ctx) }()
 	platform := platforms.DefaultSpec()
 	full := imagespec.Image{Config: config, Platform: platform, RootFS: imagespec.RootFS{Type: "layers"}}
 	manifest := imagespec.Manifest{Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: imagespec.MediaTypeImageManifest}
