@@ -161,11 +161,14 @@ func (a *bundle) blob(ctx context.Context, name string, size int64, body io.Read
 	if _, err := io.Copy(w, body); err != nil {
 		return err
 	}
-	if got := w.Digest(); want != "" && got != want {
-		return fault.New(fault.Corrupt, "the archive's %s has the digest %s", name, got)
+	if want == "" {
+		d.Digest = w.Digest()
 	}
-	d.Digest = w.Digest()
-	if err := w.Commit(ctx, size, d.Digest); err != nil && !errdefs.IsAlreadyExists(err) {
+	err = w.Commit(ctx, size, d.Digest)
+	if errdefs.IsFailedPrecondition(err) {
+		return fault.Wrap(fault.Corrupt, err, "the archive's %s is damaged", name)
+	}
+	if err != nil && !errdefs.IsAlreadyExists(err) {
 		return err
 	}
 	a.blobs[name] = d
@@ -181,9 +184,6 @@ func blobDigest(name string) (digest.Digest, error) {
 	d := digest.NewDigestFromEncoded(digest.Algorithm(alg), hex)
 	if err := d.Validate(); err != nil {
 		return "", fault.Wrap(fault.Invalid, err, "the archive's %s is not named by a digest", name)
-	}
-	if d.Algorithm() != digest.SHA256 {
-		return "", fault.New(fault.Unsupported, "the archive's blobs are named by %s; only sha256 can be stored", alg)
 	}
 	return d, nil
 }

@@ -11,6 +11,7 @@ package image
 
 import (
 	"context"
+	"io"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -23,6 +24,8 @@ import (
 	"github.com/containerd/containerd/v2/core/leases"
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
+	"github.com/containerd/log"
+	"github.com/sirupsen/logrus"
 
 	gantryv1 "github.com/gantryd/gantry/api/gen/gantry/v1"
 	"github.com/gantryd/gantry/fault"
@@ -53,6 +56,8 @@ type Options struct {
 type Service struct {
 	Options
 	locks keyLock
+	// quiet swallows what containerd's libraries log; the same comes back as an error.
+	quiet *log.Entry
 }
 
 // New makes a Service on containerd's stores.
@@ -78,7 +83,9 @@ func New(o Options) (*Service, error) {
 	if err := os.MkdirAll(filepath.Join(o.Root, "registries"), 0o755); err != nil {
 		return nil, fault.Wrap(fault.Unavailable, err, "image: make %s", o.Root)
 	}
-	return &Service{Options: o}, nil
+	quiet := logrus.New()
+	quiet.SetOutput(io.Discard)
+	return &Service{Options: o, quiet: logrus.NewEntry(quiet)}, nil
 }
 
 // FromClient makes a Service on the services of a containerd client. The stores in o are set from the client.
@@ -92,7 +99,7 @@ func FromClient(c *containerd.Client, o Options) (*Service, error) {
 }
 
 func (s *Service) in(ctx context.Context) context.Context {
-	return namespaces.WithNamespace(ctx, s.Namespace)
+	return log.WithLogger(namespaces.WithNamespace(ctx, s.Namespace), s.quiet)
 }
 
 // Emit receives the progress of a long action, one message at a time. An error from it cancels the action.

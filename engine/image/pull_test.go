@@ -412,6 +412,14 @@ func TestPasswordGoesToItsRegistryOnly(t *testing.T) {
 			t.Fatal("the password reached another host")
 		}
 	}
+	dir := filepath.Join(s.Root, "registries", strings.Replace(r.host(), ":", "_", 1)+"_")
+	check(t, os.MkdirAll(dir, 0o755))
+	check(t, os.WriteFile(filepath.Join(dir, "hosts.toml"), fmt.Appendf(nil, "server = %q\nauth_hosts = [%q]\n", r.URL, strings.TrimPrefix(realm, "http://")), 0o600))
+	_, _ = s.Pull(t.Context(), &gantryv1.PullRequest{Image: r.host() + "/private:2", Auth: auth}, nil)
+	if thief.seen("/token") == 0 {
+		t.Fatal("a token server that the configuration allows was not asked")
+	}
+	check(t, os.RemoveAll(dir))
 	auth.Server = "elsewhere.example" // a credential for another registry is not used at all
 	realm = r.URL
 	r.forget()
