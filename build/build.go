@@ -11,7 +11,6 @@ import (
 	"context"
 	"log/slog"
 	"os"
-	"path/filepath"
 
 	containerd "github.com/containerd/containerd/v2/client"
 	"github.com/containerd/containerd/v2/core/images"
@@ -101,6 +100,9 @@ func New(ctx context.Context, opts Options) (*Builder, error) {
 // Close stops the builder. Builds still running fail; call it when they are done.
 func (b *Builder) Close() error {
 	err := b.controller.Close()
+	if err == nil {
+		err = b.settle()
+	}
 	b.hangUp()
 	if err != nil {
 		return fault.Wrap(fault.Internal, err, "close the builder")
@@ -164,7 +166,7 @@ func (b *Builder) open(ctx context.Context) error {
 	if b.sessions, err = session.NewManager(); err != nil {
 		return fault.Wrap(fault.Internal, err, "start the session manager")
 	}
-	opt, err := b.workerOptions()
+	opt, err := b.workerOptions(ctx)
 	if err != nil {
 		return err
 	}
@@ -185,12 +187,12 @@ func (b *Builder) newController(ctx context.Context, w *base.Worker) (*control.C
 	if err := workers.Add(w); err != nil {
 		return nil, fault.Wrap(fault.Internal, err, "add the build worker")
 	}
-	cache, err := bboltcachestorage.NewStore(filepath.Join(b.opts.Root, "cache.db"))
+	cache, err := bboltcachestorage.NewStore(b.path(cacheFile))
 	if err != nil {
 		return nil, fault.Wrap(fault.Corrupt, err, "open the build cache").
 			WithHint("with the daemon stopped, remove %s; only the cache is lost", b.opts.Root)
 	}
-	history, err := bbolt.Open(filepath.Join(b.opts.Root, "history.db"), 0o600, nil)
+	history, err := bbolt.Open(b.path("history.db"), 0o600, nil)
 	if err != nil {
 		cache.Close()
 		return nil, fault.Wrap(fault.Corrupt, err, "open the build history")

@@ -22,27 +22,35 @@ const (
 	stuck    = "FROM busybox\nRUN --mount=type=cache,target=/c --mount=type=secret,id=k echo started; " + sleeping + "\n"
 )
 
-func stuckRequest(dir string) Request {
+func childRequest(dir, mode string) Request {
+	text := bootDockerfile
+	if mode == "stuck" {
+		text = stuck
+	}
 	return Request{
-		Start:    &gantryv1.BuildStart{Dockerfile: []byte(stuck), Tags: []string{"stuck"}, Offline: true, Secrets: map[string][]byte{"k": []byte("v")}},
+		Start:    &gantryv1.BuildStart{Dockerfile: []byte(text), Tags: []string{"child"}, Offline: true, Secrets: map[string][]byte{"k": []byte("v")}},
 		Contexts: map[string]string{"context": filepath.Join(dir, "busybox")},
 	}
 }
 
-// child is the builder that TestKilledBuilder kills: it builds below os.Args[2] and says when the step runs.
+// child is a builder that dies: it builds below os.Args[2]. In mode "stuck" it says when the step runs, and waits to be
+// killed; in mode "close" it closes the builder at the end, in mode "exit" it does not.
 func child() {
-	dir := os.Args[2]
+	dir, mode := os.Args[2], os.Args[3]
 	r, err := openRig(dir, Options{})
 	if err == nil {
 		err = r.busybox()
 	}
 	if err == nil {
-		_, err = r.Build(context.Background(), stuckRequest(dir), func(e *gantryv1.BuildEvent) error {
+		_, err = r.Build(context.Background(), childRequest(dir, mode), func(e *gantryv1.BuildEvent) error {
 			if strings.Contains(string(e.GetLog().GetData()), "started") {
 				fmt.Println("started")
 			}
 			return nil
 		})
+	}
+	if err == nil && mode == "close" {
+		err = r.Close()
 	}
 	fmt.Println("ended:", err)
 }
@@ -87,7 +95,7 @@ func kill(t *testing.T, dir string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	cmd := exec.CommandContext(t.Context(), exe, childArg, dir)
+	cmd := exec.CommandContext(t.Context(), exe, childArg, dir, "stuck")
 	cmd.Stderr = new(bytes.Buffer)
 	out, err := cmd.StdoutPipe()
 	if err == nil {

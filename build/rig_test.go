@@ -127,7 +127,7 @@ func openRig(dir string, opts Options) (*rig, error) {
 	}
 	r := &rig{Builder: b, dir: dir, client: client}
 	r.stop = func() {
-		b.Close()
+		r.Close()
 		over.Close()
 		bdb.Close()
 		removeCgroups(opts.CgroupParent)

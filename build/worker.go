@@ -10,7 +10,6 @@ import (
 	"github.com/containerd/containerd/v2/core/leases"
 	"github.com/containerd/containerd/v2/pkg/gc"
 	"github.com/containerd/platforms"
-	"github.com/moby/buildkit/cache/metadata"
 	"github.com/moby/buildkit/client"
 	"github.com/moby/buildkit/executor"
 	"github.com/moby/buildkit/executor/resources"
@@ -29,26 +28,28 @@ import (
 
 // workerOptions joins containerd's stores with BuildKit's own runc executor: a step needs no shim, no task and no log
 // pipes of containerd's, and starts several times faster without them.
-func (b *Builder) workerOptions() (base.WorkerOpt, error) {
+func (b *Builder) workerOptions(ctx context.Context) (base.WorkerOpt, error) {
+	opt := b.stores()
+	if err := b.trustRecords(ctx, opt.LeaseManager); err != nil {
+		return opt, err
+	}
 	networks := b.networks()
 	monitor, err := resources.NewMonitor()
 	if err != nil {
-		return base.WorkerOpt{}, fault.Wrap(fault.Internal, err, "start the resource monitor")
+		return opt, fault.Wrap(fault.Internal, err, "start the resource monitor")
 	}
 	executor, err := b.executor(networks, monitor)
 	if err != nil {
-		return base.WorkerOpt{}, err
+		return opt, err
 	}
 	id, err := base.ID(b.opts.Root)
 	if err != nil {
-		return base.WorkerOpt{}, fault.Wrap(fault.Corrupt, err, "read the builder's identity")
+		return opt, fault.Wrap(fault.Corrupt, err, "read the builder's identity")
 	}
-	md, err := metadata.NewStore(filepath.Join(b.opts.Root, "metadata.db"))
+	md, err := b.openRecords()
 	if err != nil {
-		return base.WorkerOpt{}, fault.Wrap(fault.Corrupt, err, "open the build cache's records").
-			WithHint("with the daemon stopped, remove %s; only the cache is lost", b.opts.Root)
+		return opt, err
 	}
-	opt := b.stores()
 	opt.ID, opt.Root, opt.MetadataStore = id, b.opts.Root, md
 	opt.Labels = map[string]string{label.Executor: "oci", label.Snapshotter: b.opts.Snapshotter}
 	opt.Platforms = []ocispecs.Platform{platforms.Normalize(platforms.DefaultSpec())}
