@@ -195,7 +195,7 @@ func checkRegular(what, path string) error {
 	case st.IsDir():
 		return fault.New(fault.Invalid, "%s %q is a directory", what, path).WithHint("name a file in it")
 	case !st.Mode().IsRegular():
-		return fault.New(fault.Invalid, "%s %q is not a regular file", what, path)
+		return fault.New(fault.Invalid, "%s %q is not a regular file", what, path).WithHint("name a file on disk")
 	case st.Size() > maxFile:
 		return tooLarge(what, path)
 	}

@@ -159,6 +159,7 @@ func (h logHook) Fire(e *logrus.Entry) error {
 func withLogs(do func() error, take func(message string)) error {
 	logMu.Lock()
 	defer logMu.Unlock()
+	registerRaw()
 	l := logrus.StandardLogger()
 	out, hooks := l.Out, l.ReplaceHooks(logrus.LevelHooks{})
 	defer func() {
@@ -218,7 +219,9 @@ func loaderFault(err error, src *sources) error {
 		path := strings.Split(strings.Trim(key, "."), ".")
 		if x := extraInError.FindStringSubmatch(msg); x != nil {
 			path = append(path, x[1])
-			msg = keyName(path) + ": this key does not exist in the Compose specification"
+			msg = keyName(path) + unknownKey
+		} else if strings.HasSuffix(msg, " false schema") {
+			msg = keyName(path) + unknownKey
 		}
 		if at := src.locate(path); at.line > 0 {
 			return fault.New(fault.Invalid, "%s: %s", at, shortenMessage(msg)).WithHint("the keys are listed in doc/compose.md")
@@ -226,6 +229,8 @@ func loaderFault(err error, src *sources) error {
 	}
 	return fault.New(fault.Invalid, "%s: %s", strings.Join(src.in.files, ", "), shortenMessage(msg)).WithHint("the keys are listed in doc/compose.md")
 }
+
+const unknownKey = ": this key does not exist in the Compose specification"
 
 const maxMessage = 2000
 

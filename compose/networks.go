@@ -136,9 +136,6 @@ func (c *converter) macAddress(path []string, s *types.ServiceConfig) string {
 	return mac
 }
 
-// maxPorts of one service keeps a range such as 1-65535 from making the tables of every node huge.
-const maxPorts = 4096
-
 func (c *converter) ports(path []string, s *types.ServiceConfig) []*gantryv1.PortPublish {
 	var out []*gantryv1.PortPublish
 	for i, p := range s.Ports {

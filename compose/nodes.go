@@ -14,7 +14,7 @@ const (
 	// maxDepth is far above any real file and far below what hurts a recursive reader.
 	maxDepth = 64
 	// maxNodes counts values with every alias written out.
-	maxNodes = 500_000
+	maxNodes = 200_000
 )
 
 // shape measures a document without writing aliases out.
@@ -42,7 +42,7 @@ func (s *shape) measure(n *yaml.Node, depth int) (extent, error) {
 	e, ok := s.nodes[n]
 	switch {
 	case n.Kind == yaml.ScalarNode:
-		return extent{1, 0}, nil
+		return extent{1, 0}, s.variables(n)
 	case ok && e.size == 0:
 		return e, fault.New(fault.Invalid, "%s:%d: a YAML anchor contains itself", s.file, n.Line).WithHint("remove the alias inside of it")
 	case depth+e.height > maxDepth:
@@ -63,6 +63,56 @@ func (s *shape) measure(n *yaml.Node, depth int) (extent, error) {
 	}
 	s.nodes[n] = e
 	return e, nil
+}
+
+const (
+	maxVariables       = 1000
+	maxVariableNesting = 20
+)
+
+// variables bounds what filling one value in can cost: the loader's time grows with the square of it.
+func (s *shape) variables(n *yaml.Node) error {
+	if strings.Count(n.Value, "${") <= maxVariableNesting {
+		return nil
+	}
+	total, open := 0, 0
+	for i := 0; i < len(n.Value); i++ {
+		switch {
+		case strings.HasPrefix(n.Value[i:], "${"):
+			total, open = total+1, open+1
+		case n.Value[i] == '}' && open > 0:
+			open--
+		}
+		if open > maxVariableNesting {
+			return fault.New(fault.Invalid, "%s:%d: variables are nested deeper than %d levels", s.file, n.Line, maxVariableNesting).
+				WithHint("write a literal \"$\" as \"$$\"")
+		}
+	}
+	if total > maxVariables {
+		return fault.New(fault.Invalid, "%s:%d: one value has more than %d variables", s.file, n.Line, maxVariables).
+			WithHint("split it, or mount a file")
+	}
+	return nil
+}
+
+// checkNames refuses names that are not even text for a terminal, before anybody prints them.
+func (f *sourceFile) checkNames() error {
+	for _, d := range f.docs {
+		for _, kind := range []string{"services", "networks", "volumes", "secrets", "configs"} {
+			_, section := mapEntry(root(d), kind)
+			if section == nil || section.Kind != yaml.MappingNode {
+				continue
+			}
+			for i := 0; i < len(section.Content); i += 2 {
+				k := section.Content[i]
+				if strings.ContainsFunc(k.Value, func(r rune) bool { return r <= ' ' || r >= 0x7f }) {
+					return fault.New(fault.Invalid, "%s:%d: %s: a name has only letters, digits, \"-\", \"_\" and \".\"",
+						f.path, k.Line, keyName([]string{kind, strings.ReplaceAll(k.Value, "\n", "\\x0a")})).WithHint("rename it, such as to web or my-app")
+				}
+			}
+		}
+	}
+	return nil
 }
 
 // position is a place in a file.

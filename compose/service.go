@@ -153,7 +153,7 @@ func (c *converter) build(path []string, b *types.BuildConfig) *gantryv1.BuildSp
 	}
 	for _, k := range b.SSH {
 		id := k.ID
-		if k.Path != "" {
+		if k.Path != "" && k.Path != c.in.dir { // an empty path comes back as the directory
 			id += "=" + k.Path
 		}
 		out.Ssh = append(out.Ssh, id)

@@ -75,7 +75,16 @@ func (s *sources) read(path, dir, what string) (*sourceFile, error) {
 		f.content, err = readRegular(what, path)
 	}
 	if err == nil {
+		err = f.checkDensity()
+	}
+	if err == nil {
 		err = f.parse()
+	}
+	if err == nil {
+		err = f.checkNames()
+	}
+	if err == nil {
+		err = f.checkPorts()
 	}
 	if err != nil {
 		return nil, err
@@ -83,6 +92,23 @@ func (s *sources) read(path, dir, what string) (*sourceFile, error) {
 	s.byPath[path] = f
 	s.files = append(s.files, f)
 	return f, nil
+}
+
+// maxMarks is more than maxNodes values can have, and keeps the parser from filling the memory first.
+const maxMarks = 10 * maxNodes
+
+func (f *sourceFile) checkDensity() error {
+	marks := 0
+	for _, c := range f.content {
+		switch c {
+		case ',', ':', '-', '[', '{', '\n':
+			marks++
+		}
+	}
+	if marks > maxMarks {
+		return fault.New(fault.Invalid, "%s holds more than %d values", f.path, maxNodes).WithHint("split the app, or mount files instead of writing them out")
+	}
+	return nil
 }
 
 func (f *sourceFile) parse() error {
