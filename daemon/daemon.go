@@ -17,18 +17,18 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/gantryd/gantry/agent"
 	gantryv1 "github.com/gantryd/gantry/api/gen/gantry/v1"
 	"github.com/gantryd/gantry/api/gen/gantry/v1/gantryv1connect"
-	"github.com/gantryd/gantry/agent"
 	"github.com/gantryd/gantry/build"
 	"github.com/gantryd/gantry/cluster"
 	"github.com/gantryd/gantry/control/rollout"
 	"github.com/gantryd/gantry/control/schedule"
+	"github.com/gantryd/gantry/daemon/kernelcheck"
 	"github.com/gantryd/gantry/discovery"
 	"github.com/gantryd/gantry/engine"
 	"github.com/gantryd/gantry/engine/image"
 	"github.com/gantryd/gantry/fault"
-	"github.com/gantryd/gantry/internal/kernelcheck"
 	"github.com/gantryd/gantry/internal/seal"
 	"github.com/gantryd/gantry/network"
 	"github.com/gantryd/gantry/server"
@@ -98,7 +98,13 @@ func (d *daemon) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	// What runs ends before what it uses is stopped, also when a later part cannot start.
+	ctx, cancel := context.WithCancel(ctx)
 	group, ctx := errgroup.WithContext(ctx)
+	defer func() {
+		cancel()
+		_ = group.Wait() // its error has been returned, or is the consequence of another
+	}()
 	group.Go(func() error { return st.Run(ctx) })
 	group.Go(func() error { return memberFailed(ctx, member) })
 	sealer, err := d.sealer(st)
@@ -155,7 +161,13 @@ func (d *daemon) run(ctx context.Context) error {
 }
 
 func (d *daemon) checkKernel() error {
-	d.checks = kernelcheck.Run()
+	var err error
+	if d.checks, err = kernelcheck.Run(); err != nil {
+		return err
+	}
+	if err := kernelcheck.Table(os.Stderr, d.checks); err != nil {
+		return err
+	}
 	return kernelcheck.Missing(d.checks)
 }
 
