@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"strings"
@@ -308,4 +309,32 @@ func TestDamagedFileIsRefused(t *testing.T) {
 	if !bytes.HasPrefix(b, []byte("garbage ")) {
 		t.Error("the damaged file was silently replaced")
 	}
+}
+
+func FuzzManifest(f *testing.F) {
+	rig := imagetest.New(f)
+	h, err := registry.New(f.Context(), registry.Options{Content: rig.Content, Leases: rig.Leases, Root: rig.Root + "/registry"})
+	check(f, err)
+	f.Cleanup(func() { _ = h.Close() })
+	f.Add("x", v1.MediaTypeImageManifest, manifest("layer"))
+	f.Add("x?tag=y&tag=z", v1.MediaTypeImageIndex, `{"schemaVersion":2,"mediaType":"`+v1.MediaTypeImageIndex+`","manifests":[]}`)
+	f.Add(digest.FromString("{}").String(), v1.MediaTypeImageManifest, `{"subject":{"digest":"sha256:x"},"config":{}}`)
+	f.Fuzz(func(t *testing.T, ref, contentType, body string) {
+		req := httptest.NewRequest("PUT", "/v2/app/manifests/x", strings.NewReader(body))
+		req.URL.Path = "/v2/app/manifests/" + ref
+		req.Header.Set("Content-Type", contentType)
+		w := httptest.NewRecorder()
+		h.ServeHTTP(w, req)
+		if w.Code >= 500 || w.Code < 200 {
+			t.Fatalf("%d %s", w.Code, w.Body)
+		}
+		if w.Code == http.StatusCreated {
+			req.Method, req.URL.Path = "GET", w.Header().Get("Location")
+			again := httptest.NewRecorder()
+			h.ServeHTTP(again, req)
+			if again.Code != http.StatusOK || again.Body.String() != body {
+				t.Fatalf("stored, but %d is read back", again.Code)
+			}
+		}
+	})
 }

@@ -30,7 +30,12 @@ func start(t *testing.T, change ...func(*registry.Options)) *server {
 
 func open(t *testing.T, change ...func(*registry.Options)) *server {
 	t.Helper()
-	rig := imagetest.New(t)
+	return openAt(t, t.TempDir(), change...)
+}
+
+func openAt(t *testing.T, root string, change ...func(*registry.Options)) *server {
+	t.Helper()
+	rig := imagetest.Open(t, root)
 	s := &server{rig: rig, options: registry.Options{Content: rig.Content, Leases: rig.Leases, Images: rig.Images, Root: rig.Root + "/registry"}}
 	s.options.Logger = slog.New(slog.NewTextHandler(t.Output(), nil))
 	for _, c := range change {

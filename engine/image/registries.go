@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/containerd/containerd/v2/core/remotes"
@@ -86,7 +87,8 @@ func (s *Service) checkHostsFile(domain string) (authHosts []string, err error) 
 type credential struct {
 	registry string // as in an image's name
 	auth     *gantryv1.RegistryAuth
-	extra    []string // further hosts that may see it
+	extra    []string    // further hosts that may see it
+	plain    atomic.Bool // the configuration says that the registry has no TLS
 }
 
 func newCredential(domain string, auth *gantryv1.RegistryAuth, extra []string) *credential {
@@ -121,14 +123,17 @@ func (c *credential) lookup(host string) (user, secret string, err error) {
 
 // authorize adds a ready registry token, if that is what the user has.
 func (c *credential) authorize(hosts docker.RegistryHosts) docker.RegistryHosts {
-	if c.auth.GetRegistryToken() == "" {
-		return hosts
-	}
 	return func(name string) ([]docker.RegistryHost, error) {
 		hs, err := hosts(name)
 		for i := range hs {
-			if registryName(hs[i].Host) == c.registry {
-				hs[i].Authorizer = bearer(c.auth.RegistryToken)
+			if registryName(hs[i].Host) != c.registry {
+				continue
+			}
+			if hs[i].Scheme == "http" {
+				c.plain.Store(true)
+			}
+			if token := c.auth.GetRegistryToken(); token != "" {
+				hs[i].Authorizer = bearer(token)
 			}
 		}
 		return hs, err
@@ -136,13 +141,16 @@ func (c *credential) authorize(hosts docker.RegistryHosts) docker.RegistryHosts 
 }
 
 // permits tells whether the secret may be sent to a URL: the registry itself, a host of the same registered domain (where
-// registries keep their token servers), or one that the configuration names. Never without TLS to another host.
+// registries keep their token servers), or one that the configuration names. Without TLS only where the configuration says so.
 func (c *credential) permits(u *url.URL) bool {
-	registry := &url.URL{Host: c.registry}
-	if u.Hostname() == registry.Hostname() || registryName(u.Host) == c.registry {
+	if slices.Contains(c.extra, u.Host) {
 		return true
 	}
-	if slices.Contains(c.extra, u.Host) {
+	if u.Scheme != "https" && !c.plain.Load() && !docker.IsLocalhost(u.Host) {
+		return false
+	}
+	registry := &url.URL{Host: c.registry}
+	if u.Hostname() == registry.Hostname() || registryName(u.Host) == c.registry {
 		return true
 	}
 	a, errA := publicsuffix.EffectiveTLDPlusOne(u.Hostname())

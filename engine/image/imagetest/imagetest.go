@@ -43,7 +43,12 @@ type Rig struct {
 // New makes a Rig that is closed when the test ends. Unpacking with it needs root.
 func New(t testing.TB) *Rig {
 	t.Helper()
-	root := t.TempDir()
+	return Open(t, t.TempDir())
+}
+
+// Open is New in a directory that may hold an earlier Rig, whose process is gone.
+func Open(t testing.TB, root string) *Rig {
+	t.Helper()
 	_ = log.SetLevel("fatal") // containerd logs what the callers are told anyway
 	// containerd's collector takes a store without a blob yet for broken and leaves unfinished writes in it.
 	must(t, os.MkdirAll(filepath.Join(root, "content", "blobs"), 0o755))
