@@ -4,11 +4,15 @@ import (
 	"archive/tar"
 	"bytes"
 	"compress/gzip"
+	"io"
 	"os"
 	"strings"
 	"testing"
 
 	"github.com/containerd/containerd/v2/core/leases"
+	"github.com/google/go-containerregistry/pkg/name"
+	"github.com/google/go-containerregistry/pkg/v1/tarball"
+	"github.com/google/go-containerregistry/pkg/v1/validate"
 	"github.com/klauspost/compress/zstd"
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 
@@ -351,4 +355,26 @@ func FuzzImport(f *testing.F) {
 			t.Fatalf("left over: %d blobs, %d writes", blobs, writes)
 		}
 	})
+}
+
+// TestExportForDocker reads an export as docker load does: by manifest.json, not by the OCI index.
+func TestExportForDocker(t *testing.T) {
+	_, s := node(t)
+	_, err := s.Import(t.Context(), bytes.NewReader(hello(t).Layout(t, "")), "hello:2")
+	check(t, err)
+	check(t, s.Tag(t.Context(), "hello:2", "me/hello:3"))
+	var out bytes.Buffer
+	check(t, s.Export(t.Context(), &out, []string{"hello:2", "me/hello:3"}, ""))
+	for _, n := range []string{"hello:2", "me/hello:3"} {
+		tag, err := name.NewTag(n)
+		check(t, err)
+		img, err := tarball.Image(func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(out.Bytes())), nil }, &tag)
+		check(t, err)
+		check(t, validate.Image(img))
+		cfg, err := img.ConfigFile()
+		check(t, err)
+		if cfg.Config.Cmd[0] != "/hello" {
+			t.Errorf("%s: config %v", n, cfg.Config)
+		}
+	}
 }
