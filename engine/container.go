@@ -124,6 +124,13 @@ func (c *container) current() *run {
 	return c.run
 }
 
+// lastRun returns the current run or the one before, nil if this engine has seen none.
+func (c *container) lastRun() *run {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.run
+}
+
 // nextRun returns a channel that is closed when another run begins. The caller holds c.mu.
 func (c *container) nextRun() <-chan struct{} {
 	if c.began == nil {

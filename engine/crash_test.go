@@ -331,16 +331,8 @@ func TestAMachineThatWasRestarted(t *testing.T) {
 // powerOff kills a container and its shim and clears the run directory.
 func powerOff(t *testing.T, o engine.Options, id string) {
 	t.Helper()
-	procs, err := filepath.Glob("/proc/[0-9]*/cmdline")
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, p := range procs {
-		b, _ := os.ReadFile(p)
-		if args := strings.Split(string(b), "\x00"); strings.HasSuffix(args[0], "containerd-shim-runc-v2") && strings.Contains(string(b), o.Run) {
-			pid, _ := strconv.Atoi(filepath.Base(filepath.Dir(p)))
-			_ = unix.Kill(pid, unix.SIGKILL)
-		}
+	for _, pid := range shims(t, o) {
+		_ = unix.Kill(pid, unix.SIGKILL)
 	}
 	running := processes(o, id)
 	for _, p := range running {
@@ -356,3 +348,26 @@ func powerOff(t *testing.T, o engine.Options, id string) {
 		t.Fatal(err)
 	}
 }
+
+// shims returns the process IDs of an engine's shims.
+func shims(t *testing.T, o engine.Options) []int {
+	t.Helper()
+	procs, err := filepath.Glob("/proc/[0-9]*/cmdline")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var pids []int
+	for _, p := range procs {
+		b, _ := os.ReadFile(p) // a process may have ended
+		if args := strings.Split(string(b), "\x00"); strings.HasSuffix(args[0], "containerd-shim-runc-v2") && strings.Contains(string(b), o.Run) {
+			pid, err := strconv.Atoi(filepath.Base(filepath.Dir(p)))
+			if err != nil {
+				t.Fatal(err)
+			}
+			pids = append(pids, pid)
+		}
+	}
+	return pids
+}
+
+func pid(s engine.State) string { return strconv.Itoa(int(s.Pid)) }

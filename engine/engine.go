@@ -85,14 +85,13 @@ func Open(ctx context.Context, o Options) (*Engine, error) {
 		return nil, err
 	}
 	ended := e.endedMeanwhile()
-	e.ctx, e.cancel = context.WithCancel(e.Context(context.WithoutCancel(ctx)))
 	e.server, err = embedded.Start(ctx, embedded.Options{
 		Root: filepath.Join(o.Root, "containerd"), Run: o.Run, Logger: o.Logger,
 	})
 	if err != nil {
-		e.cancel()
 		return nil, err
 	}
+	e.ctx, e.cancel = context.WithCancel(e.Context(context.WithoutCancel(ctx)))
 	e.client = e.server.Client()
 	e.group.Go(func() error { return e.spools.Run(e.ctx) })
 	// Events are subscribed to before the containers are looked at, so that no exit falls between the two.
@@ -153,7 +152,7 @@ func (e *Engine) Address() string { return e.server.Address() }
 
 // Context returns ctx with Gantry's containerd namespace.
 func (e *Engine) Context(ctx context.Context) context.Context {
-	return namespaces.WithNamespace(ctx, Namespace)
+	return namespaces.WithNamespace(e.server.Context(ctx), Namespace)
 }
 
 // dir returns the directory of a container's files.

@@ -9,6 +9,7 @@ import (
 	"path"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -227,7 +228,20 @@ func (x *execution) startFault(ctx context.Context, p *specs.Process, err error)
 	return fault.Wrap(fault.Internal, err, "exec of %q in %s", p.Args[0], x.c.ID)
 }
 
+// lockedWriter lets callers give one writer for both streams.
+type lockedWriter struct {
+	mu *sync.Mutex
+	to io.Writer
+}
+
+func (w lockedWriter) Write(p []byte) (int, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.to.Write(p)
+}
+
 func (x *execution) copyOutput(streams IO) {
+	var mu sync.Mutex
 	for i, w := range []io.Writer{streams.Stdout, streams.Stderr} {
 		if x.out[i] == nil {
 			continue
@@ -236,7 +250,7 @@ func (x *execution) copyOutput(streams IO) {
 			w = io.Discard
 		}
 		x.copies.Go(func() error {
-			if _, err := io.Copy(w, x.out[i]); err != nil {
+			if _, err := io.Copy(lockedWriter{&mu, w}, x.out[i]); err != nil {
 				// The caller is gone: the process must not hang on a full pipe.
 				_, err = io.Copy(io.Discard, x.out[i])
 				return err

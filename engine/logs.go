@@ -34,11 +34,14 @@ func (e *Engine) Logs(ctx context.Context, id string, o LogOptions, fn func(*gan
 		return err
 	}
 	ro := jsonlog.ReadOptions{Tail: int(o.Tail), Since: o.Since, Until: o.Until}
+	r := c.lastRun()
 	if o.Follow {
 		ro.Done = closedChannel()
-		if r := c.current(); r != nil {
+		if r != nil {
 			ro.Done = r.gone
 		}
+	} else if r != nil && isDone(r.ended) {
+		r.awaitDrained(ctx)
 	}
 	if err := c.log.Pump(); err != nil { // what was written just now belongs to the answer
 		return fault.Wrap(diskFault(err), err, "container %s: log", id)
@@ -48,6 +51,16 @@ func (e *Engine) Logs(ctx context.Context, id string, o LogOptions, fn func(*gan
 			Instance: id, Name: c.Name, Stream: entry.Stream, Time: timestamppb.New(entry.Time), Line: entry.Line,
 		})
 	})
+}
+
+// awaitDrained waits until the last words of a container that has just ended are in its log.
+func (r *run) awaitDrained(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, outputWait)
+	defer cancel()
+	select {
+	case <-r.drained:
+	case <-ctx.Done():
+	}
 }
 
 func closedChannel() chan struct{} {

@@ -29,7 +29,7 @@ func startFault(c *container, err error) error {
 			WithHint("gantry system info shows the machine's control groups")
 	case strings.Contains(text, "no space left on device"):
 		return fault.New(fault.Exhausted, "container %s: the disk is full: %s", c.ID, what).WithHint("gantry system df")
-	case strings.Contains(text, "mounting"):
+	case strings.Contains(text, "mounting"), strings.Contains(text, "mount request"):
 		return fault.New(fault.Invalid, "container %s: %s", c.ID, what).WithHint("check volumes: and tmpfs: of the service")
 	}
 	return fault.New(fault.Internal, "container %s cannot be started: %s", c.ID, what)

@@ -41,6 +41,7 @@ type Options struct {
 
 // Server is a running containerd.
 type Server struct {
+	logger  *log.Entry
 	client  *containerd.Client
 	plugins *plugin.Set
 	closers []io.Closer
@@ -56,14 +57,14 @@ func Start(ctx context.Context, o Options) (*Server, error) {
 	if err := prepareDirectories(o); err != nil {
 		return nil, err
 	}
-	ctx, cancel := context.WithCancel(withLogger(context.WithoutCancel(ctx), o.Logger))
-	s := &Server{address: filepath.Join(o.Run, "containerd.sock"), cancel: cancel}
+	s := &Server{address: filepath.Join(o.Run, "containerd.sock"), logger: forwardingEntry(o.Logger)}
+	ctx, s.cancel = context.WithCancel(s.Context(context.WithoutCancel(ctx)))
 	s.grpc = grpc.NewServer(
 		grpc.MaxRecvMsgSize(defaults.DefaultMaxRecvMsgSize), grpc.MaxSendMsgSize(defaults.DefaultMaxSendMsgSize),
-		grpc.UnaryInterceptor(forwardNamespace), grpc.StreamInterceptor(forwardStreamNamespace))
+		grpc.UnaryInterceptor(s.forwardNamespace), grpc.StreamInterceptor(s.forwardStreamNamespace))
 	var err error
 	if s.ttrpc, err = ttrpc.NewServer(ttrpc.WithServerHandshaker(ttrpc.UnixSocketRequireSameUser())); err != nil {
-		cancel()
+		s.cancel()
 		return nil, fault.Wrap(fault.Internal, err, "containerd: shim listener")
 	}
 	if err := s.start(ctx, o); err != nil {
@@ -148,18 +149,20 @@ func closedIsFine(err error) error {
 }
 
 // Services read the namespace of a call from incoming metadata and hand it on as outgoing metadata.
-func forwardNamespace(ctx context.Context, req any, _ *grpc.UnaryServerInfo, next grpc.UnaryHandler) (any, error) {
+func (s *Server) forwardNamespace(ctx context.Context, req any, _ *grpc.UnaryServerInfo, next grpc.UnaryHandler) (any, error) {
+	ctx = s.Context(ctx)
 	if ns, ok := namespaces.Namespace(ctx); ok {
 		ctx = namespaces.WithNamespace(ctx, ns)
 	}
 	return next(ctx, req)
 }
 
-func forwardStreamNamespace(srv any, stream grpc.ServerStream, _ *grpc.StreamServerInfo, next grpc.StreamHandler) error {
-	if ns, ok := namespaces.Namespace(stream.Context()); ok {
-		stream = &streamWithContext{stream, namespaces.WithNamespace(stream.Context(), ns)}
+func (s *Server) forwardStreamNamespace(srv any, stream grpc.ServerStream, _ *grpc.StreamServerInfo, next grpc.StreamHandler) error {
+	ctx := s.Context(stream.Context())
+	if ns, ok := namespaces.Namespace(ctx); ok {
+		ctx = namespaces.WithNamespace(ctx, ns)
 	}
-	return next(srv, stream)
+	return next(srv, &streamWithContext{stream, ctx})
 }
 
 type streamWithContext struct {
@@ -169,10 +172,13 @@ type streamWithContext struct {
 
 func (s *streamWithContext) Context() context.Context { return s.ctx }
 
-func withLogger(ctx context.Context, l *slog.Logger) context.Context {
+// Context returns ctx with the logger that containerd's code looks for in it.
+func (s *Server) Context(ctx context.Context) context.Context { return log.WithLogger(ctx, s.logger) }
+
+func forwardingEntry(l *slog.Logger) *log.Entry {
 	entry := log.L.Dup()
 	entry.Logger = newForwardingLogger(l)
-	return log.WithLogger(ctx, entry)
+	return entry
 }
 
 // pluginError names the plug-in that an error came from.

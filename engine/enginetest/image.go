@@ -21,6 +21,7 @@ import (
 
 	gantryv1 "github.com/gantryd/gantry/api/gen/gantry/v1"
 	"github.com/gantryd/gantry/engine"
+	"github.com/gantryd/gantry/engine/archive"
 )
 
 // BusyboxName is the name of the image that BusyboxImage makes.
@@ -103,6 +104,19 @@ func Tar(t testing.TB, entries []Entry) []byte {
 		t.Fatal(err)
 	}
 	return buf.Bytes()
+}
+
+// Unpack unpacks entries into a directory of the host.
+func Unpack(t testing.TB, dir string, entries []Entry) {
+	t.Helper()
+	root, err := os.Open(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer root.Close()
+	if err := archive.Extract(t.Context(), root, "/", bytes.NewReader(Tar(t, entries))); err != nil {
+		t.Fatal(err)
+	}
 }
 
 // Image puts an image of one layer per list of entries into the engine's store and returns its digest.
