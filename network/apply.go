@@ -38,6 +38,9 @@ func (n *Network) Apply(_ context.Context, s State) error {
 func (n *Network) reassert() error {
 	n.applying.Lock()
 	defer n.applying.Unlock()
+	if n.removed {
+		return nil
+	}
 	if n.applied == nil {
 		return n.nft.ensureBase()
 	}

@@ -67,6 +67,9 @@ func (n *Network) prepareHost() error {
 	if err != nil {
 		return err
 	}
+	if err := n.checkRoutes(link.Attrs().Index); err != nil {
+		return err
+	}
 	if n.opts.MTU == 0 {
 		n.opts.MTU = n.uplinkMTU()
 	}
@@ -96,10 +99,42 @@ func (n *Network) ensureBridge() (netlink.Link, error) {
 	return link, n.links.LinkSetUp(link)
 }
 
+// checkRoutes refuses ranges that the host uses already: one of the two would lose its traffic.
+func (n *Network) checkRoutes(bridge int) error {
+	routes, err := n.links.RouteList(nil, netlink.FAMILY_V4)
+	if err != nil {
+		return fault.Wrap(fault.Internal, err, "list the host's routes")
+	}
+	for _, r := range routes {
+		if r.Dst == nil || r.LinkIndex == bridge || r.LinkIndex == 0 {
+			continue
+		}
+		bits, _ := r.Dst.Mask.Size()
+		dst := netip.PrefixFrom(toAddr(r.Dst.IP), bits)
+		for _, ours := range []netip.Prefix{n.opts.Subnet, n.opts.VirtualIPs} {
+			if !ours.IsValid() || bits < ours.Bits() || !ours.Contains(dst.Addr()) {
+				continue // a wider route, such as the default one, gives way to ours
+			}
+			link, err := n.links.LinkByIndex(r.LinkIndex)
+			if err == nil && link.Attrs().Group != n.group {
+				return fault.New(fault.Conflict, "the range %s is in use: the host reaches %s by %s", ours, dst, link.Attrs().Name).
+					WithHint("choose another range for containers; ip route shows which are free")
+			}
+		}
+	}
+	return nil
+}
+
 // ensureGateway gives the bridge the gateway's address and the routes that catch what no container has: an address of the
 // range without a container, and virtual addresses. The table rejects what arrives there, so that callers fail fast.
 func (n *Network) ensureGateway(link netlink.Link) error {
 	addr := &netlink.Addr{IPNet: ipNet(netip.PrefixFrom(n.Gateway(), n.opts.Subnet.Bits()))}
+	old, _ := n.links.AddrList(link, netlink.FAMILY_V4)
+	for _, a := range old { // the node may have had another range before
+		if !a.Equal(*addr) {
+			_ = n.links.AddrDel(link, &a)
+		}
+	}
 	if err := n.links.AddrReplace(link, addr); err != nil {
 		return err
 	}

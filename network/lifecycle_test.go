@@ -276,3 +276,19 @@ func TestForeignDeviceIsNotTouched(t *testing.T) {
 		t.Errorf("the device is gone: %v", err)
 	}
 }
+
+func TestRangeOfTheHostIsRefused(t *testing.T) {
+	l := newLab(t)
+	l.remote() // 192.0.2.0/24 is the uplink's
+	o := l.opts
+	o.Bridge, o.Root, o.Run = "gantry1", t.TempDir(), t.TempDir()
+	for _, ranges := range [][2]string{{"192.0.2.0/24", "10.97.0.0/16"}, {"10.65.0.0/24", "192.0.0.0/16"}, {"10.64.0.0/16", "10.97.0.0/16"}} {
+		o.Subnet, o.VirtualIPs = netip.MustParsePrefix(ranges[0]), netip.MustParsePrefix(ranges[1])
+		if _, err := Open(t.Context(), o); !fault.Is(err, fault.Conflict) || fault.HintOf(err) == "" {
+			t.Errorf("%v: %v", ranges, err)
+		}
+	}
+	link, err := netlink.LinkByName("gantry1")
+	must(t, err)
+	must(t, netlink.LinkDel(link))
+}

@@ -9,6 +9,7 @@ import (
 	"runtime"
 	"strings"
 	"syscall"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -136,7 +137,23 @@ func (n *Network) wire(r *record, path string, h *netlink.Handle) error {
 	if err := n.wireHost(r, veth.Attrs().Index); err != nil {
 		return fmt.Errorf("outside: %w", err)
 	}
-	return nil
+	return awaitCarrier(h)
+}
+
+// awaitCarrier waits until the container's end sends. It came up before the host's end, and the kernel drops what a device
+// sends between the moment its carrier appears and the work that notices. Since Linux 6.13 the first look does that work.
+func awaitCarrier(h *netlink.Handle) error {
+	for range 1000 {
+		eth, err := h.LinkByName(inside)
+		if err != nil {
+			return err
+		}
+		if eth.Attrs().OperState == netlink.OperUp {
+			return nil
+		}
+		<-time.After(time.Millisecond)
+	}
+	return fmt.Errorf("%s has no carrier", inside)
 }
 
 // wireInside gives the container one address and the way to everything through the host.

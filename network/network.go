@@ -70,6 +70,7 @@ type Network struct {
 	segments *segmentTable
 	state    State
 	applied  *model // nil until the first Apply
+	removed  bool   // by Cleanup: nobody may put the table back
 }
 
 type names struct{ root, netns, records, ports, host string }

@@ -114,7 +114,7 @@ func (n *Network) Cleanup(context.Context) error {
 	n.attached, n.ready, n.dying = map[string]*record{}, nil, nil
 	n.addresses = newAddressPool(n.opts.Subnet)
 	n.ports.close()
-	if err := n.nft.remove(); err != nil {
+	if err := n.removeTable(); err != nil {
 		return err
 	}
 	if link, err := n.links.LinkByName(n.opts.Bridge); err == nil {
@@ -129,4 +129,11 @@ func (n *Network) Cleanup(context.Context) error {
 	}
 	_ = os.Remove(n.names.netns)
 	return os.RemoveAll(n.names.root)
+}
+
+func (n *Network) removeTable() error {
+	n.applying.Lock()
+	defer n.applying.Unlock()
+	n.removed = true
+	return n.nft.remove()
 }

@@ -131,7 +131,7 @@ func (t *portTable) hold(c *claim, p *gantryv1.PortPublish) (*reservation, error
 		err = want.bind()
 	}
 	if err != nil {
-		return nil, t.explain(want, err)
+		return nil, t.explain(c, want, err)
 	}
 	if i >= 0 {
 		c.had = slices.Delete(c.had, i, i+1)
@@ -210,19 +210,20 @@ func protoName(p uint8) string {
 }
 
 // explain turns a failed bind into what a person can act on.
-func (t *portTable) explain(r *reservation, err error) error {
+func (t *portTable) explain(c *claim, r *reservation, err error) error {
+	taken := func(o *reservation) bool { return o.socket != nil && o.Port == r.Port && o.Proto == r.Proto }
 	switch {
 	case errors.Is(err, syscall.EADDRNOTAVAIL):
 		return fault.New(fault.Invalid, "port %s cannot be published: %s is not an address of this host", r, r.Host).WithHint("ip address")
 	case !errors.Is(err, syscall.EADDRINUSE):
 		return fault.Wrap(fault.Unavailable, err, "publish port %s", r)
+	case slices.ContainsFunc(c.held, taken):
+		return fault.New(fault.Invalid, "%s publishes port %s twice", c.owner, r)
 	}
 	for owner, rs := range t.owners {
-		for _, o := range rs {
-			if o.socket != nil && o.Port == r.Port && o.Proto == r.Proto {
-				return fault.New(fault.Conflict, "port %s is published by %s already", r, owner).
-					WithHint("publish another host port, or stop %s", owner)
-			}
+		if owner != c.owner && slices.ContainsFunc(rs, taken) {
+			return fault.New(fault.Conflict, "port %s is published by %s already", r, owner).
+				WithHint("publish another host port, or stop %s", owner)
 		}
 	}
 	if who := holder(r.Proto, r.Port); who != "" {

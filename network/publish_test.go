@@ -129,8 +129,8 @@ func TestTakenPortNamesWhoHasIt(t *testing.T) {
 		t.Errorf("freed: %v", err)
 	}
 	for _, p := range []*gantryv1.PortPublish{{HostIp: "203.0.113.9", HostPort: 1, ContainerPort: 80}, {HostIp: "x", ContainerPort: 80},
-		{HostPort: 70000, ContainerPort: 80}, {HostPort: 80}} {
-		if _, err := l.Publish(t.Context(), "web", []*gantryv1.PortPublish{p}); !fault.Is(err, fault.Invalid) {
+		{HostPort: 70000, ContainerPort: 80}, {HostPort: 80}, tcpPort(8093, 80)} {
+		if _, err := l.Publish(t.Context(), "web", []*gantryv1.PortPublish{tcpPort(8093, 80), p}); !fault.Is(err, fault.Invalid) {
 			t.Errorf("%v: %v", p, err)
 		}
 	}
