@@ -34,6 +34,11 @@ func BenchmarkRebuild(b *testing.B) {
 	}
 	dir := tree(b, files)
 	round(b, r, dir)
+	b.Run("cached-in-place", func(b *testing.B) {
+		for b.Loop() {
+			solveIn(b, r, dir, dir)
+		}
+	})
 	b.Run("cached", func(b *testing.B) {
 		for b.Loop() {
 			round(b, r, dir)
@@ -59,9 +64,15 @@ func round(b *testing.B, r *rig, dir string) {
 	if err := UnpackContext(b.Context(), in, to); err != nil {
 		b.Fatal(err)
 	}
-	_, err = r.Build(b.Context(), Request{
+	solveIn(b, r, dir, to)
+}
+
+// solveIn builds in a directory, as a request whose context is the client's dir.
+func solveIn(b *testing.B, r *rig, dir, where string) {
+	b.Helper()
+	_, err := r.Build(b.Context(), Request{
 		Start:    &gantryv1.BuildStart{Tags: []string{"bench"}, Spec: &gantryv1.BuildSpec{Context: dir}, Offline: true},
-		Contexts: map[string]string{"context": to},
+		Contexts: map[string]string{"context": where},
 	}, func(*gantryv1.BuildEvent) error { return nil })
 	if err != nil {
 		b.Fatal(err)

@@ -26,8 +26,11 @@ const (
 	markerFile  = "open-since-boot"
 )
 
-// flatLease is the label of the leases with which BuildKit holds what is in the cache.
-const flatLease = `labels."containerd.io/gc.flat"`
+// flatLabel is on the leases with which BuildKit holds what is in the cache; flatLease finds them.
+const (
+	flatLabel = "containerd.io/gc.flat"
+	flatLease = `labels."` + flatLabel + `"`
+)
 
 func (b *Builder) path(name string) string { return filepath.Join(b.opts.Root, name) }
 

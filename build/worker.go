@@ -65,7 +65,7 @@ func (b *Builder) stores() base.WorkerOpt {
 	ns := b.opts.Namespace
 	content := containerd.NewContentStore(b.client.ContentStore(), ns)
 	diff := namespacedDiff{b.client.DiffService(), ns}
-	manager := leaseutil.WithNamespace(b.client.LeasesService(), ns)
+	manager := leaseutil.WithNamespace(shareLeases(b.client.LeasesService()), ns)
 	return base.WorkerOpt{
 		Snapshotter:    containerd.NewSnapshotter(b.opts.Snapshotter, b.client.SnapshotService(b.opts.Snapshotter), ns, nil),
 		ContentStore:   content,
