@@ -15,9 +15,19 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	gantryv1 "github.com/gantryd/gantry/api/gen/gantry/v1"
 	"github.com/gantryd/gantry/fault"
 )
+
+// Check is what was found out about one feature.
+type Check struct {
+	Feature  string
+	Present  bool
+	Required bool
+	// Detail is what was found, or why the feature is absent.
+	Detail string
+	// Cost is what the absence of the feature costs.
+	Cost string
+}
 
 // probe tries one feature.
 type probe struct {
@@ -51,15 +61,15 @@ func probes() []probe {
 }
 
 // Run tries everything. Root is the daemon's folder: its file system is the one that matters. It must exist.
-func Run(root string) ([]*gantryv1.KernelCheck, error) {
-	var out []*gantryv1.KernelCheck
+func Run(root string) ([]Check, error) {
+	var out []Check
 	err := onThread(func() error {
 		scratch, remove, err := scratchFolder(root)
 		if err != nil {
 			return err
 		}
 		defer remove()
-		out = append(out, &gantryv1.KernelCheck{
+		out = append(out, Check{
 			Feature: "mount, network, IPC, UTS, cgroup namespaces", Present: true, Required: true,
 			Cost: "no containers", Detail: kernelRelease(),
 		})
@@ -71,8 +81,8 @@ func Run(root string) ([]*gantryv1.KernelCheck, error) {
 	return out, err
 }
 
-func (p probe) run(scratch string) *gantryv1.KernelCheck {
-	c := &gantryv1.KernelCheck{Feature: p.feature, Required: p.required, Cost: p.cost}
+func (p probe) run(scratch string) Check {
+	c := Check{Feature: p.feature, Required: p.required, Cost: p.cost}
 	try := func() (err error) {
 		c.Detail, err = p.try(scratch)
 		return err
@@ -97,22 +107,31 @@ func onThread(do func() error) error {
 	done := make(chan error)
 	go func() {
 		runtime.LockOSThread()
-		if err := unix.Unshare(ownNamespaces); err != nil {
-			done <- fault.Wrap(fault.Unsupported, err, "namespaces cannot be made on this machine").
-				WithHint("run gantryd as root, on Linux 5.10 or newer, outside of an unprivileged container")
+		if unix.Gettid() == unix.Getpid() {
+			// The first thread never ends, and /proc/self shows its namespaces for the whole process. Another
+			// goroutine cannot run on it as long as this one waits here.
+			done <- onThread(do)
+			runtime.UnlockOSThread()
 			return
 		}
-		if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
-			done <- fault.Wrap(fault.Unsupported, err, "mounts cannot be made private").WithHint("run gantryd as root")
-			return
-		}
-		done <- do()
+		done <- inOwnNamespaces(do)
 	}()
 	return <-done
 }
 
+func inOwnNamespaces(do func() error) error {
+	if err := unix.Unshare(ownNamespaces); err != nil {
+		return fault.Wrap(fault.Unsupported, err, "namespaces cannot be made on this machine").
+			WithHint("run gantryd as root, on Linux 5.10 or newer, outside of an unprivileged container")
+	}
+	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
+		return fault.Wrap(fault.Unsupported, err, "mounts cannot be made private").WithHint("run gantryd as root")
+	}
+	return do()
+}
+
 // Missing is an error that names the required features that are absent; nil if all are there.
-func Missing(checks []*gantryv1.KernelCheck) error {
+func Missing(checks []Check) error {
 	var names []string
 	for _, c := range checks {
 		if c.Required && !c.Present {
@@ -127,7 +146,7 @@ func Missing(checks []*gantryv1.KernelCheck) error {
 }
 
 // Table prints the checks, one a line, with what an absence costs.
-func Table(w io.Writer, checks []*gantryv1.KernelCheck) error {
+func Table(w io.Writer, checks []Check) error {
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(t, "FEATURE\tHERE\tDETAIL\tWITHOUT IT")
 	for _, c := range checks {

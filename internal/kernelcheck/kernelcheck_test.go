@@ -10,7 +10,6 @@ import (
 	"sync"
 	"testing"
 
-	gantryv1 "github.com/gantryd/gantry/api/gen/gantry/v1"
 	"github.com/gantryd/gantry/fault"
 )
 
@@ -70,7 +69,7 @@ func TestRunLeavesNothing(t *testing.T) {
 	}
 	for _, c := range checks {
 		if c.Cost == "" || !c.Present && c.Detail == "" {
-			t.Errorf("%s: no cost or no reason: %v", c.Feature, c)
+			t.Errorf("%s: no cost or no reason: %+v", c.Feature, c)
 		}
 	}
 	if left := traces(t); left != "" {
@@ -109,7 +108,7 @@ func TestRootThatCannotBeWritten(t *testing.T) {
 }
 
 func TestMissingNamesWhatIsRequired(t *testing.T) {
-	err := Missing([]*gantryv1.KernelCheck{
+	err := Missing([]Check{
 		{Feature: "nftables", Required: true, Detail: "not there"}, {Feature: "KVM"}, {Feature: "veth pairs", Required: true, Present: true},
 	})
 	if !fault.Is(err, fault.Unsupported) || !strings.Contains(err.Error(), "nftables (not there)") || strings.Contains(err.Error(), "KVM") {
@@ -148,4 +147,32 @@ func BenchmarkRun(b *testing.B) {
 			b.Fatal(err)
 		}
 	}
+}
+
+// /proc/self is the process's first thread. Were it used for a probe, the whole daemon would look at the namespaces of
+// the probe for ever after.
+func TestTheFirstThreadIsLeftAlone(t *testing.T) {
+	needRoot(t)
+	before := firstThread(t)
+	for range 100 {
+		if err := onThread(func() error { return nil }); err != nil {
+			t.Fatal(err)
+		}
+		if after := firstThread(t); after != before {
+			t.Fatalf("the process has other namespaces now:\n%s\n%s", before, after)
+		}
+	}
+}
+
+func firstThread(t *testing.T) string {
+	t.Helper()
+	var out []string
+	for _, ns := range []string{"mnt", "net", "ipc", "uts", "cgroup"} {
+		l, err := os.Readlink("/proc/self/ns/" + ns)
+		if err != nil {
+			t.Fatal(err)
+		}
+		out = append(out, l)
+	}
+	return strings.Join(out, " ")
 }
