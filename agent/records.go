@@ -61,11 +61,9 @@ func (r *records) read(path string) (*gantryv1.InstanceRecord, error) {
 	return rec, nil
 }
 
-// save writes a record without its secrets.
+// save writes a record, which must carry no secrets.
 func (r *records) save(rec *gantryv1.InstanceRecord) error {
-	c := proto.Clone(rec).(*gantryv1.InstanceRecord)
-	c.Assignment.Secrets = nil
-	data, err := proto.Marshal(c)
+	data, err := proto.Marshal(rec)
 	if err != nil {
 		return fault.Wrap(fault.Internal, err, "cannot encode the record of an instance")
 	}

@@ -26,7 +26,8 @@ type worker struct {
 
 	failures  int       // failed attempts in a row
 	notBefore time.Time // of the next attempt
-	health    *monitor
+
+	health *monitor // used by the worker's own goroutine only
 }
 
 func newWorker(a *Agent, rec *gantryv1.InstanceRecord) *worker {
@@ -103,12 +104,15 @@ func (w *worker) run(ctx context.Context) {
 
 // step looks at what is wanted and what is there and does the next thing. It returns when to look again; 0 waits for news.
 func (w *worker) step(ctx context.Context) time.Duration {
-	if wait := time.Until(w.notBefore); wait > 0 {
+	w.mu.Lock()
+	wait := time.Until(w.notBefore)
+	w.mu.Unlock()
+	if wait > 0 {
 		return wait
 	}
 	again, err := w.move(ctx)
 	if err == nil {
-		w.failures = 0
+		w.retryAfter(0, 0)
 		return again
 	}
 	if ctx.Err() != nil {
@@ -142,19 +146,27 @@ const (
 // failed reports why the instance could not be moved on and waits longer each time. What `gantry run` started is not tried
 // again: somebody looks at it.
 func (w *worker) failed(err error) time.Duration {
-	delay := min(firstRetry<<min(w.failures, 10), lastRetry)
-	w.failures++
-	w.notBefore = time.Now().Add(delay)
+	w.mu.Lock()
+	failures, as := w.failures, w.rec.Assignment
+	w.mu.Unlock()
+	delay := min(firstRetry<<min(failures, 10), lastRetry)
+	if as.Instance.Slot == 0 && as.Instance.Desired == gantryv1.Instance_DESIRED_RUNNING {
+		delay = 0
+	}
+	w.retryAfter(delay, failures+1)
 	w.a.log.Warn("instance cannot be moved on", "instance", w.id, "err", err, "again", delay)
 	w.setStatus(func(s *gantryv1.InstanceStatus) {
 		s.Phase = gantryv1.InstanceStatus_PHASE_FAILED
 		s.Error, s.Hint = err.Error(), fault.HintOf(err)
 	})
-	if w.assignment().Instance.Slot == 0 && w.assignment().Instance.Desired == gantryv1.Instance_DESIRED_RUNNING {
-		w.notBefore = time.Time{}
-		return 0
-	}
 	return delay
+}
+
+// retryAfter remembers how often the instance could not be moved on, and when to try again.
+func (w *worker) retryAfter(delay time.Duration, failures int) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.failures, w.notBefore = failures, time.Now().Add(delay)
 }
 
 // setStatus changes, records and reports the status, if it differs.
@@ -175,7 +187,8 @@ func (w *worker) setStatus(change func(*gantryv1.InstanceStatus)) {
 
 func (w *worker) save() {
 	w.mu.Lock()
-	rec := w.rec
+	rec := proto.Clone(w.rec).(*gantryv1.InstanceRecord)
+	rec.Assignment.Secrets = nil
 	gone := w.gone
 	w.mu.Unlock()
 	if gone {
