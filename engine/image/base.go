@@ -80,7 +80,7 @@ func baseNames(req *gantryv1.BootstrapRequest) (names []string, err error) {
 
 // base finds the image that a plan made before, or makes it.
 func (s *Service) base(ctx context.Context, plan *bootstrap.Plan, names []string, force bool, rep *reporter) (ocispec.Descriptor, error) {
-	if f, err := s.Lookup(ctx, names[0], ""); err == nil && !force && f.Config.Config.Labels[labelInputs] == plan.Hash() && s.complete(ctx, f) == nil {
+	if f, err := s.Lookup(ctx, names[0], ""); err == nil && !force && madeFrom(f, plan) && s.complete(ctx, f) == nil {
 		_ = rep.send(&gantryv1.Progress{Id: Familiar(names[0]), Status: "exists", Detail: "made from the same archives and packages before; --force makes it anew"})
 		if err := s.unpackFound(ctx, f, rep); err != nil {
 			return ocispec.Descriptor{}, err
@@ -97,6 +97,11 @@ func (s *Service) base(ctx context.Context, plan *bootstrap.Plan, names []string
 	target, err := s.makeBase(held, plan, names, rep)
 	done(err)
 	return target, err
+}
+
+// madeFrom tells whether an image is what a plan made. An image built on top of it has the label as well, but more layers.
+func madeFrom(f *Found, plan *bootstrap.Plan) bool {
+	return f.Config.Config.Labels[labelInputs] == plan.Hash() && len(f.Config.RootFS.DiffIDs) == 1
 }
 
 func (s *Service) putAll(ctx context.Context, names []string, target ocispec.Descriptor) error {
