@@ -81,6 +81,29 @@ func Load(ctx context.Context, o Options) (*Project, error) {
 	if err := checkName("environment", o.Environment); err != nil {
 		return nil, err
 	}
+	var said []string
+	var c *converter
+	err := withLogs(func() (err error) {
+		c, err = read(ctx, o)
+		return err
+	}, func(message string) { said = append(said, message) })
+	if err != nil {
+		return nil, err
+	}
+	for _, message := range said {
+		c.report.logged(message)
+	}
+	spec := c.convert()
+	if err := c.report.err(); err != nil {
+		return nil, err
+	}
+	return &Project{
+		Name: c.app, Dir: c.in.dir, Files: c.in.files, Spec: spec, Warnings: c.report.sortedWarnings(),
+		DisabledServices: slices.Sorted(slices.Values(c.model.project.DisabledServiceNames())),
+	}, nil
+}
+
+func read(ctx context.Context, o Options) (*converter, error) {
 	in, err := findInputs(o)
 	if err != nil {
 		return nil, err
@@ -93,13 +116,5 @@ func Load(ctx context.Context, o Options) (*Project, error) {
 	if err != nil {
 		return nil, err
 	}
-	c := &converter{env: o.Environment, app: in.name, in: in, src: src, model: m, report: m.report}
-	spec := c.convert()
-	if err := m.report.err(); err != nil {
-		return nil, err
-	}
-	return &Project{
-		Name: in.name, Dir: in.dir, Files: in.files, Spec: spec, Warnings: m.report.sortedWarnings(),
-		DisabledServices: slices.Sorted(slices.Values(m.project.DisabledServiceNames())),
-	}, nil
+	return &converter{env: o.Environment, app: in.name, in: in, src: src, model: m, report: m.report}, nil
 }

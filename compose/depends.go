@@ -69,6 +69,9 @@ func (m *model) cycle() []string {
 		done[name] = false
 		chain = append(chain, name)
 		for _, dep := range slices.Sorted(maps.Keys(m.dependsOn[name])) {
+			if _, enabled := m.project.Services[dep]; !enabled {
+				continue
+			}
 			if found := visit(dep); found != nil {
 				return found
 			}

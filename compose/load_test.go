@@ -150,6 +150,21 @@ networks:
 	}
 }
 
+// A cycle through a service that is not enabled is none; what is wrong in .env is said too.
+func TestQuietOutside(t *testing.T) {
+	dir := write(t, map[string]string{
+		".env":         "A=${NOT_SET_ANYWHERE}\n",
+		"compose.yaml": "services:\n  a: {image: x, depends_on: {b: {condition: service_started, required: false}}}\n  b: {image: x, profiles: [p], depends_on: [a]}\n",
+	})
+	p := mustLoad(t, Options{ProjectDir: dir})
+	if len(p.Warnings) != 1 || !strings.Contains(p.Warnings[0].Message, `"NOT_SET_ANYWHERE"`) {
+		t.Errorf("warnings %v", p.Warnings)
+	}
+	if _, err := Load(t.Context(), Options{ProjectDir: dir, Profiles: []string{"p"}}); err == nil || !strings.Contains(err.Error(), "a → b → a") {
+		t.Errorf("with the profile: %v", err)
+	}
+}
+
 func TestParallelLoads(t *testing.T) {
 	dir := write(t, map[string]string{"compose.yaml": "services: {a: {image: 'x${V}'}}"})
 	done := make(chan int)

@@ -50,7 +50,7 @@ func matrixServicesL() []Entry {
 		{"services.*.profiles", Supported, ""},
 		{"services.*.provider.**", Refused, "external providers are programs on the client; make the resource first and pass its address"},
 		{"services.*.pull_policy", Supported, "missing, if_not_present, always, never, build; daily, weekly, every_… and refresh are refused"},
-		{"services.*.pull_refresh_after", Refused, "use pull_policy: always"},
+		{"services.*.pull_refresh_after", Refused, "images have no age; use pull_policy: always"},
 		{"services.*.read_only", Supported, ""},
 		{"services.*.restart", Supported, ""},
 		{"services.*.runtime", Supported, "runc, the only one there is"},
@@ -75,7 +75,7 @@ func matrixServicesL() []Entry {
 		{"services.*.ulimits.*", Supported, ""},
 		{"services.*.ulimits.*.hard", Supported, ""},
 		{"services.*.ulimits.*.soft", Supported, ""},
-		{"services.*.umask", Refused, "set it in the entrypoint"},
+		{"services.*.umask", Refused, "a process sets its own; call umask in the entrypoint"},
 		{"services.*.use_api_socket", Refused, "a container does not get the socket of the daemon"},
 		{"services.*.user", Supported, ""},
 		{"services.*.userns_mode", Supported, "host; empty for the remapped user namespace"},
@@ -99,7 +99,7 @@ func matrixServicesL() []Entry {
 		{"services.*.volumes.[].volume.labels.**", Warned, "set the labels in the top-level volumes"},
 		{"services.*.volumes.[].volume.nocopy", Supported, ""},
 		{"services.*.volumes.[].volume.subpath", Supported, "must exist in the volume"},
-		{"services.*.volumes_from", Refused, "name the volume in both services"},
+		{"services.*.volumes_from", Refused, "mounts of another service; name the volume in both services"},
 		{"services.*.working_dir", Supported, ""},
 	}
 }

@@ -60,6 +60,9 @@ func TestEveryUnsupportedKeyHasAReason(t *testing.T) {
 		if e.Support != Supported && e.Note == "" {
 			t.Errorf("%s is %s without a reason", e.Path, e.Support)
 		}
+		if reason, _, _ := strings.Cut(e.Note, "; "); e.Support == Refused && (strings.HasPrefix(reason, "use ") || strings.HasPrefix(reason, "set ")) {
+			t.Errorf("%s: %q is no reason", e.Path, reason)
+		}
 	}
 }
 

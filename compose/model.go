@@ -29,8 +29,7 @@ type model struct {
 
 func loadModel(ctx context.Context, in *inputs, src *sources) (*model, error) {
 	m := &model{report: &report{src: src}, named: map[string]bool{}, dependsOn: map[string]map[string]types.ServiceDependency{}}
-	err := withLogs(func() error { return m.load(ctx, in, src) }, m.logged)
-	if err != nil {
+	if err := m.load(ctx, in, src); err != nil {
 		return nil, loaderFault(err, src)
 	}
 	m.warnVersion(src)
@@ -179,16 +178,16 @@ var (
 )
 
 // logged makes a warning of what the loader said.
-func (m *model) logged(message string) {
+func (r *report) logged(message string) {
 	if strings.Contains(message, "attribute `version` is obsolete") {
 		return // named with its line by warnVersion
 	}
 	w := Warning{Message: clean(message)}
 	if v := unsetVariable.FindStringSubmatch(message); v != nil {
-		at := m.report.src.variable(v[1])
+		at := r.src.variable(v[1])
 		w = Warning{File: at.file, Line: at.line, Message: clean(fmt.Sprintf("the variable %q is not set; an empty string is used", v[1]))}
 	}
-	m.report.warnings = append(m.report.warnings, w)
+	r.warnings = append(r.warnings, w)
 }
 
 // variable finds the first use of a variable.

@@ -47,6 +47,9 @@ func (r *report) invalid(path []string, hint, format string, args ...any) {
 }
 
 func (r *report) add(kind fault.Kind, path []string, message, hint string) {
+	if hint == "" {
+		hint = "remove the key; doc/compose.md lists what is supported"
+	}
 	r.problems = append(r.problems, problem{kind, r.src.locate(path), keyName(path), clean(message), hint})
 }
 
