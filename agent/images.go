@@ -41,22 +41,14 @@ func (h *imageService) Inspect(ctx context.Context, req *connect.Request[gantryv
 
 // Pull implements the API.
 func (h *imageService) Pull(ctx context.Context, req *connect.Request[gantryv1.PullRequest], stream *connect.ServerStream[gantryv1.Progress]) error {
-	img, err := h.a.Images.Pull(ctx, req.Msg, stream.Send)
-	return last(stream, img, err)
-}
-
-// last ends a stream of progress with the image.
-func last(stream *connect.ServerStream[gantryv1.Progress], img *gantryv1.Image, err error) error {
-	if err != nil {
-		return err
-	}
-	return stream.Send(&gantryv1.Progress{Status: "done", Image: img})
+	_, err := h.a.Images.Pull(ctx, req.Msg, stream.Send) // the last message carries the image
+	return err
 }
 
 // Push implements the API.
 func (h *imageService) Push(ctx context.Context, req *connect.Request[gantryv1.PushRequest], stream *connect.ServerStream[gantryv1.Progress]) error {
-	img, err := h.a.Images.Push(ctx, req.Msg, stream.Send)
-	return last(stream, img, err)
+	_, err := h.a.Images.Push(ctx, req.Msg, stream.Send) // the last message carries the image
+	return err
 }
 
 // Import implements the API.
@@ -104,8 +96,8 @@ func (w exportWriter) Write(p []byte) (int, error) {
 
 // Bootstrap implements the API.
 func (h *imageService) Bootstrap(ctx context.Context, req *connect.Request[gantryv1.BootstrapRequest], stream *connect.ServerStream[gantryv1.Progress]) error {
-	img, err := h.a.Images.Bootstrap(ctx, req.Msg, stream.Send)
-	return last(stream, img, err)
+	_, err := h.a.Images.Bootstrap(ctx, req.Msg, stream.Send) // the last message carries the image
+	return err
 }
 
 // Tag implements the API.

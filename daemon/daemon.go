@@ -127,12 +127,12 @@ func (d *daemon) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	d.onStop("API", api.Close)
+	d.onStop("API", closing(api))
 	inner, err := listen("unix://"+filepath.Join(d.Config.Run, "node.sock"), "")
 	if err != nil {
 		return err
 	}
-	d.onStop("node API", inner.Close)
+	d.onStop("node API", closing(inner))
 	ag, err := agent.New(agent.Options{
 		Node: node.Meta.Key, Name: node.Name, Root: filepath.Join(d.Root, "agent"), Info: d.info(node), Logger: d.Logger,
 		Server: gantryv1connect.NewNodeSessionServiceClient(unixClient(d.Listen), "http://gantryd"),
@@ -279,6 +279,16 @@ func serve(ctx context.Context, l net.Listener, h http.Handler) error {
 		return fault.Wrap(fault.Unavailable, err, "serving on %s ended", l.Addr())
 	}
 	return nil
+}
+
+// closing closes a listener that its server may have closed already.
+func closing(l net.Listener) func() error {
+	return func() error {
+		if err := l.Close(); !errors.Is(err, net.ErrClosed) {
+			return err
+		}
+		return nil
+	}
 }
 
 const headerTimeout = 10 * time.Second

@@ -47,12 +47,7 @@ func (d *daemon) registry(ctx context.Context, group *errgroup.Group, parts agen
 		return fault.Wrap(fault.Conflict, err, "the embedded registry cannot listen on %s", d.Registry).
 			WithHint("free the port, or start gantryd with another --registry ADDRESS, or none: --registry ''")
 	}
-	d.onStop("registry listener", func() error {
-		if err := l.Close(); !errors.Is(err, net.ErrClosed) {
-			return err
-		}
-		return nil
-	})
+	d.onStop("registry listener", closing(l))
 	group.Go(func() error { return serve(ctx, l, h) })
 	return nil
 }

@@ -82,8 +82,16 @@ func Completed(st *gantryv1.InstanceStatus) bool {
 	return st.GetPhase() == gantryv1.InstanceStatus_PHASE_EXITED && st.ExitCode == 0
 }
 
+// Stale reports that what the node said of an instance was before the restart that is wanted now.
+func Stale(v *gantryv1.InstanceView) bool {
+	return v.Status.GetRestartGeneration() < v.Instance.RestartGeneration
+}
+
 // Failure says why an instance does not come up by itself; "" if it may.
 func Failure(v *gantryv1.InstanceView) string {
+	if Stale(v) {
+		return ""
+	}
 	st, name := v.Status, Name(v.Instance)
 	switch st.GetPhase() {
 	case gantryv1.InstanceStatus_PHASE_FAILED:
@@ -134,6 +142,9 @@ func Service(s *gantryv1.Service, instances []*gantryv1.InstanceView, blocked, b
 	for _, i := range instances {
 		if !Current(s, i.Instance) {
 			old++
+			continue
+		}
+		if Stale(i) || i.Instance.RestartGeneration < s.RestartGeneration {
 			continue
 		}
 		if Ready(i.Status) {
