@@ -206,10 +206,14 @@ func (b *builder) pair() {
 			}
 		}
 	}
+	for _, s := range b.segments {
+		b.live[s] = struct{}{}
+	}
 	for a, t := range b.segments {
-		b.live[t] = struct{}{}
 		for _, s := range peers[t] {
-			b.reach[reach{s, a}] = struct{}{}
+			if _, lives := b.live[s]; lives {
+				b.reach[reach{s, a}] = struct{}{}
+			}
 		}
 	}
 }

@@ -58,14 +58,20 @@ const netlinkBuffer = 64 << 20
 
 func openRuleset(o tableOptions) (*ruleset, error) {
 	r := &ruleset{tableOptions: o}
-	var err error
-	r.conn, err = nftables.New(nftables.AsLasting(), nftables.WithSockOptions(r.prepareSocket))
-	if err != nil {
-		return nil, fault.Wrap(fault.Unsupported, err, "open nftables").WithHint("modprobe nf_tables")
+	if err := r.connect(); err != nil {
+		return nil, err
 	}
 	r.table = &nftables.Table{Name: o.bridge, Family: nftables.TableFamilyINet}
 	r.sets = newSets(r.table)
 	return r, nil
+}
+
+func (r *ruleset) connect() (err error) {
+	r.conn, err = nftables.New(nftables.AsLasting(), nftables.WithSockOptions(r.prepareSocket))
+	if err != nil {
+		return fault.Wrap(fault.Unsupported, err, "open nftables").WithHint("modprobe nf_tables")
+	}
+	return nil
 }
 
 func (r *ruleset) prepareSocket(c *netlink.Conn) error {
@@ -110,6 +116,11 @@ func (r *ruleset) commit() error {
 	err := r.conn.Flush()
 	if err == nil {
 		return nil
+	}
+	// Answers to the rest of the transaction may still come and would be taken for those to the next one.
+	r.close()
+	if again := r.connect(); again != nil {
+		return again
 	}
 	return fault.Wrap(fault.Internal, err, "write the nftables table %s", r.bridge).
 		WithHint("nft list table inet %s shows what is there", r.bridge)
