@@ -49,7 +49,11 @@ func (m *model) load(ctx context.Context, in *inputs, src *sources) error {
 		},
 		loader.WithProfiles(in.profiles),
 	}
-	dict, err := loader.LoadModelWithContext(ctx, details, set...)
+	var dict map[string]any
+	err := guard(func() (err error) {
+		dict, err = loader.LoadModelWithContext(ctx, details, set...)
+		return err
+	})
 	if err != nil {
 		return err
 	}
@@ -57,17 +61,31 @@ func (m *model) load(ctx context.Context, in *inputs, src *sources) error {
 		return err
 	}
 	dict["name"] = in.name
-	if dict, err = loader.Normalize(dict, in.env); err != nil {
+	err = guard(func() (err error) {
+		if dict, err = loader.Normalize(dict, in.env); err != nil {
+			return err
+		}
+		if err = m.takeDependencies(dict); err != nil {
+			return err
+		}
+		m.project, err = loader.ModelToProject(dict, loader.ToOptions(&details, set), details)
 		return err
-	}
-	if err := m.takeDependencies(dict); err != nil {
-		return err
-	}
-	m.project, err = loader.ModelToProject(dict, loader.ToOptions(&details, set), details)
+	})
 	if err != nil {
 		return err
 	}
 	return m.checkDependencies()
+}
+
+// guard makes an error of a panic: the loader trusts the shape of some values that a file can have otherwise.
+func guard(do func() error) (err error) {
+	defer func() {
+		if r := recover(); r != nil {
+			err = fault.New(fault.Invalid, "the Compose file has a value of a shape that no key has: %s", shortenMessage(clean(fmt.Sprint(r)))).
+				WithHint("take out the keys that were added last")
+		}
+	}()
+	return do()
 }
 
 // check stops before the loader reads any file that the model names.

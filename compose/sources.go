@@ -126,6 +126,10 @@ func (f *sourceFile) parse() error {
 		if err := checkShape(f.path, &n); err != nil {
 			return err
 		}
+		if r := root(&n); r.Kind != yaml.MappingNode && r.Tag != "!!null" || strings.HasPrefix(r.Tag, "!") && !strings.HasPrefix(r.Tag, "!!") {
+			return fault.New(fault.Invalid, "%s:%d: the file is not a mapping of keys to values", f.path, r.Line).
+				WithHint("start it with services:")
+		}
 		f.docs = append(f.docs, &n)
 	}
 }
