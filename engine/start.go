@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"path/filepath"
+	"strings"
 	"time"
 
 	apievents "github.com/containerd/containerd/api/events"
@@ -13,6 +14,7 @@ import (
 	"github.com/containerd/containerd/v2/core/events"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/errdefs/pkg/errgrpc"
+	"github.com/containerd/ttrpc"
 	"github.com/containerd/typeurl/v2"
 
 	"github.com/gantryd/gantry/fault"
@@ -39,7 +41,7 @@ func (e *Engine) Start(ctx context.Context, id string) (pid uint32, err error) {
 	if err := e.prepareRun(c, r); err != nil {
 		return 0, err
 	}
-	if r.pid, err = e.createTask(ctx, c); err != nil {
+	if r.pid, err = e.createTaskInLiveShim(ctx, c); err != nil {
 		e.abandon(ctx, c, r, false)
 		return 0, startFault(c, err)
 	}
@@ -87,6 +89,26 @@ func (e *Engine) prepareRun(c *container, r *run) error {
 		return err
 	}
 	return e.prepareStdin(c, r)
+}
+
+// shimAttempts bounds how often a start is tried whose shim went away under it.
+const shimAttempts = 5
+
+// createTaskInLiveShim creates the task. The shim of a group ends with the last container in it, which may be while another
+// one is on its way into it; that one finds the connection closed and gets a new shim.
+func (e *Engine) createTaskInLiveShim(ctx context.Context, c *container) (uint32, error) {
+	for attempt := 1; ; attempt++ {
+		pid, err := e.createTask(ctx, c)
+		if err == nil || c.Group == "" || attempt == shimAttempts || !shimGone(err) {
+			return pid, err
+		}
+		e.log.Debug("the group's shim ended, starting another", "container", c.ID, "group", c.Group, "error", err)
+	}
+}
+
+func shimGone(err error) bool {
+	return errors.Is(err, ttrpc.ErrClosed) || strings.Contains(err.Error(), ttrpc.ErrClosed.Error()) ||
+		strings.Contains(err.Error(), "connection refused")
 }
 
 // createTask makes the container's process, which then waits to be started.
