@@ -24,11 +24,11 @@ import (
 	"github.com/gantryd/gantry/cluster"
 	"github.com/gantryd/gantry/control/rollout"
 	"github.com/gantryd/gantry/control/schedule"
-	"github.com/gantryd/gantry/daemon/kernelcheck"
 	"github.com/gantryd/gantry/discovery"
 	"github.com/gantryd/gantry/engine"
 	"github.com/gantryd/gantry/engine/image"
 	"github.com/gantryd/gantry/fault"
+	"github.com/gantryd/gantry/internal/kernelcheck"
 	"github.com/gantryd/gantry/internal/seal"
 	"github.com/gantryd/gantry/network"
 	"github.com/gantryd/gantry/server"
@@ -160,15 +160,21 @@ func (d *daemon) run(ctx context.Context) error {
 	return nil
 }
 
+// checkKernel prints what the machine can do and refuses one that lacks what is needed.
 func (d *daemon) checkKernel() error {
-	var err error
-	if d.checks, err = kernelcheck.Run(); err != nil {
+	checks, err := kernelcheck.Run(d.Root)
+	if err != nil {
 		return err
 	}
-	if err := kernelcheck.Table(os.Stderr, d.checks); err != nil {
+	if err := kernelcheck.Table(os.Stderr, checks); err != nil {
 		return err
 	}
-	return kernelcheck.Missing(d.checks)
+	for _, c := range checks {
+		d.checks = append(d.checks, &gantryv1.KernelCheck{
+			Feature: c.Feature, Present: c.Present, Required: c.Required, Detail: c.Detail, Cost: c.Cost,
+		})
+	}
+	return kernelcheck.Missing(checks)
 }
 
 func (d *daemon) state(ctx context.Context) (*cluster.Member, *store.Store, error) {

@@ -9,10 +9,10 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	gantryv1 "github.com/gantryd/gantry/api/gen/gantry/v1"
-	"github.com/gantryd/gantry/control/progress"
 	"github.com/gantryd/gantry/control/rollout"
 	"github.com/gantryd/gantry/fault"
 	"github.com/gantryd/gantry/store"
+	"github.com/gantryd/gantry/store/progress"
 )
 
 // apps serves AppService.

@@ -11,8 +11,8 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	gantryv1 "github.com/gantryd/gantry/api/gen/gantry/v1"
-	"github.com/gantryd/gantry/control/progress"
 	"github.com/gantryd/gantry/store"
+	"github.com/gantryd/gantry/store/progress"
 )
 
 const keptEvents = 4096

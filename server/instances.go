@@ -9,10 +9,10 @@ import (
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	gantryv1 "github.com/gantryd/gantry/api/gen/gantry/v1"
-	"github.com/gantryd/gantry/control/progress"
 	"github.com/gantryd/gantry/fault"
 	"github.com/gantryd/gantry/internal/ids"
 	"github.com/gantryd/gantry/store"
+	"github.com/gantryd/gantry/store/progress"
 )
 
 // instances serves InstanceService: what changes the store is here, what is routed to nodes in streams.go.

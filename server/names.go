@@ -7,9 +7,9 @@ import (
 	"strings"
 
 	gantryv1 "github.com/gantryd/gantry/api/gen/gantry/v1"
-	"github.com/gantryd/gantry/control/progress"
 	"github.com/gantryd/gantry/fault"
 	"github.com/gantryd/gantry/store"
+	"github.com/gantryd/gantry/store/progress"
 )
 
 // label is what a name may be, as it becomes part of DNS names: as RFC 1123, and underscores because Compose files have them.

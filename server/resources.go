@@ -7,11 +7,11 @@ import (
 	"connectrpc.com/connect"
 
 	gantryv1 "github.com/gantryd/gantry/api/gen/gantry/v1"
-	"github.com/gantryd/gantry/control/progress"
 	"github.com/gantryd/gantry/control/rollout"
 	"github.com/gantryd/gantry/fault"
 	"github.com/gantryd/gantry/fault/wire"
 	"github.com/gantryd/gantry/store"
+	"github.com/gantryd/gantry/store/progress"
 )
 
 // volumes serves VolumeService.

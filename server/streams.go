@@ -12,10 +12,10 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	gantryv1 "github.com/gantryd/gantry/api/gen/gantry/v1"
-	"github.com/gantryd/gantry/control/progress"
 	"github.com/gantryd/gantry/fault"
 	"github.com/gantryd/gantry/fault/wire"
 	"github.com/gantryd/gantry/store"
+	"github.com/gantryd/gantry/store/progress"
 )
 
 // route finds the instance and its node.

@@ -6,7 +6,7 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	gantryv1 "github.com/gantryd/gantry/api/gen/gantry/v1"
-	"github.com/gantryd/gantry/control/progress"
+	"github.com/gantryd/gantry/store/progress"
 )
 
 // Input is all that a decision about one service looks at.

@@ -11,10 +11,10 @@ import (
 	"time"
 
 	gantryv1 "github.com/gantryd/gantry/api/gen/gantry/v1"
-	"github.com/gantryd/gantry/control/progress"
 	"github.com/gantryd/gantry/fault"
 	"github.com/gantryd/gantry/internal/ids"
 	"github.com/gantryd/gantry/store"
+	"github.com/gantryd/gantry/store/progress"
 )
 
 // Controller runs rollouts. Use New.
