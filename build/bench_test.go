@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"io"
-	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -54,11 +53,11 @@ func BenchmarkRebuild(b *testing.B) {
 
 func round(b *testing.B, r *rig, dir string) {
 	b.Helper()
-	to, err := os.MkdirTemp(r.dir, "context-")
+	to, release, err := r.ContextDir(dir)
 	if err != nil {
 		b.Fatal(err)
 	}
-	defer os.RemoveAll(to)
+	defer release()
 	in, out := io.Pipe()
 	go func() { out.CloseWithError(buildcontext.Pack(context.Background(), dir, "", out)) }()
 	if err := UnpackContext(b.Context(), in, to); err != nil {

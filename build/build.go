@@ -11,6 +11,7 @@ import (
 	"context"
 	"log/slog"
 	"os"
+	"sync"
 
 	containerd "github.com/containerd/containerd/v2/client"
 	"github.com/containerd/containerd/v2/core/images"
@@ -77,6 +78,9 @@ type Builder struct {
 	images     images.Store
 	client     *containerd.Client
 	ownClient  bool
+
+	mu    sync.Mutex
+	inUse map[string]bool // kept context directories that a build has
 }
 
 // New opens the cache under opts.Root, removes what a killed predecessor left behind, and returns a ready Builder. Two
@@ -86,7 +90,7 @@ func New(ctx context.Context, opts Options) (*Builder, error) {
 	if err != nil {
 		return nil, err
 	}
-	b := &Builder{opts: opts, log: opts.Logger, client: opts.Client}
+	b := &Builder{opts: opts, log: opts.Logger, client: opts.Client, inUse: map[string]bool{}}
 	if err := b.dial(); err != nil {
 		return nil, err
 	}

@@ -23,7 +23,8 @@ func (b *Builder) clearLeftovers(ctx context.Context) {
 	for _, place := range places {
 		b.unmountBelow(place)
 	}
-	for _, dir := range []string{b.bundles(), filepath.Join(b.opts.Run, "mounts"), filepath.Join(b.opts.Run, "dockerfiles")} {
+	passing, _ := filepath.Glob(filepath.Join(b.opts.Run, "context-*"))
+	for _, dir := range append(passing, b.bundles(), filepath.Join(b.opts.Run, "mounts"), filepath.Join(b.opts.Run, "dockerfiles")) {
 		if err := os.RemoveAll(dir); err != nil {
 			b.log.Warn("leftover of a build stays", "path", dir, "error", err)
 		}

@@ -26,8 +26,8 @@ type Request struct {
 	SSH map[string]Dial
 }
 
-// UnpackContext unpacks a client's tar stream, plain or compressed with gzip or zstd, into the existing directory dir and
-// never writes outside of it; see package unpack.
+// UnpackContext makes the existing directory dir hold what a client's tar stream, plain or compressed with gzip or zstd,
+// holds. It never writes outside of dir, leaves files that are the same alone and removes what the stream lacks.
 func UnpackContext(ctx context.Context, r io.Reader, dir string) error {
 	return unpack.Tar(ctx, r, dir)
 }

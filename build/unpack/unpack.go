@@ -31,8 +31,9 @@ const (
 	maxZstdWindow     = 128 << 20
 )
 
-// Tar unpacks a tar stream, plain or compressed with gzip or zstd, into dir, which must exist. Nothing is
-// written outside of dir whatever the stream says: names that leave it, entries through links that leave it, devices and
+// Tar makes dir, which must exist, hold what a tar stream, plain or compressed with gzip or zstd, holds. What is in dir
+// already and in the stream too is left as it is, what the stream lacks is removed: a directory that is kept between two
+// streams of the same place costs the second one little. Nothing is written outside of dir whatever the stream says: names that leave it, entries through links that leave it, devices and
 // pipes are refused with fault.Invalid. Owners are not kept; modes and times are. What was unpacked before an error
 // stays in dir.
 func Tar(ctx context.Context, r io.Reader, dir string) error {
@@ -46,8 +47,11 @@ func Tar(ctx context.Context, r io.Reader, dir string) error {
 		return fault.Wrap(fault.NotFound, err, "open the directory for a build context")
 	}
 	defer root.Close()
-	u := &unpacker{root: root, tar: tar.NewReader(plain), bytes: maxContextBytes, entries: maxContextEntries, made: map[string]bool{".": true}}
+	u := &unpacker{root: root, tar: tar.NewReader(plain), bytes: maxContextBytes, entries: maxContextEntries, made: map[string]bool{".": true}, seen: map[string]bool{".": true}}
 	if err := u.all(ctx); err != nil {
+		return err
+	}
+	if err := u.sweep(); err != nil {
 		return err
 	}
 	return u.datesOfDirectories()
@@ -79,6 +83,7 @@ type unpacker struct {
 	bytes   int64
 	entries int
 	made    map[string]bool // directories known to exist
+	seen    map[string]bool // names of the stream, and directories above them
 	dirs    []*tar.Header
 }
 
@@ -130,9 +135,15 @@ func (u *unpacker) one(h *tar.Header) error {
 	if err := u.parents(name); err != nil {
 		return err
 	}
-	switch h.Typeflag {
-	case tar.TypeDir:
+	return u.make(name, h)
+}
+
+func (u *unpacker) make(name string, h *tar.Header) error {
+	if h.Typeflag == tar.TypeDir {
 		return u.directory(name, h)
+	}
+	u.seen[name] = true
+	switch h.Typeflag {
 	case tar.TypeReg:
 		if sparse(h) {
 			return fault.New(fault.Invalid, "entry %q of the build context is a sparse file", h.Name).WithHint("send the context without tar's --sparse")
@@ -165,15 +176,50 @@ func localName(name string) (string, error) {
 	return clean, nil
 }
 
+// parents makes the directories above a name. Something else in a directory's place is removed if it is of an earlier
+// stream, and refused if it is of this one: no tree has files below a link.
 func (u *unpacker) parents(name string) error {
 	dir := path.Dir(name)
 	if u.made[dir] {
 		return nil
 	}
+	if err := u.parents(dir); err != nil {
+		return err
+	}
+	if fi, err := u.root.Lstat(dir); err == nil && !fi.IsDir() {
+		if u.seen[dir] {
+			return fault.New(fault.Invalid, "entry %q of the build context lies below %q, which is not a directory", name, dir)
+		}
+		if err := u.root.Remove(dir); err != nil {
+			return err
+		}
+	}
 	if err := u.root.MkdirAll(dir, 0o755); err != nil {
 		return err
 	}
-	u.made[dir] = true
+	u.made[dir], u.seen[dir] = true, true
+	return nil
+}
+
+// sweep removes what the stream did not name.
+func (u *unpacker) sweep() error {
+	var stale []string
+	err := fs.WalkDir(u.root.FS(), ".", func(name string, d fs.DirEntry, err error) error {
+		if err != nil || u.seen[name] {
+			return err
+		}
+		stale = append(stale, name)
+		if d.IsDir() {
+			return fs.SkipDir
+		}
+		return nil
+	})
+	for _, name := range stale {
+		err = errors.Join(err, u.root.RemoveAll(name))
+	}
+	if err != nil {
+		return fault.Wrap(fault.Unavailable, err, "remove what is no longer in the build context")
+	}
 	return nil
 }
 
@@ -186,7 +232,7 @@ func (u *unpacker) directory(name string, h *tar.Header) error {
 	if err := u.root.Mkdir(name, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
 		return err
 	}
-	u.made[name] = true
+	u.made[name], u.seen[name] = true, true
 	c := *h
 	c.Name = name
 	u.dirs = append(u.dirs, &c)
@@ -213,6 +259,52 @@ func (u *unpacker) replace(name string) error {
 }
 
 func (u *unpacker) file(name string, h *tar.Header) error {
+	fi, err := u.root.Lstat(name)
+	if err == nil && fi.Mode() == mode(h) && fi.Size() == h.Size {
+		return u.update(name, h, fi)
+	}
+	return u.create(name, h, u.tar)
+}
+
+// update leaves a file that holds what the stream holds. One that does not is made anew, not written to: it may have
+// other names.
+func (u *unpacker) update(name string, h *tar.Header, fi fs.FileInfo) error {
+	old, err := u.root.Open(name)
+	if err != nil {
+		return err
+	}
+	defer old.Close()
+	same, rest, err := compare(old, u.tar, h.Size)
+	if err != nil {
+		return err
+	}
+	if rest != nil {
+		return u.create(name, h, io.MultiReader(io.NewSectionReader(old, 0, same), bytes.NewReader(rest), u.tar))
+	}
+	if fi.ModTime().Equal(h.ModTime) {
+		return nil
+	}
+	return u.root.Chtimes(name, time.Time{}, h.ModTime)
+}
+
+// compare reads b, of size bytes, until it differs from a. It returns how many bytes are the same, and what was read of b
+// beyond them, nil when there is no difference.
+func compare(a, b io.Reader, size int64) (same int64, rest []byte, err error) {
+	var bufA, bufB [32 << 10]byte
+	for same < size {
+		n := min(size-same, int64(len(bufB)))
+		if _, err := io.ReadFull(b, bufB[:n]); err != nil {
+			return same, nil, err
+		}
+		if _, err := io.ReadFull(a, bufA[:n]); err != nil || !bytes.Equal(bufA[:n], bufB[:n]) {
+			return same, bytes.Clone(bufB[:n]), nil
+		}
+		same += n
+	}
+	return same, nil, nil
+}
+
+func (u *unpacker) create(name string, h *tar.Header, content io.Reader) error {
 	f, err := u.root.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 	if errors.Is(err, fs.ErrExist) {
 		if err = u.replace(name); err == nil {
@@ -223,8 +315,10 @@ func (u *unpacker) file(name string, h *tar.Header) error {
 		return err
 	}
 	defer f.Close()
-	if _, err := io.Copy(f, u.tar); err != nil {
+	if n, err := io.Copy(f, content); err != nil {
 		return err
+	} else if n != h.Size {
+		return io.ErrUnexpectedEOF
 	}
 	if err := f.Chmod(mode(h)); err != nil {
 		return err
@@ -248,6 +342,9 @@ func mode(h *tar.Header) fs.FileMode {
 // symlink makes the link as it says. It may point anywhere: nothing here follows it outwards, and in the image it is
 // resolved within the image.
 func (u *unpacker) symlink(name string, h *tar.Header) error {
+	if target, err := u.root.Readlink(name); err == nil && target == h.Linkname {
+		return nil
+	}
 	if err := u.replace(name); err != nil {
 		return err
 	}
@@ -267,6 +364,12 @@ func (u *unpacker) link(name string, h *tar.Header) error {
 		return fault.New(fault.Invalid, "entry %q of the build context is a hard link to something that is not a file", h.Name)
 	}
 	if target == name {
+		return nil
+	}
+	if !u.seen[target] {
+		return fault.New(fault.Invalid, "entry %q of the build context is a hard link to %q, which did not come before", h.Name, h.Linkname)
+	}
+	if other, err := u.root.Lstat(name); err == nil && os.SameFile(fi, other) {
 		return nil
 	}
 	if err := u.replace(name); err != nil {

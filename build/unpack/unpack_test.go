@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -229,4 +230,49 @@ func FuzzTar(f *testing.F) {
 			return nil
 		})
 	})
+}
+
+func TestUnpackAgainChangesOnlyWhatChanged(t *testing.T) {
+	dir := t.TempDir()
+	when := time.Unix(1_700_000_000, 5)
+	put := func(headers ...tar.Header) {
+		t.Helper()
+		for i := range headers {
+			headers[i].Format = tar.FormatPAX
+			if headers[i].ModTime.IsZero() {
+				headers[i].ModTime = when
+			}
+		}
+		if err := Tar(t.Context(), bytes.NewReader(archive(t, headers...)), dir); err != nil {
+			t.Fatal(err)
+		}
+	}
+	inode := func(name string) uint64 {
+		t.Helper()
+		fi, err := os.Lstat(filepath.Join(dir, name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return fi.Sys().(*syscall.Stat_t).Ino
+	}
+	put(regular("same", 70000), regular("longer", 10), regular("touched", 5), regular("gone", 1), regular("olddir/x", 1),
+		link(tar.TypeSymlink, "link", "same"), link(tar.TypeSymlink, "was-link", "olddir"), link(tar.TypeLink, "hard", "same"), regular("was-file", 1))
+	before := map[string]uint64{"same": inode("same"), "link": inode("link"), "touched": inode("touched")}
+	if err := os.WriteFile(filepath.Join(dir, "touched"), []byte("xxyxx"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	put(regular("same", 70000), regular("longer", 11), regular("touched", 5), link(tar.TypeSymlink, "link", "same"),
+		link(tar.TypeLink, "hard", "same"), regular("was-link/y", 2), regular("was-file/z", 3))
+	for _, name := range []string{"same", "link"} {
+		if inode(name) != before[name] {
+			t.Errorf("%s was made anew", name)
+		}
+	}
+	if data, err := os.ReadFile(filepath.Join(dir, "touched")); string(data) != "xxxxx" {
+		t.Errorf("another content of the same size and time stayed: %q %v", data, err)
+	}
+	want := []string{"hard", "link", "longer", "same", "touched", "was-file", "was-file/z", "was-link", "was-link/y"}
+	if got := listing(t, dir); !slices.Equal(got, want) {
+		t.Errorf("got %v", got)
+	}
 }
