@@ -59,6 +59,10 @@ type Agent struct {
 	contexts string
 	reports  *outbox
 
+	// told is closed when the first server's update has arrived. Before it the agent knows nothing of names and networks, so
+	// that a container started now could reach what it must not.
+	told chan struct{}
+
 	mu      sync.Mutex
 	workers map[string]*worker
 	group   *errgroup.Group // of the running agent's workers
@@ -77,6 +81,7 @@ func New(o Options, p Parts) (*Agent, error) {
 	}
 	a := &Agent{
 		Parts: p, o: o, log: o.Logger, records: r, reports: newOutbox(), workers: map[string]*worker{}, contexts: contexts,
+		told: make(chan struct{}),
 	}
 	a.state = newEndpointState(p.Network, p.Discovery, o.Node)
 	return a, nil
@@ -139,6 +144,7 @@ func (a *Agent) start(rec *gantryv1.InstanceRecord) *worker {
 	w := newWorker(a, rec)
 	a.workers[id] = w
 	a.group.Go(func() error {
+		a.awaitServer(a.ctx)
 		w.run(a.ctx)
 		a.mu.Lock()
 		defer a.mu.Unlock()
@@ -148,6 +154,15 @@ func (a *Agent) start(rec *gantryv1.InstanceRecord) *worker {
 		return nil
 	})
 	return w
+}
+
+// awaitServer holds a recorded instance back until a server has been heard, for as long as one may take to answer.
+func (a *Agent) awaitServer(ctx context.Context) {
+	select {
+	case <-a.told:
+	case <-time.After(serverPatience):
+	case <-ctx.Done():
+	}
 }
 
 func (a *Agent) worker(id string) *worker {
@@ -210,4 +225,7 @@ func (a *Agent) report(i *gantryv1.Instance, st *gantryv1.InstanceStatus) {
 	a.reports.status(st)
 }
 
-const applyTimeout = 10 * time.Second
+const (
+	applyTimeout   = 10 * time.Second
+	serverPatience = 10 * time.Second
+)

@@ -26,6 +26,7 @@ type endpointState struct {
 	local    map[string]*localEndpoint
 	ports    map[string]error // what kept a service's ports from being published
 	owners   map[string]bool  // services whose ports are reserved
+	told     bool             // a server has said how things are; before, the kernel keeps what it has
 	asked    uint64           // changes made
 	done     uint64           // changes that the kernel has
 
@@ -66,6 +67,7 @@ func (e *endpointState) update(u *gantryv1.NodeUpdate) {
 	for _, key := range u.RemovedNetworks {
 		delete(e.networks, key)
 	}
+	e.told = true
 	e.asked++
 }
 
@@ -119,7 +121,7 @@ func (e *endpointState) apply(ctx context.Context, log *slog.Logger) {
 	e.applying.Lock()
 	defer e.applying.Unlock()
 	e.mu.Lock()
-	if e.done >= want {
+	if e.done >= want || !e.told {
 		e.mu.Unlock()
 		return
 	}

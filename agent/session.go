@@ -181,6 +181,7 @@ func (o *outbox) putBack(r *gantryv1.NodeReport) {
 func (a *Agent) take(ctx context.Context, u *gantryv1.NodeUpdate) {
 	a.state.update(u)
 	a.state.apply(ctx, a.log)
+	a.hear()
 	named := map[string]bool{}
 	for _, as := range u.Assignments {
 		named[as.Instance.Meta.Key] = true
@@ -196,5 +197,14 @@ func (a *Agent) take(ctx context.Context, u *gantryv1.NodeUpdate) {
 		if !named[w.id] {
 			w.retire()
 		}
+	}
+}
+
+// hear notes that a server has said how things are.
+func (a *Agent) hear() {
+	select {
+	case <-a.told:
+	default:
+		close(a.told)
 	}
 }

@@ -16,7 +16,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	gantryv1 "github.com/gantryd/gantry/api/gen/gantry/v1"
-	"github.com/gantryd/gantry/build/buildcontext"
+	"github.com/gantryd/gantry/internal/buildcontext"
 	"github.com/gantryd/gantry/cli/human"
 	"github.com/gantryd/gantry/cli/progress"
 	"github.com/gantryd/gantry/cli/sshagent"

@@ -216,7 +216,7 @@ func (d *daemon) parts(ctx context.Context) (agent.Parts, error) {
 	}
 	d.onStop("network", p.Network.Close)
 	if p.Discovery, err = discovery.New(discovery.Options{
-		Listen: []netip.Addr{p.Network.Gateway()}, Logger: d.Logger,
+		Listen: []netip.Addr{p.Network.Gateway()}, Clients: []netip.Prefix{d.Subnet}, Logger: d.Logger,
 	}); err != nil {
 		return p, err
 	}

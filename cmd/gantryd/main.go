@@ -8,13 +8,10 @@ import (
 	"net/netip"
 	"os"
 	"os/signal"
-	"runtime"
-	"runtime/debug"
 	"syscall"
 
 	"github.com/spf13/cobra"
 
-	gantryv1 "github.com/gantryd/gantry/api/gen/gantry/v1"
 	"github.com/gantryd/gantry/daemon"
 	"github.com/gantryd/gantry/fault"
 )
@@ -79,22 +76,6 @@ func complete(c *daemon.Config, subnet, vips, level string) error {
 		}
 	}
 	c.Logger = slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: l}))
-	c.Version = about()
+	c.Version = daemon.About(version, commit)
 	return nil
-}
-
-func about() *gantryv1.VersionResponse {
-	v := &gantryv1.VersionResponse{
-		Version: version, Commit: commit, GoVersion: runtime.Version(), Os: runtime.GOOS, Arch: runtime.GOARCH,
-		Modules: map[string]string{},
-	}
-	if info, ok := debug.ReadBuildInfo(); ok {
-		for _, m := range info.Deps {
-			switch m.Path {
-			case "github.com/containerd/containerd/v2", "github.com/moby/buildkit", "go.etcd.io/etcd/server/v3", "github.com/opencontainers/runc":
-				v.Modules[m.Path] = m.Version
-			}
-		}
-	}
-	return v
 }

@@ -15,7 +15,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/gantryd/gantry/build/buildcontext"
+	"github.com/gantryd/gantry/internal/buildcontext"
 	"github.com/gantryd/gantry/fault"
 )
 
