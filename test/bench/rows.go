@@ -113,7 +113,7 @@ func measureScale(b *bench) []line {
 	more := float64(b.scale - 1)
 	oursEach := (memory(b, b.gantry, "busybox") - oursBefore) / more
 	theirsEach := (memory(b, b.docker.node, "busybox") - theirsBefore) / more
-	b.gantry.GantryIn(b, project, "down", "-t", "0")
+	b.gantry.GantryIn(b, project, "down")
 	b.do(b.docker.compose(project, "down", "-t", "0"))
 	return []line{
 		compare(fmt.Sprintf("%d containers of one service, from scale to all running", b.scale), ours, theirs, 0.3),
@@ -148,7 +148,7 @@ func measureNetwork(b *bench) []line {
 	direct := b.gantry.AwaitReady(b, "server", 1)[0].Status.Address + ":9000"
 	quiet()
 	text := b.gantry.GantryIn(b, project, "exec", "client", "/t/traffic", "compare", "7", "server:9000", direct)
-	b.gantry.GantryIn(b, project, "down", "-t", "0")
+	b.gantry.GantryIn(b, project, "down")
 	type result struct{ BytesPerSecond, ConnsPerSecond float64 }
 	var virtual, own result
 	decoder := json.NewDecoder(strings.NewReader(text))

@@ -17,7 +17,7 @@ func TestDaemonKilledContainersStay(t *testing.T) {
 	dir := lab.Project(t, `
 name: crash
 services:
-  count: {image: "busybox:lab", command: ["sh", "-c", "`+strings.ReplaceAll(counter, `"`, `\"`)+`"]}
+  count: {image: "busybox:lab", command: ["sh", "-c", "`+strings.ReplaceAll(counter, "$", "$$")+`"]}
   sick:
     image: busybox:lab
     command: sleep 100000
@@ -37,7 +37,7 @@ services:
 		t.Errorf("the counter runs %d times", processes)
 	}
 	lab.Eventually(t, 10*time.Second, "log goes on", func() error {
-		count := consecutive(t, n.GantryIn(t, dir, "logs", "--no-prefix", "count"))
+		count := consecutive(t, n.GantryIn(t, dir, "logs", "--no-log-prefix", "count"))
 		if lived := time.Since(before.Status.StartedAt.AsTime()); count < int(lived/(150*time.Millisecond)) {
 			return fmt.Errorf("%d lines in %s", count, lived)
 		}

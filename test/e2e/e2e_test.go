@@ -29,7 +29,7 @@ func machine(t *testing.T) *lab.Node {
 func refused(t *testing.T, n *lab.Node, dir string, within time.Duration, words []string, args ...string) {
 	t.Helper()
 	began := time.Now()
-	result := n.TryIn(dir, args...)
+	result := n.TryWithin(2*within, dir, args...)
 	if result.Code == 0 {
 		t.Fatalf("gantry %s was not refused:\n%s", strings.Join(args, " "), result.Stdout)
 	}
@@ -82,9 +82,7 @@ func TestRun(t *testing.T) {
 		}
 	})
 	t.Run("nothing is left", func(t *testing.T) {
-		if views := n.Instances(t); len(views) != 0 {
-			t.Errorf("%d instances are left by run --rm", len(views))
-		}
+		awaitNothing(t, n)
 	})
 	t.Run("detached, exec, logs, stop, rm", func(t *testing.T) {
 		n.Gantry(t, "run", "-d", "--name", "box", lab.Busybox, "sh", "-c", counter)
@@ -120,6 +118,17 @@ func TestRun(t *testing.T) {
 	})
 }
 
+// awaitNothing waits until no instance is left: containers are removed after the command that ended them has answered.
+func awaitNothing(t *testing.T, n *lab.Node) {
+	t.Helper()
+	lab.Eventually(t, 10*time.Second, "no instance", func() error {
+		if views := n.Instances(t); len(views) != 0 {
+			return fmt.Errorf("%d are left", len(views))
+		}
+		return nil
+	})
+}
+
 // poolOnly reports whether all that is left are network namespaces and links kept ready for the next containers.
 func poolOnly(left []string) bool {
 	for _, what := range left {
@@ -140,10 +149,12 @@ services:
     healthcheck: {test: ["CMD", "wget", "-q", "-O-", "http://127.0.0.1/"], interval: 1s, start_period: 5s}
     depends_on: {base: {condition: service_healthy}}
     deploy: {replicas: 2}
+    stop_grace_period: 500ms
   base:
     image: busybox:lab
     command: sh -c 'sleep 1; touch /tmp/ready; exec sleep 100000'
     healthcheck: {test: ["CMD", "test", "-e", "/tmp/ready"], interval: 1s}
+    stop_grace_period: 500ms
 `
 
 func TestComposeApp(t *testing.T) {
@@ -216,9 +227,7 @@ func TestComposeApp(t *testing.T) {
 	})
 	t.Run("down", func(t *testing.T) {
 		n.GantryIn(t, dir, "down")
-		if views := n.Instances(t); len(views) != 0 {
-			t.Errorf("%d instances are left", len(views))
-		}
+		awaitNothing(t, n)
 		if page, err := n.HTTPGet(":8090/"); err == nil {
 			t.Errorf("the port still answers: %q", page)
 		}

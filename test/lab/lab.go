@@ -60,8 +60,10 @@ func Network(t testing.TB) *Lab {
 	name := fmt.Sprintf("gl%s%d", strconv.FormatInt(int64(os.Getpid()), 36), clusters.Add(1))
 	// Short, because paths of sockets may have 107 characters only.
 	dir := filepath.Join(os.TempDir(), name)
-	must(t, os.MkdirAll(dir, 0o755))
 	l := &Lab{name: name, dir: dir, bin: Binaries(t)}
+	sweep(t)
+	must(t, os.MkdirAll(dir, 0o755))
+	must(t, os.WriteFile(filepath.Join(dir, "pid"), []byte(strconv.Itoa(os.Getpid())), 0o644))
 	t.Cleanup(func() { l.remove(t) })
 	l.makeBridge(t)
 	return l
@@ -124,20 +126,47 @@ func (l *Lab) remove(t testing.TB) {
 		}
 		n.powerOff(t)
 	}
-	for _, args := range [][]string{{"nft", "delete", "table", "ip", l.name}, {"ip", "link", "del", l.name}} {
-		if out, err := exec.Command(args[0], args[1:]...).CombinedOutput(); err != nil {
-			t.Logf("lab: %s: %v: %s", strings.Join(args, " "), err, out)
-		}
-	}
-	for _, n := range l.nodes {
-		n.removeCgroups(t)
-	}
+	l.removeFromHost(t)
 	if os.Getenv("LAB_KEEP") != "" && t.Failed() {
 		t.Logf("lab: kept %s", l.dir)
 		return
 	}
 	if err := os.RemoveAll(l.dir); err != nil {
 		t.Errorf("lab: something of the test is left: %v", err)
+	}
+}
+
+// removeFromHost removes the lab's bridge, table and cgroups.
+func (l *Lab) removeFromHost(t testing.TB) {
+	for _, args := range [][]string{{"nft", "delete", "table", "ip", l.name}, {"ip", "link", "del", l.name}} {
+		if out, err := exec.Command(args[0], args[1:]...).CombinedOutput(); err != nil {
+			t.Logf("lab: %s: %v: %s", strings.Join(args, " "), err, out)
+		}
+	}
+	for _, pattern := range []string{"/sys/fs/cgroup/*/", "/sys/fs/cgroup/"} {
+		tops, _ := filepath.Glob(pattern + l.name + "n*")
+		for _, top := range tops {
+			removeCgroups(t, top)
+		}
+	}
+}
+
+// sweep removes labs of processes that ended without a chance to clean up, as after a test's time limit. The machines
+// of such a lab are dead already: they die with the process that started them.
+func sweep(t testing.TB) {
+	records, _ := filepath.Glob(filepath.Join(os.TempDir(), "gl*", "pid"))
+	for _, record := range records {
+		text, err := os.ReadFile(record)
+		if err != nil {
+			continue
+		}
+		if _, err := os.Stat("/proc/" + string(text)); err == nil {
+			continue
+		}
+		dir := filepath.Dir(record)
+		t.Logf("lab: removing %s, which a dead process left", dir)
+		(&Lab{name: filepath.Base(dir)}).removeFromHost(t)
+		_ = os.RemoveAll(dir)
 	}
 }
 

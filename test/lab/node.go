@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -273,7 +274,12 @@ func (n *Node) Try(args ...string) Result { return n.TryIn("", args...) }
 
 // TryIn is Try in a folder.
 func (n *Node) TryIn(dir string, args ...string) Result {
-	ctx, cancel := context.WithTimeout(context.Background(), 15*time.Minute)
+	return n.TryWithin(15*time.Minute, dir, args...)
+}
+
+// TryWithin is TryIn for at most that time; then the command line is killed.
+func (n *Node) TryWithin(limit time.Duration, dir string, args ...string) Result {
+	ctx, cancel := context.WithTimeout(context.Background(), limit)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, filepath.Join(n.lab.bin, "gantry"), args...)
 	cmd.Dir = dir
@@ -330,21 +336,18 @@ func (n *Node) HTTPGet(url string) (string, error) {
 	return string(body), err
 }
 
-// removeCgroups removes what the machine left in the cgroup hierarchies, deepest first.
-func (n *Node) removeCgroups(t testing.TB) {
-	mounts, _ := filepath.Glob("/sys/fs/cgroup/*/" + n.cgroup())
-	for _, top := range append(mounts, "/sys/fs/cgroup/"+n.cgroup()) {
-		var dirs []string
-		_ = filepath.WalkDir(top, func(path string, entry os.DirEntry, err error) error {
-			if err == nil && entry.IsDir() {
-				dirs = append(dirs, path)
-			}
-			return nil
-		})
-		for i := len(dirs) - 1; i >= 0; i-- {
-			if err := removeCgroup(dirs[i]); err != nil {
-				t.Logf("lab: %v", err)
-			}
+// removeCgroups removes a cgroup and those below it, deepest first.
+func removeCgroups(t testing.TB, top string) {
+	var dirs []string
+	_ = filepath.WalkDir(top, func(path string, entry os.DirEntry, err error) error {
+		if err == nil && entry.IsDir() {
+			dirs = append(dirs, path)
+		}
+		return nil
+	})
+	for _, dir := range slices.Backward(dirs) {
+		if err := removeCgroup(dir); err != nil {
+			t.Logf("lab: %v", err)
 		}
 	}
 }
