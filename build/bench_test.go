@@ -9,7 +9,7 @@ import (
 	"testing"
 
 	gantryv1 "github.com/gantryd/gantry/api/gen/gantry/v1"
-	"github.com/gantryd/gantry/build/buildcontext"
+	"github.com/gantryd/gantry/internal/buildcontext"
 )
 
 const benchDockerfile = `FROM busybox AS make

@@ -15,8 +15,8 @@ import (
 	"testing"
 	"time"
 
-	"github.com/gantryd/gantry/internal/buildcontext"
 	"github.com/gantryd/gantry/fault"
+	"github.com/gantryd/gantry/internal/buildcontext"
 )
 
 func tree(t *testing.T, files map[string]string) string {
