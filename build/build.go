@@ -108,6 +108,7 @@ func (b *Builder) Close() error {
 		err = b.settle()
 	}
 	b.hangUp()
+	b.removeControlGroups()
 	if err != nil {
 		return fault.Wrap(fault.Internal, err, "close the builder")
 	}

@@ -1,7 +1,6 @@
 package build_test
 
 import (
-	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
@@ -52,11 +51,6 @@ func open(t *testing.T, e *engine.Engine, dir string) *build.Builder {
 	t.Cleanup(func() {
 		if err := b.Close(); err != nil {
 			t.Error(err)
-		}
-		groups, _ := filepath.Glob("/sys/fs/cgroup/*/" + parent)
-		for _, g := range append(groups, "/sys/fs/cgroup/"+parent) {
-			os.Remove(filepath.Join(g, "buildkit"))
-			os.Remove(g)
 		}
 		if left, _ := filepath.Glob("/sys/fs/cgroup/*/" + parent); left != nil {
 			t.Errorf("control groups left: %s", strings.Join(left, " "))

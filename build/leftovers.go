@@ -89,3 +89,15 @@ func within(path, dir string) bool {
 	rel, err := filepath.Rel(dir, path)
 	return err == nil && rel != ".." && !strings.HasPrefix(rel, "../")
 }
+
+// removeControlGroups removes the groups above the steps', in each hierarchy, unless something still runs in them.
+func (b *Builder) removeControlGroups() {
+	for _, hierarchy := range []string{"/sys/fs/cgroup", "/sys/fs/cgroup/*"} {
+		for _, child := range []string{"buildkit", ""} {
+			found, _ := filepath.Glob(filepath.Join(hierarchy, b.opts.CgroupParent, child))
+			for _, dir := range found {
+				os.Remove(dir)
+			}
+		}
+	}
+}

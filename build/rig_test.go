@@ -130,22 +130,9 @@ func openRig(dir string, opts Options) (*rig, error) {
 		r.Close()
 		over.Close()
 		bdb.Close()
-		removeCgroups(opts.CgroupParent)
 		os.RemoveAll(dir)
 	}
 	return r, nil
-}
-
-// removeCgroups removes the empty parents that runc leaves, in each hierarchy.
-func removeCgroups(name string) {
-	for _, pattern := range []string{"/sys/fs/cgroup", "/sys/fs/cgroup/*"} {
-		for _, child := range []string{"/buildkit", ""} {
-			found, _ := filepath.Glob(pattern + "/" + name + child)
-			for _, dir := range found {
-				os.Remove(dir)
-			}
-		}
-	}
 }
 
 type differ struct {
