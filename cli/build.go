@@ -16,11 +16,11 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	gantryv1 "github.com/gantryd/gantry/api/gen/gantry/v1"
-	"github.com/gantryd/gantry/internal/buildcontext"
 	"github.com/gantryd/gantry/cli/human"
 	"github.com/gantryd/gantry/cli/progress"
 	"github.com/gantryd/gantry/cli/sshagent"
 	"github.com/gantryd/gantry/fault"
+	"github.com/gantryd/gantry/internal/buildcontext"
 )
 
 // buildStream lets the contexts and the SSH agent send at the same time.

@@ -168,7 +168,7 @@ func group(use, short string, commands ...*cobra.Command) *cobra.Command {
 // between checks the number of arguments; a negative most means any number.
 func between(least, most int) cobra.PositionalArgs {
 	return func(cmd *cobra.Command, args []string) error {
-		form := strings.TrimPrefix(cmd.UseLine(), cmd.Root().Name()+" ")
+		form := strings.TrimSuffix(strings.TrimPrefix(cmd.UseLine(), cmd.Root().Name()+" "), " [flags]")
 		if len(args) < least {
 			return usage(cmd, "%s needs more: gantry %s", cmd.CommandPath(), form)
 		}

@@ -221,7 +221,10 @@ func missingPath(err error) bool {
 
 // write sends a tar stream that pack writes.
 func (p *copying) write(ctx context.Context, dir string, pack func(io.Writer) error) error {
-	group, ctx := errgroup.WithContext(ctx)
+	// A half archive must not look like a whole one: the stream is cut, not closed, if packing fails.
+	ctx, cut := context.WithCancel(ctx)
+	defer cut()
+	var group errgroup.Group
 	stream := p.c.Instances.CopyTo(ctx)
 	first := &gantryv1.CopyChunk{Chunk: &gantryv1.CopyChunk_Start{Start: &gantryv1.CopyStart{Target: p.target, Path: dir, Archive: p.owners}}}
 	if err := stream.Send(first); err != nil && !errors.Is(err, io.EOF) {

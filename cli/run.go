@@ -132,7 +132,7 @@ func (s *session) runAttached(ctx context.Context, f *runOptions, id string, spe
 	}
 	code, err := talk.converse(calm, &gantryv1.ExecStart{Target: s.target("", id)})
 	if errors.Is(err, errDetached) {
-		s.say("\ndetached; come back with: gantry attach %s", id)
+		s.apart("detached; come back with: gantry attach %s", id)
 		return nil
 	}
 	if err != nil {
@@ -297,7 +297,7 @@ func (s *session) exec(ctx context.Context, f *execOptions, name string, command
 	}
 	code, err := talk.converse(calm, start)
 	if errors.Is(err, errDetached) {
-		s.say("\ndetached; the command goes on")
+		s.apart("detached; the command goes on")
 		return nil
 	}
 	if err != nil {
@@ -401,7 +401,7 @@ func (s *session) attach(ctx context.Context, name string, keys []byte, noStdin,
 	}
 	code, err := talk.converse(calm, &gantryv1.ExecStart{Target: s.target("", v.GetInstance().GetMeta().GetKey()), Logs: logs})
 	if errors.Is(err, errDetached) {
-		s.say("\ndetached")
+		s.apart("detached")
 		return nil
 	}
 	if err != nil {

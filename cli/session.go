@@ -71,6 +71,12 @@ func (s *session) say(format string, args ...any) {
 	fmt.Fprintln(s.err, printable.Line(fmt.Sprintf(format, args...)))
 }
 
+// apart is say after whatever output stands there without an end of line.
+func (s *session) apart(format string, args ...any) {
+	fmt.Fprintln(s.err)
+	s.say(format, args...)
+}
+
 // warn prints a line that deserves attention.
 func (s *session) warn(format string, args ...any) {
 	fmt.Fprintln(s.err, s.style().Paint(terminal.Yellow, "warning:"), printable.Line(fmt.Sprintf(format, args...)))
@@ -101,9 +107,11 @@ func (s *session) live() *terminal.Live {
 
 // outputFlag adds --output to a command that lists or inspects.
 func (s *session) outputFlag(cmd *cobra.Command, normal string) *cobra.Command {
-	cmd.Flags().StringVarP(&s.output, "output", "o", normal, "json or table")
+	var output string
+	cmd.Flags().StringVarP(&output, "output", "o", normal, "json or table")
 	run := cmd.RunE
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		s.output = output
 		if s.output != "json" && s.output != "table" {
 			return usage(cmd, "output %q is neither json nor table", s.output)
 		}

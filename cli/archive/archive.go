@@ -97,6 +97,9 @@ func Unpack(r io.Reader, dir string, rename func(string) string, owners bool) er
 		if errors.Is(err, io.EOF) {
 			return u.finish()
 		}
+		if fault.KindOf(err) != fault.Unknown {
+			return err // The stream that the archive comes from has failed, and says why.
+		}
 		if err != nil {
 			return fault.Wrap(fault.Corrupt, err, "the archive from the container is damaged")
 		}
