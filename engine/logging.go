@@ -92,14 +92,16 @@ func (e *Engine) followLog(c *container, r *run) {
 		streams = 1
 	}
 	log := c.log
+	follower, err := log.Follow(e.spools)
+	if err != nil {
+		e.log.Error("a container's log is looked at once a second only", "container", c.ID, "error", err)
+		e.group.Go(func() error { e.pollLog(c, r); return nil })
+		return
+	}
 	ctx, cancel := contextUntil(e.ctx, r.gone)
 	e.group.Go(func() error {
 		defer cancel()
-		if err := log.Run(ctx, e.spools, streams, r.setDrained); err != nil && e.ctx.Err() == nil {
-			e.log.Error("a container's log is not followed", "container", c.ID, "error", err)
-			e.pollLog(c, r)
-		}
-		return nil
+		return follower.Run(ctx, streams, r.setDrained)
 	})
 }
 

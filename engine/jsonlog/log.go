@@ -119,8 +119,8 @@ func (l *Log) openJSON() (err error) {
 // restore brings the files to the last recorded position: entries after it are cut off and made again from the spool.
 func (l *Log) restore() error {
 	p, ok := readPosition(l.pos)
-	if !ok {
-		return nil
+	if !ok { // a new log: from now on there is a record to fall back to
+		return l.record()
 	}
 	for i, s := range l.spools {
 		st, err := s.file.Stat()
