@@ -12,8 +12,8 @@ PURE := ./fault/... ./api/... ./client/... ./store/... ./control/... ./compose/.
 
 # What a machine must have beyond Go. gcc and libseccomp are for runc; mmdebstrap makes base images.
 BUILD_PACKAGES := gcc libc6-dev libseccomp-dev pkg-config git ca-certificates
-RUN_PACKAGES := mmdebstrap debian-archive-keyring iproute2
-TEST_PACKAGES := $(shell . /etc/os-release; [ "$$ID" = debian ] && echo chromium) protobuf-compiler busybox-static nftables procps
+RUN_PACKAGES := mmdebstrap debian-archive-keyring iproute2 nftables
+TEST_PACKAGES := $(shell . /etc/os-release; [ "$$ID" = debian ] && echo chromium) protobuf-compiler busybox-static procps
 
 .PHONY: build deps demo demo-stop test check check-generated generate bench fuzz clean help
 
@@ -53,17 +53,17 @@ check: deps-test build check-generated ## what CI checks besides tests
 	 else echo "check: govulncheck was skipped: its database cannot be reached from here"; fi
 
 generate: deps-test ## Go code from api/*.proto
-	@rm -rf bin/generate && mkdir -p bin/generate
-	@go build -o bin/generate/ google.golang.org/protobuf/cmd/protoc-gen-go connectrpc.com/connect/cmd/protoc-gen-connect-go
+	@rm -rf bin/.generate && mkdir -p bin/.generate
+	@go build -o bin/.generate/ google.golang.org/protobuf/cmd/protoc-gen-go connectrpc.com/connect/cmd/protoc-gen-connect-go
 	@mkdir -p $(or $(OUT),api/gen)
-	cd api && PATH="$(CURDIR)/bin/generate:$$PATH" protoc -I . \
+	cd api && PATH="$(CURDIR)/bin/.generate:$$PATH" protoc -I . \
 	  --go_out=$(abspath $(or $(OUT),api/gen)) --go_opt=module=github.com/gantryd/gantry/api/gen \
 	  --connect-go_out=$(abspath $(or $(OUT),api/gen)) --connect-go_opt=module=github.com/gantryd/gantry/api/gen \
 	  gantry/v1/*.proto
 
 check-generated:
-	@$(MAKE) --no-print-directory generate OUT=bin/generate/out
-	@diff -r -I '^// 	protoc  *v' bin/generate/out api/gen || \
+	@$(MAKE) --no-print-directory generate OUT=bin/.generate/out
+	@diff -r -I '^// 	protoc  *v' bin/.generate/out api/gen || \
 	  { echo "check: api/gen is not what api/gantry/v1 generates; run: make generate" >&2; exit 1; }
 
 bench: deps build ## the table of doc/benchmarks.md, beside Docker in a throw-away root

@@ -1,11 +1,13 @@
 # Where the demonstration keeps what it makes. Sourced by start and stop.
 top=$(cd "$(dirname "$0")/../.." && pwd)
 bin=$top/bin
-state=$top/.demo
+state=${DEMO_STATE:-$top/.demo}
 example=$top/examples/voting
-root=/var/lib/gantry-demo
+root=${DEMO_ROOT:-/var/lib/gantry-demo}
 run=/run/gantry-demo
 socket=/run/gantry/gantry.sock
+# Bridge, nftables table and cgroup of the daemon that start starts.
+name=gantry-demo
 export GANTRY_HOST=${GANTRY_HOST:-unix://$socket}
 
 say() { printf '==> %s\n' "$*"; }

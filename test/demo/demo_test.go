@@ -1,0 +1,64 @@
+// Package demo_test runs `make demo` and `make demo-stop` as a person does, on a machine of the lab.
+package demo_test
+
+import (
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/gantryd/gantry/test/lab"
+)
+
+func TestDemo(t *testing.T) {
+	n := lab.Network(t).AddNode(t, "")
+	top := lab.Top(t)
+	root, state := filepath.Join(n.Root(), "demo"), filepath.Join(n.Root(), "state")
+	password := filepath.Join(top, "examples", "voting", "db_password.txt")
+	_, err := os.Stat(password)
+	passwordWasThere := err == nil
+
+	run := func(target string) string {
+		t.Helper()
+		cmd := n.Command("env", "DEMO_ROOT="+root, "DEMO_STATE="+state, "GANTRY_HOST=", "make", "--no-print-directory", "-C", top, target)
+		out, err := cmd.CombinedOutput()
+		if err != nil {
+			log, _ := exec.Command("tail", "-n", "40", filepath.Join(state, "gantryd.log")).Output()
+			t.Fatalf("make %s: %v\n%s\n%s", target, err, out, log)
+		}
+		return string(out)
+	}
+
+	first := run("demo")
+	for _, port := range []string{"8080", "8081"} {
+		if !strings.Contains(first, "http://localhost:"+port) {
+			t.Errorf("make demo does not print the address with port %s", port)
+		}
+		if _, err := n.HTTPGet(":" + port + "/"); err != nil {
+			t.Error(err)
+		}
+	}
+	if second := run("demo"); !strings.Contains(second, "nothing had to change") {
+		t.Errorf("the second make demo changed something, or does not say that it did not:\n%s", second)
+	}
+
+	run("demo-stop")
+	for _, path := range []string{root, state} {
+		if left, err := os.ReadDir(path); err == nil {
+			t.Errorf("%s is left with %d entries", path, len(left))
+		}
+	}
+	if _, err := os.Stat(password); err == nil && !passwordWasThere {
+		t.Errorf("%s is left", password)
+	}
+	if left := n.TryExec("bash", "-c", "ls /run/gantry-demo /run/gantry/gantry.sock; nft list tables; ls /sys/class/net; find /sys/fs/cgroup -name 'gantry*'").Stdout; left != "eth0\nlo\n" {
+		t.Errorf("left on the machine:\n%s", left)
+	}
+	if left := n.Leftovers(t); left != nil {
+		t.Errorf("left on the machine: %s", strings.Join(left, ", "))
+	}
+	if again := run("demo-stop"); !strings.Contains(again, "gone") {
+		t.Errorf("make demo-stop with nothing there: %s", again)
+	}
+}
