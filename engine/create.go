@@ -55,8 +55,12 @@ type CreateRequest struct {
 	Labels map[string]string
 }
 
-// snapshotLabel marks the snapshots that belong to containers.
-const snapshotLabel = "gantry.dev/container"
+const (
+	// snapshotLabel marks the snapshots that belong to containers.
+	snapshotLabel = "gantry.dev/container"
+	// gcRootLabel keeps a snapshot from the garbage collector.
+	gcRootLabel = "containerd.io/gc.root"
+)
 
 // Create makes a container: its writable layer, its files, its record. On error nothing is left behind.
 func (e *Engine) Create(ctx context.Context, r CreateRequest) (err error) {
@@ -150,7 +154,7 @@ func (e *Engine) base(ctx context.Context, c *container, r CreateRequest) (*imag
 	}
 	sn := e.client.SnapshotService(snapshotter)
 	// The label keeps the snapshot from the garbage collector until the container's record does.
-	opt := snapshots.WithLabels(map[string]string{snapshotLabel: c.ID, "containerd.io/gc.root": "true"})
+	opt := snapshots.WithLabels(map[string]string{snapshotLabel: c.ID, gcRootLabel: "true"})
 	mounts, err := sn.Prepare(ctx, c.ID, info.parent, opt)
 	if errdefs.IsNotFound(err) { // the image was removed and came back since it was cached
 		e.images.drop(key)

@@ -11,6 +11,7 @@ import (
 	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/containerd/v2/core/images"
 	"github.com/containerd/containerd/v2/core/mount"
+	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/platforms"
 	"github.com/distribution/reference"
@@ -39,6 +40,8 @@ type imageInfo struct {
 type imageCache struct {
 	mu   sync.Mutex
 	info map[imageKey]*imageInfo
+	// load lets one image be read at a time.
+	load sync.Mutex
 	// reading lets one at a time look into an image: all of one image share the name of the view.
 	reading sync.Mutex
 }
@@ -76,6 +79,11 @@ func (e *Engine) image(ctx context.Context, spec *gantryv1.ContainerSpec) (*imag
 		return nil, imageKey{}, err
 	}
 	key := imageKey{desc.Digest, spec.GetPlatform()}
+	if info := e.images.get(key); info != nil {
+		return info, key, nil
+	}
+	e.images.load.Lock()
+	defer e.images.load.Unlock()
 	if info := e.images.get(key); info != nil {
 		return info, key, nil
 	}
@@ -205,7 +213,7 @@ func (e *Engine) imageAccounts(ctx context.Context, parent string) (a accounts, 
 	if err := sn.Remove(ctx, key); err != nil && !errdefs.IsNotFound(err) { // of a daemon that was killed here
 		return a, err
 	}
-	mounts, err := sn.View(ctx, key, parent)
+	mounts, err := sn.View(ctx, key, parent, snapshots.WithLabels(map[string]string{gcRootLabel: "true"}))
 	if err != nil {
 		return a, err
 	}

@@ -4,6 +4,7 @@ import (
 	"io"
 	"log/slog"
 
+	"github.com/containerd/log"
 	"github.com/sirupsen/logrus"
 )
 
@@ -13,6 +14,9 @@ func newForwardingLogger(l *slog.Logger) *logrus.Logger {
 	r.SetOutput(io.Discard)
 	r.SetLevel(logrus.WarnLevel)
 	r.AddHook(forward{l})
+	// A few places write to the process's logger instead of the one they are given. What they say below the level of
+	// an error is of no use to an operator.
+	log.L.Logger.SetLevel(logrus.ErrorLevel)
 	return r
 }
 
