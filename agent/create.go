@@ -30,7 +30,7 @@ func (w *worker) create(ctx context.Context, as *gantryv1.Assignment) error {
 	}
 	w.phase(gantryv1.InstanceStatus_PHASE_CREATING)
 	req := engine.CreateRequest{
-		ID: w.id, Name: instanceName(as.Instance), Spec: spec, Group: serviceKey(as.Instance), Labels: labels(as.Instance),
+		ID: w.id, Name: instanceName(as.Instance), Spec: spec, Group: shimGroup(as.Instance), Labels: labels(as.Instance),
 	}
 	var err error
 	if req.Mounts, err = w.mounts(ctx, as); err != nil {
@@ -84,6 +84,18 @@ func instanceName(i *gantryv1.Instance) string {
 
 // serviceKey is "env/app/service"; `gantry run` instances are a service of their own without an app.
 func serviceKey(i *gantryv1.Instance) string { return i.Environment + "/" + i.App + "/" + i.Service }
+
+// shimMembers bounds the containers that share a shim. A shim hands every exit to all who wait for one, through buffers of
+// 32; with few members these never fill, however many end at once. See doc/adr/0004-shared-shims.md.
+const shimMembers = 8
+
+// shimGroup names those who share a shim: neighbouring slots of one service.
+func shimGroup(i *gantryv1.Instance) string {
+	if i.Slot == 0 {
+		return "" // what `gantry run` starts has one of its own
+	}
+	return fmt.Sprintf("%s/%d", serviceKey(i), (i.Slot-1)/shimMembers)
+}
 
 func labels(i *gantryv1.Instance) map[string]string {
 	return map[string]string{
