@@ -31,6 +31,8 @@ func stateOf(v *gantryv1.ServiceView) string {
 	switch {
 	case v.GetFailure() != "":
 		return "failed: " + v.GetFailure()
+	case v.GetService().GetStopped():
+		return stoppedState(v)
 	case v.GetConverged() && v.GetService().GetSpec().GetMode() == "replicated-job":
 		return "completed"
 	case v.GetConverged():
@@ -42,6 +44,13 @@ func stateOf(v *gantryv1.ServiceView) string {
 		return count + ", " + busy
 	}
 	return count
+}
+
+func stoppedState(v *gantryv1.ServiceView) string {
+	if allStopped([]*gantryv1.ServiceView{v}) {
+		return "stopped"
+	}
+	return "stopping"
 }
 
 // busiest tells what the instances that are not ready are doing.

@@ -20,7 +20,12 @@ type area struct {
 // pause keeps a fast build from spending its time on drawing.
 const pause = 50 * time.Millisecond
 
-func (a *area) changed(b *Build, _ *step, what change) {
+func (a *area) changed(b *Build, s *step, what change) {
+	// Only the end of a failed step's output is shown, so no more is kept.
+	const most = 256 << 10
+	if n := len(s.pending); n > 2*most {
+		s.pending = append([]byte(nil), s.pending[n-most:]...)
+	}
 	if what == finished || time.Since(a.drawn) > pause {
 		a.tick(b)
 	}

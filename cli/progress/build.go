@@ -21,6 +21,7 @@ import (
 type Build struct {
 	view     view
 	steps    []*step
+	begun    int
 	byDigest map[string]*step
 	warnings []*gantryv1.BuildEvent_Warning
 }
@@ -90,11 +91,16 @@ func (b *Build) Event(e *gantryv1.BuildEvent) {
 func (b *Build) vertex(v *gantryv1.BuildEvent_Vertex) {
 	s := b.byDigest[v.GetDigest()]
 	if s == nil {
-		s = &step{digest: v.GetDigest(), number: len(b.steps) + 1}
+		s = &step{digest: v.GetDigest()}
 		b.byDigest[s.digest] = s
 		b.steps = append(b.steps, s)
 	}
 	s.name = printable.Line(v.GetName())
+	// Steps are announced from the last to the first; people count them as they begin.
+	if s.number == 0 && (v.GetStartedAt() != nil || v.GetCached() || v.GetCompletedAt() != nil) {
+		b.begun++
+		s.number = b.begun
+	}
 	if v.GetStartedAt() != nil {
 		fresh := s.started.IsZero()
 		s.started = v.GetStartedAt().AsTime()

@@ -11,9 +11,14 @@ import (
 type plain struct {
 	w    io.Writer
 	last *step
+	// A step that has ended, its last line not printed yet: numbers that belong to it may come after the end.
+	ended *step
 }
 
 func (p *plain) changed(_ *Build, s *step, what change) {
+	if p.ended != s {
+		p.flush()
+	}
 	switch what {
 	case started:
 		// A step may be announced as started and turn out cached; its heading is the same.
@@ -28,7 +33,15 @@ func (p *plain) changed(_ *Build, s *step, what change) {
 	case finished:
 		p.lines(s, true)
 		p.heading(s)
-		p.outcome(s)
+		p.ended = s
+	}
+}
+
+// flush prints the last line of the step that has ended.
+func (p *plain) flush() {
+	if p.ended != nil {
+		p.outcome(p.ended)
+		p.ended = nil
 	}
 }
 
@@ -68,9 +81,10 @@ func (p *plain) outcome(s *step) {
 	}
 }
 
-func (p *plain) tick(*Build) {}
+func (p *plain) tick(*Build) { p.flush() }
 
 func (p *plain) close(b *Build, _ error) {
+	p.flush()
 	for _, s := range b.steps {
 		p.lines(s, true)
 	}
