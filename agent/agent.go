@@ -8,10 +8,7 @@ package agent
 
 import (
 	"context"
-	"errors"
 	"log/slog"
-	"os"
-	"path/filepath"
 	"sync"
 	"time"
 
@@ -23,7 +20,6 @@ import (
 	"github.com/gantryd/gantry/discovery"
 	"github.com/gantryd/gantry/engine"
 	"github.com/gantryd/gantry/engine/image"
-	"github.com/gantryd/gantry/fault"
 	"github.com/gantryd/gantry/network"
 	"github.com/gantryd/gantry/volume"
 )
@@ -55,9 +51,7 @@ type Agent struct {
 	log     *slog.Logger
 	records *records
 	state   *endpointState
-	// contexts is where build contexts are unpacked; what a killed daemon left there is removed.
-	contexts string
-	reports  *outbox
+	reports *outbox
 
 	// told is closed when the first server's update has arrived. Before it the agent knows nothing of names and networks, so
 	// that a container started now could reach what it must not.
@@ -75,12 +69,8 @@ func New(o Options, p Parts) (*Agent, error) {
 	if err != nil {
 		return nil, err
 	}
-	contexts := filepath.Join(o.Root, "contexts")
-	if err := errors.Join(os.RemoveAll(contexts), os.MkdirAll(contexts, 0o700)); err != nil {
-		return nil, fault.Wrap(fault.Unavailable, err, "cannot make %s for build contexts", contexts)
-	}
 	a := &Agent{
-		Parts: p, o: o, log: o.Logger, records: r, reports: newOutbox(), workers: map[string]*worker{}, contexts: contexts,
+		Parts: p, o: o, log: o.Logger, records: r, reports: newOutbox(), workers: map[string]*worker{},
 		told: make(chan struct{}),
 	}
 	a.state = newEndpointState(p.Network, p.Discovery, o.Node)

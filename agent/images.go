@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"io"
-	"os"
 
 	"connectrpc.com/connect"
 	"google.golang.org/protobuf/proto"
@@ -159,19 +158,15 @@ func (h *imageService) Build(ctx context.Context, stream *buildStream) error {
 	if first.GetStart() == nil {
 		return fault.New(fault.Invalid, "the first message of the stream is not start")
 	}
-	dir, err := os.MkdirTemp(h.a.contexts, "build-")
-	if err != nil {
-		return fault.Wrap(fault.Unavailable, err, "cannot make a directory for the build context")
-	}
-	defer os.RemoveAll(dir)
-	contexts, err := receiveContexts(ctx, stream, dir)
-	if err != nil {
+	contexts := &buildContexts{builder: h.a.Builder, client: first.GetStart().GetSpec().GetContext(), dirs: map[string]string{}}
+	defer contexts.release()
+	if err := contexts.receive(ctx, stream); err != nil {
 		return err
 	}
 	forward := newSSHForward(stream)
 	go forward.receive()
 	img, err := h.a.Builder.Build(ctx, build.Request{
-		Start: first.GetStart(), Contexts: contexts, SSH: forward.dialers(first.GetStart().GetSpec().GetSsh()),
+		Start: first.GetStart(), Contexts: contexts.dirs, SSH: forward.dialers(first.GetStart().GetSpec().GetSsh()),
 	}, forward.send)
 	if err != nil {
 		return err
@@ -179,39 +174,55 @@ func (h *imageService) Build(ctx context.Context, stream *buildStream) error {
 	return forward.send(&gantryv1.BuildEvent{Event: &gantryv1.BuildEvent_Image{Image: img}})
 }
 
-// receiveContexts unpacks the contexts, which come one after another, each into a directory of its own.
-func receiveContexts(ctx context.Context, stream *buildStream, dir string) (map[string]string, error) {
-	contexts := map[string]string{}
+// buildContexts are the directories that a build reads. They are kept for the next build of the same place.
+type buildContexts struct {
+	builder  *build.Builder
+	client   string // the client's own directory
+	dirs     map[string]string
+	releases []func()
+}
+
+func (c *buildContexts) release() {
+	for _, r := range c.releases {
+		r()
+	}
+}
+
+// receive unpacks the contexts, which come one after another.
+func (c *buildContexts) receive(ctx context.Context, stream *buildStream) error {
 	for {
 		in, err := stream.Receive()
 		if errors.Is(err, io.EOF) {
-			return contexts, nil
+			return nil
 		}
 		if err != nil {
-			return nil, err
+			return err
 		}
-		c := in.GetChunk()
-		if c == nil {
-			return nil, fault.New(fault.Invalid, "a build context was expected")
+		chunk := in.GetChunk()
+		switch {
+		case chunk == nil:
+			return fault.New(fault.Invalid, "a build context was expected")
+		case chunk.Name == "": // all contexts are sent
+			return nil
+		case c.dirs[chunk.Name] != "":
+			return fault.New(fault.Invalid, "the build context %q is sent twice", chunk.Name)
+		case chunk.End && len(chunk.Data) == 0: // the builder fetches it itself
+			continue
 		}
-		if c.Name == "" { // all contexts are sent
-			return contexts, nil
-		}
-		if contexts[c.Name] != "" {
-			return nil, fault.New(fault.Invalid, "the build context %q is sent twice", c.Name)
-		}
-		place, err := os.MkdirTemp(dir, "context-")
-		if err != nil {
-			return nil, fault.Wrap(fault.Unavailable, err, "cannot make a directory for the build context")
-		}
-		if c.End && len(c.Data) == 0 {
-			continue // a context that the builder fetches itself
-		}
-		contexts[c.Name] = place
-		if err := receiveContext(ctx, stream, c, place); err != nil {
-			return nil, err
+		if err := c.unpack(ctx, stream, chunk); err != nil {
+			return err
 		}
 	}
+}
+
+func (c *buildContexts) unpack(ctx context.Context, stream *buildStream, first *gantryv1.BuildInput_Chunk) error {
+	dir, release, err := c.builder.ContextDir(c.client + "\x00" + first.Name)
+	if err != nil {
+		return err
+	}
+	c.releases = append(c.releases, release)
+	c.dirs[first.Name] = dir
+	return receiveContext(ctx, stream, first, dir)
 }
 
 func receiveContext(ctx context.Context, stream *buildStream, first *gantryv1.BuildInput_Chunk, place string) error {

@@ -236,6 +236,9 @@ func (d *daemon) parts(ctx context.Context) (agent.Parts, error) {
 		return p, err
 	}
 	d.onStop("volumes", p.Volumes.Close)
+	if err := d.temporary(); err != nil {
+		return p, err
+	}
 	p.Builder, err = build.New(ctx, build.Options{
 		Root: filepath.Join(d.Root, "build"), Run: filepath.Join(d.Config.Run, "build"), Client: p.Engine.Client(),
 		Runc: filepath.Join(d.Helpers, "runc"), CgroupParent: d.CgroupParent, Logger: d.Logger,
@@ -246,6 +249,15 @@ func (d *daemon) parts(ctx context.Context) (agent.Parts, error) {
 	}
 	d.onStop("builder", p.Builder.Close)
 	return p, nil
+}
+
+// temporary gives libraries a place for temporary files that the builder clears after a crash.
+func (d *daemon) temporary() error {
+	dir := filepath.Join(d.Config.Run, "build", "tmp")
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return fault.Wrap(fault.Unavailable, err, "cannot make %s", dir)
+	}
+	return os.Setenv("TMPDIR", dir)
 }
 
 // unixClient is HTTP/2 without TLS over a Unix socket.

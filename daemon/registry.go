@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"golang.org/x/sync/errgroup"
 
@@ -49,7 +50,29 @@ func (d *daemon) registry(ctx context.Context, group *errgroup.Group, parts agen
 	}
 	d.onStop("registry listener", closing(l))
 	group.Go(func() error { return serve(ctx, l, h) })
+	group.Go(func() error { return d.pruneRegistry(ctx, h) })
 	return nil
+}
+
+const (
+	registryPrune = time.Hour      // between two looks for what pushes left behind
+	registryKeep  = 24 * time.Hour // how long a push may take
+)
+
+// pruneRegistry removes now and then what pushes that were given up have left.
+func (d *daemon) pruneRegistry(ctx context.Context, h *registry.Handler) error {
+	tick := time.NewTicker(registryPrune)
+	defer tick.Stop()
+	for {
+		select {
+		case <-tick.C:
+			if _, err := h.Prune(ctx, time.Now().Add(-registryKeep)); err != nil && ctx.Err() == nil {
+				d.Logger.Warn("the registry cannot be pruned", "err", err)
+			}
+		case <-ctx.Done():
+			return nil
+		}
+	}
 }
 
 func authorize(r *http.Request, password string) error {
