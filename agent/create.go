@@ -23,7 +23,7 @@ func (w *worker) create(ctx context.Context, as *gantryv1.Assignment) error {
 	spec := as.Spec
 	if spec.GetPrivileged() && !as.AllowPrivileged {
 		return fault.New(fault.Denied, "privileged containers are not permitted in the environment %q", as.Instance.Environment).
-			WithHint("gantry system allow-privileged %s", as.Instance.Environment)
+			WithHint("gantry system set-environment %s --allow-privileged", as.Instance.Environment)
 	}
 	if err := w.haveImage(ctx, spec); err != nil {
 		return err

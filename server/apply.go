@@ -303,7 +303,7 @@ func (a *applier) resolve(spec *gantryv1.ServiceSpec) error {
 	env, _ := store.Get[*gantryv1.Environment](a.tx, a.req.Environment)
 	if c.Privileged && !env.GetSpec().GetAllowPrivileged() {
 		return fault.New(fault.Denied, "privileged containers are not permitted in the environment %q", a.req.Environment).
-			WithHint("gantry system allow-privileged %s", a.req.Environment)
+			WithHint("gantry system set-environment %s --allow-privileged", a.req.Environment)
 	}
 	return nil
 }

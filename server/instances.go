@@ -59,7 +59,7 @@ func (h *instances) create(tx *store.Tx, m *gantryv1.CreateInstanceRequest, i *g
 	}
 	if i.Spec.Privileged && !env.GetSpec().GetAllowPrivileged() {
 		return fault.New(fault.Denied, "privileged containers are not permitted in the environment %q", m.Environment).
-			WithHint("gantry system allow-privileged %s", m.Environment)
+			WithHint("gantry system set-environment %s --allow-privileged", m.Environment)
 	}
 	for _, o := range store.List[*gantryv1.Instance](tx, "") {
 		if o.App == "" && o.Environment == m.Environment && o.Service == i.Service && !h.leaving(tx, o) {
