@@ -128,7 +128,7 @@ func (s *Store) decode(key string, value []byte, rev int64) (entry, error) {
 	obj := make()
 	if err := proto.Unmarshal(value, obj); err != nil {
 		return entry{}, fault.Wrap(fault.Corrupt, err, "the stored %s is damaged", path).
-			WithHint("gantry cluster restore")
+			WithHint("stop gantryd and put its directory etcd back from your backup")
 	}
 	if obj.GetMeta() == nil {
 		return entry{}, fault.New(fault.Corrupt, "the stored %s has no meta data", path)
