@@ -92,12 +92,15 @@ func config(o Options) (*embed.Config, error) {
 	for _, u := range []url.URL{peer, client} {
 		_ = os.Remove(filepath.Join(u.Host, u.Path))
 	}
+	// A cluster of one has no peer that would use this. The socket's own path must not be told: etcd cannot read a list of
+	// members in which a path has a comma.
+	advertised := url.URL{Scheme: "unix", Host: "peer.sock"}
 	cfg := embed.NewConfig()
 	cfg.Name = "member"
 	cfg.Dir = o.Root
-	cfg.ListenPeerUrls, cfg.AdvertisePeerUrls = []url.URL{peer}, []url.URL{peer}
+	cfg.ListenPeerUrls, cfg.AdvertisePeerUrls = []url.URL{peer}, []url.URL{advertised}
 	cfg.ListenClientUrls, cfg.AdvertiseClientUrls = []url.URL{client}, []url.URL{client}
-	cfg.InitialCluster = fmt.Sprintf("%s=%s", cfg.Name, peer.String())
+	cfg.InitialCluster = fmt.Sprintf("%s=%s", cfg.Name, advertised.String())
 	cfg.AutoCompactionMode, cfg.AutoCompactionRetention = "periodic", "10m"
 	cfg.QuotaBackendBytes = quota
 	cfg.MaxTxnOps = maxTxnOps
