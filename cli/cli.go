@@ -92,6 +92,9 @@ func (s *session) report(cmd *cobra.Command, err error) int {
 	if err == nil {
 		return code
 	}
+	if code == exitInterrupted && strings.HasSuffix(err.Error(), context.Canceled.Error()) {
+		err = fault.New(fault.Canceled, "interrupted")
+	}
 	s.complain(err)
 	return code
 }

@@ -10,6 +10,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 
 	"connectrpc.com/connect"
 
@@ -27,6 +28,8 @@ type conversation struct {
 	stdin  bool
 	// Pass signals on instead of ending.
 	signals bool
+	// Tells why the process cannot run, if the stream does not; nil for nothing to look at.
+	probe func(context.Context) error
 	// Bytes that leave the process alone again.
 	detach []byte
 }
@@ -59,6 +62,13 @@ func (c *conversation) converse(ctx context.Context, start *gantryv1.ExecStart) 
 		return 0, err
 	}
 	defer c.watchSignals(ctx, cancel, signals)()
+	if c.probe != nil {
+		go func() {
+			if err := c.probe(ctx); err != nil {
+				c.leave(cancel, err)
+			}
+		}()
+	}
 	if c.stdin {
 		// A read of the terminal cannot be taken back, so nobody waits for this one; it ends with the program.
 		go c.copyIn(cancel)
@@ -68,6 +78,12 @@ func (c *conversation) converse(ctx context.Context, start *gantryv1.ExecStart) 
 		err = cause
 	}
 	return code, err
+}
+
+// leave ends the conversation from this side.
+func (c *conversation) leave(cancel context.CancelCauseFunc, why error) {
+	cancel(why)
+	_ = c.stream.CloseResponse()
 }
 
 func (c *conversation) send(in *gantryv1.ExecInput) error {
@@ -117,8 +133,7 @@ func (c *conversation) copyIn(cancel context.CancelCauseFunc) {
 			}
 		}
 		if detached {
-			cancel(errDetached)
-			_ = c.stream.CloseResponse()
+			c.leave(cancel, errDetached)
 			return
 		}
 		if err != nil {
@@ -144,20 +159,19 @@ func (c *conversation) watchSignals(ctx context.Context, cancel context.CancelCa
 	done := make(chan struct{})
 	var wait sync.WaitGroup
 	wait.Go(func() {
-		for interrupts := 0; ; {
+		for ends := 0; ; {
 			select {
 			case <-done:
 				return
 			case <-ctx.Done():
 				return
 			case sig := <-signals:
-				if sig == os.Interrupt {
-					interrupts++
+				if sig == os.Interrupt || sig == syscall.SIGTERM {
+					ends++
 				}
 				// Somebody who asks three times means the client.
-				if interrupts == 3 {
-					cancel(context.Canceled)
-					_ = c.stream.CloseResponse()
+				if ends == 3 {
+					c.leave(cancel, context.Canceled)
 					return
 				}
 				c.forward(sig)

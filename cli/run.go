@@ -130,6 +130,7 @@ func (s *session) runAttached(ctx context.Context, f *runOptions, id string, spe
 	if spec.GetTty() && spec.GetStdinOpen() {
 		talk.detach = keys
 	}
+	talk.probe = func(ctx context.Context) error { return s.startFailure(ctx, id) }
 	code, err := talk.converse(calm, &gantryv1.ExecStart{Target: s.target("", id)})
 	if errors.Is(err, errDetached) {
 		s.apart("detached; come back with: gantry attach %s", id)
@@ -143,6 +144,43 @@ func (s *session) runAttached(ctx context.Context, f *runOptions, id string, spe
 		return err
 	}
 	return exitWith(code)
+}
+
+// startFailure looks after a container whose process was asked for, and returns why it cannot run. A container that
+// runs or has run needs no looking after: its stream tells how it ends.
+func (s *session) startFailure(ctx context.Context, id string) error {
+	c, err := s.client()
+	if err != nil {
+		return nil
+	}
+	for {
+		select {
+		case <-time.After(300 * time.Millisecond):
+		case <-ctx.Done():
+			return nil
+		}
+		v, err := call(ctx, c.Instances.Inspect, s.target("", id))
+		switch st := v.GetStatus(); {
+		case fault.Is(err, fault.NotFound):
+			// The stream of one that has run ends by itself; give that a moment.
+			select {
+			case <-time.After(2 * time.Second):
+				return fault.New(fault.Conflict, "container %s was removed before its process ran", id).WithHint("see why: gantry events --since 1m")
+			case <-ctx.Done():
+				return nil
+			}
+		case st.GetPhase() == gantryv1.InstanceStatus_PHASE_FAILED:
+			return notStarted(id, st)
+		case st.GetStartedAt() != nil:
+			return nil
+		}
+	}
+}
+
+// notStarted says why a process could not be started, naming the container once.
+func notStarted(id string, st *gantryv1.InstanceStatus) error {
+	why := strings.TrimPrefix(st.GetError(), "container "+id+": ")
+	return fault.New(fault.Conflict, "container %s did not start: %s", id, why).WithHint("%s", st.GetHint())
 }
 
 // started waits until a detached container's process runs, and prints the ID.
@@ -161,7 +199,7 @@ func (s *session) started(ctx context.Context, id string) error {
 		}
 		switch st := v.GetStatus(); st.GetPhase() {
 		case gantryv1.InstanceStatus_PHASE_FAILED:
-			return fault.New(fault.Conflict, "container %s did not start: %s", id, st.GetError()).WithHint("%s", st.GetHint())
+			return notStarted(id, st)
 		case gantryv1.InstanceStatus_PHASE_RUNNING, gantryv1.InstanceStatus_PHASE_EXITED, gantryv1.InstanceStatus_PHASE_RESTARTING,
 			gantryv1.InstanceStatus_PHASE_STOPPING, gantryv1.InstanceStatus_PHASE_PAUSED, gantryv1.InstanceStatus_PHASE_REMOVED:
 			s.put("%s", id)

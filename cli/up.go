@@ -2,6 +2,7 @@ package cli
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -315,7 +316,21 @@ func (s *session) down(ctx context.Context, volumes bool, timeout time.Duration)
 	if err != nil {
 		return err
 	}
-	_, err = call(ctx, c.Apps.Remove, &gantryv1.RemoveAppRequest{Environment: s.environment, App: app, Volumes: volumes})
+	// The daemon answers when all is gone; what was asked for goes on if nobody waits.
+	asked, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	if timeout > 0 {
+		timer := time.AfterFunc(timeout, func() { cancel(errTimeout) })
+		defer timer.Stop()
+	}
+	_, err = call(asked, c.Apps.Remove, &gantryv1.RemoveAppRequest{Environment: s.environment, App: app, Volumes: volumes})
+	if errors.Is(context.Cause(asked), errTimeout) {
+		return fault.New(fault.Timeout, "app %q is not gone after %s", app, timeout).WithHint("it goes on ending; see gantry ps -A")
+	}
+	if ctx.Err() != nil {
+		s.say("stopped waiting; app %q goes on ending", app)
+		return &exit{code: exitInterrupted}
+	}
 	if fault.Is(err, fault.NotFound) {
 		s.say("app %q is not there, nothing to remove", app)
 		return nil

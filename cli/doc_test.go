@@ -1,0 +1,50 @@
+package cli
+
+import (
+	"os"
+	"strings"
+	"testing"
+
+	"github.com/spf13/cobra"
+)
+
+// doc/cli.md names every command there is, and every command says what it does.
+func TestEveryCommandIsDescribed(t *testing.T) {
+	page, err := os.ReadFile("../doc/cli.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var walk func(c *cobra.Command, table string)
+	walk = func(c *cobra.Command, row string) {
+		for _, sub := range c.Commands() {
+			if sub.Short == "" {
+				t.Errorf("%s has no description", sub.CommandPath())
+			}
+			line := row
+			if line == "" {
+				line = lineWith(string(page), sub.Name())
+			}
+			if line == "" || !strings.Contains(line, "`"+sub.Name()) && !strings.Contains(line, sub.Name()+"`") && !strings.Contains(line, " "+sub.Name()+" ") {
+				t.Errorf("doc/cli.md does not name %s", sub.CommandPath())
+			}
+			if sub.HasSubCommands() {
+				walk(sub, allLines(string(page), "`gantry "+sub.Name()+" "))
+			}
+		}
+	}
+	walk(newRoot(&session{}), "")
+}
+
+func lineWith(page, verb string) string {
+	return allLines(page, "gantry "+verb) + allLines(page, "`"+verb+"`") + allLines(page, "`, `"+verb)
+}
+
+func allLines(page, part string) string {
+	var out []string
+	for _, line := range strings.Split(page, "\n") {
+		if strings.Contains(line, part) {
+			out = append(out, line)
+		}
+	}
+	return strings.Join(out, "\n")
+}
