@@ -66,7 +66,9 @@ func main() {
 	for _, r := range rows {
 		if *names == "" || slices.Contains(strings.Split(*names, ","), r.name) {
 			fmt.Fprintf(os.Stderr, "measuring %s\n", r.name)
-			lines = append(lines, r.measure(b)...)
+			measured := r.measure(b)
+			fmt.Fprint(os.Stderr, table(measured))
+			lines = append(lines, measured...)
 		}
 	}
 	text := table(lines) + b.machine()

@@ -82,9 +82,9 @@ func inTurn(rounds int, a, b func() sample) (ofA, ofB samples) {
 	return ofA, ofB
 }
 
-// quiet waits, at most a minute, until others leave the processors alone.
+// quiet waits, at most 20 seconds, until others leave the processors alone.
 func quiet() {
-	for range 60 {
+	for range 20 {
 		text, err := os.ReadFile("/proc/pressure/cpu")
 		if err != nil {
 			return

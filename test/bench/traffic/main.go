@@ -78,11 +78,16 @@ func compare(rounds int, addresses []string) error {
 	streams, conns := map[string][]float64{}, map[string][]float64{}
 	for range rounds {
 		for _, address := range addresses {
-			stream, err := stream(address)
+			// Names are looked up outside the measurement: the rows are about addresses.
+			resolved, err := net.ResolveTCPAddr("tcp", address)
 			if err != nil {
 				return err
 			}
-			short, err := short(address)
+			stream, err := stream(resolved.String())
+			if err != nil {
+				return err
+			}
+			short, err := short(resolved.String())
 			if err != nil {
 				return err
 			}
