@@ -157,7 +157,7 @@ func (w *worker) failed(err error) time.Duration {
 	w.a.log.Warn("instance cannot be moved on", "instance", w.id, "err", err, "again", delay)
 	w.setStatus(func(s *gantryv1.InstanceStatus) {
 		s.Phase, s.RestartGeneration = gantryv1.InstanceStatus_PHASE_FAILED, as.Instance.RestartGeneration
-		s.Error, s.Hint = err.Error(), fault.HintOf(err)
+		s.Error, s.Hint, s.FinishedAt = err.Error(), fault.HintOf(err), timestamppb.Now()
 	})
 	return delay
 }

@@ -81,11 +81,10 @@ func (c *Controller) pass(ctx context.Context) (again time.Time, err error) {
 		if len(plan.Changes) > 0 {
 			plans[s.Meta.Key] = plan
 		}
-		if !plan.Again.IsZero() && (again.IsZero() || plan.Again.Before(again)) {
-			again = plan.Again
-		}
+		again = sooner(again, plan.Again)
 	}
-	spent := spentRuns(byService)
+	spent, later := spentRuns(byService, time.Now())
+	again = sooner(again, later)
 	idle := idleNetworks(snap)
 	if len(plans) == 0 && len(spent) == 0 && len(idle) == 0 {
 		return again, nil
@@ -114,21 +113,40 @@ func input(r store.Reader, s *gantryv1.Service, byService map[string][]*gantryv1
 	return Input{Service: s, Release: rel, Instances: byService[s.Meta.Key], Blocked: blocked != "", Now: time.Now()}
 }
 
-// spentRuns lists `gantry run --rm` instances whose process has ended.
-func spentRuns(byService map[string][]*gantryv1.InstanceView) []string {
-	var out []string
+// failedGrace is how long a `gantry run --rm` that could not be started is kept, so that its caller can be told why.
+const failedGrace = 5 * time.Second
+
+// spentRuns lists `gantry run --rm` instances whose process has ended, and says when to look again for more.
+func spentRuns(byService map[string][]*gantryv1.InstanceView, now time.Time) (spent []string, again time.Time) {
 	for _, views := range byService {
 		for _, v := range views {
 			if !v.Instance.AutoRemove || v.Instance.Desired == removed {
 				continue
 			}
+			at := v.Status.GetFinishedAt().AsTime()
 			switch v.Status.GetPhase() {
-			case gantryv1.InstanceStatus_PHASE_EXITED, gantryv1.InstanceStatus_PHASE_FAILED:
-				out = append(out, v.Instance.Meta.Key)
+			case gantryv1.InstanceStatus_PHASE_FAILED:
+				at = at.Add(failedGrace)
+			case gantryv1.InstanceStatus_PHASE_EXITED:
+			default:
+				continue
 			}
+			if at.After(now) {
+				again = sooner(again, at)
+				continue
+			}
+			spent = append(spent, v.Instance.Meta.Key)
 		}
 	}
-	return out
+	return spent, again
+}
+
+// sooner is the earlier of two times; zero means never.
+func sooner(a, b time.Time) time.Time {
+	if a.IsZero() || !b.IsZero() && b.Before(a) {
+		return b
+	}
+	return a
 }
 
 // idleNetworks lists the networks of apps that are gone with all their services.
