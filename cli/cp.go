@@ -135,7 +135,7 @@ func renamer(name string) func(string) string {
 func (p *copying) read(ctx context.Context, from string) io.ReadCloser {
 	r, w := io.Pipe()
 	go func() {
-		err := each(ctx, p.c.Instances.CopyFrom, &gantryv1.CopyFromRequest{Target: p.target, Path: path.Clean("/" + from), FollowLink: p.follow},
+		err := client.Each(ctx, p.c.Instances.CopyFrom, &gantryv1.CopyFromRequest{Target: p.target, Path: path.Clean("/" + from), FollowLink: p.follow},
 			func(chunk *gantryv1.CopyChunk) error {
 				_, err := w.Write(chunk.GetData())
 				return err

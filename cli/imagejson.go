@@ -8,6 +8,7 @@ import (
 
 	gantryv1 "github.com/gantryd/gantry/api/gen/gantry/v1"
 	"github.com/gantryd/gantry/cli/archive"
+	"github.com/gantryd/gantry/cli/outline"
 	"github.com/gantryd/gantry/fault"
 )
 
@@ -31,7 +32,7 @@ func (s *session) putImages(found []*gantryv1.InspectImageResponse) error {
 	}
 	if s.output != "json" {
 		for _, v := range all {
-			outline(s.out, v.(map[string]any), "")
+			outline.Write(s.out, v.(map[string]any), "")
 		}
 		return nil
 	}

@@ -16,6 +16,7 @@ import (
 	"github.com/gantryd/gantry/cli/human"
 	"github.com/gantryd/gantry/cli/table"
 	"github.com/gantryd/gantry/cli/terminal"
+	"github.com/gantryd/gantry/client"
 	"github.com/gantryd/gantry/fault"
 )
 
@@ -34,7 +35,7 @@ func (s *session) imageLs() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			got, err := call(cmd.Context(), c.Images.List, &gantryv1.ListImagesRequest{Filter: strings.Join(args, "")})
+			got, err := client.Call(cmd.Context(), c.Images.List, &gantryv1.ListImagesRequest{Filter: strings.Join(args, "")})
 			if err != nil {
 				return err
 			}
@@ -133,7 +134,7 @@ func (s *session) imagePush() *cobra.Command {
 			}
 			show := s.transfer(args[0], quiet)
 			digest := ""
-			err = each(ctx, c.Images.Push, &gantryv1.PushRequest{Image: args[0], Auth: auth, AllPlatforms: all}, func(e *gantryv1.Progress) error {
+			err = client.Each(ctx, c.Images.Push, &gantryv1.PushRequest{Image: args[0], Auth: auth, AllPlatforms: all}, func(e *gantryv1.Progress) error {
 				if e.GetImage() != nil {
 					digest = e.GetImage().GetDigest()
 				}
@@ -264,7 +265,7 @@ func (s *session) export(ctx context.Context, output string, req *gantryv1.Expor
 		return err
 	}
 	if output == "" || output == "-" {
-		return each(ctx, c.Images.Export, req, func(chunk *gantryv1.ExportChunk) error {
+		return client.Each(ctx, c.Images.Export, req, func(chunk *gantryv1.ExportChunk) error {
 			_, err := s.out.Write(chunk.GetData())
 			return err
 		})
@@ -275,7 +276,7 @@ func (s *session) export(ctx context.Context, output string, req *gantryv1.Expor
 		return fault.Wrap(fault.Denied, err, "the archive cannot be written")
 	}
 	defer os.Remove(f.Name())
-	err = each(ctx, c.Images.Export, req, func(chunk *gantryv1.ExportChunk) error {
+	err = client.Each(ctx, c.Images.Export, req, func(chunk *gantryv1.ExportChunk) error {
 		_, err := f.Write(chunk.GetData())
 		return err
 	})
@@ -306,7 +307,7 @@ func (s *session) imageBootstrap() *cobra.Command {
 			req.Image = args[0]
 			show := s.transfer(args[0], quiet)
 			var image *gantryv1.Image
-			err = each(cmd.Context(), c.Images.Bootstrap, req, func(e *gantryv1.Progress) error {
+			err = client.Each(cmd.Context(), c.Images.Bootstrap, req, func(e *gantryv1.Progress) error {
 				if e.GetImage() != nil {
 					image = e.GetImage()
 				}
@@ -335,7 +336,7 @@ func (s *session) imageTag() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			_, err = call(cmd.Context(), c.Images.Tag, &gantryv1.TagRequest{Source: args[0], Target: args[1]})
+			_, err = client.Call(cmd.Context(), c.Images.Tag, &gantryv1.TagRequest{Source: args[0], Target: args[1]})
 			return err
 		},
 	}
@@ -352,7 +353,7 @@ func (s *session) imageRm() *cobra.Command {
 			}
 			var failed []error
 			for _, image := range args {
-				got, err := call(cmd.Context(), c.Images.Remove, &gantryv1.RemoveImageRequest{Image: image, Force: force})
+				got, err := client.Call(cmd.Context(), c.Images.Remove, &gantryv1.RemoveImageRequest{Image: image, Force: force})
 				if err != nil {
 					failed = append(failed, err)
 					continue
@@ -396,7 +397,7 @@ func (s *session) pruneImages(ctx context.Context, all bool) error {
 	if err != nil {
 		return err
 	}
-	got, err := call(ctx, c.Images.Prune, &gantryv1.PruneImagesRequest{All: all})
+	got, err := client.Call(ctx, c.Images.Prune, &gantryv1.PruneImagesRequest{All: all})
 	if err != nil {
 		return err
 	}
@@ -415,7 +416,7 @@ func (s *session) inspectImages(ctx context.Context, names []string, platform st
 	var found []*gantryv1.InspectImageResponse
 	var failed []error
 	for _, name := range names {
-		got, err := call(ctx, c.Images.Inspect, &gantryv1.InspectImageRequest{Image: name, Platform: platform})
+		got, err := client.Call(ctx, c.Images.Inspect, &gantryv1.InspectImageRequest{Image: name, Platform: platform})
 		if err != nil {
 			failed = append(failed, err)
 			continue

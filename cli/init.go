@@ -48,7 +48,7 @@ func (s *session) initHost(ctx context.Context, o hostinit.Options, timeout time
 		return err
 	}
 	defer c.Close()
-	if v, err := call(ctx, c.System.Version, &gantryv1.VersionRequest{}); err == nil {
+	if v, err := client.Call(ctx, c.System.Version, &gantryv1.VersionRequest{}); err == nil {
 		s.say("gantryd %s runs already at %s", v.GetVersion(), listen)
 		return nil
 	}
@@ -64,7 +64,7 @@ func (s *session) firstAnswer(ctx context.Context, c *client.Client, result *hos
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
 	for {
-		v, err := call(ctx, c.System.Version, &gantryv1.VersionRequest{})
+		v, err := client.Call(ctx, c.System.Version, &gantryv1.VersionRequest{})
 		if err == nil {
 			s.say("gantryd %s runs at %s", v.GetVersion(), result.Listen)
 			if result.Listen != client.DefaultHost {

@@ -11,6 +11,7 @@ import (
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	gantryv1 "github.com/gantryd/gantry/api/gen/gantry/v1"
+	"github.com/gantryd/gantry/cli/appwait"
 	"github.com/gantryd/gantry/cli/table"
 	"github.com/gantryd/gantry/client"
 	"github.com/gantryd/gantry/fault"
@@ -67,7 +68,7 @@ func (s *session) serviceNames(ctx context.Context, c *client.Client, app string
 	if names, ok := known[app]; ok || app == "" {
 		return names, nil
 	}
-	view, err := call(ctx, c.Apps.Get, &gantryv1.GetAppRequest{Environment: s.environment, App: app})
+	view, err := client.Call(ctx, c.Apps.Get, &gantryv1.GetAppRequest{Environment: s.environment, App: app})
 	if err != nil && !fault.Is(err, fault.NotFound) {
 		return nil, err
 	}
@@ -176,7 +177,7 @@ func (s *session) setStopped(ctx context.Context, l lifecycle, words []string, s
 		return err
 	}
 	for _, app := range t.apps {
-		_, err := call(ctx, c.Apps.SetStopped, &gantryv1.SetStoppedRequest{Environment: s.environment, App: app, Services: t.services[app], Stopped: stopped})
+		_, err := client.Call(ctx, c.Apps.SetStopped, &gantryv1.SetStoppedRequest{Environment: s.environment, App: app, Services: t.services[app], Stopped: stopped})
 		if err != nil {
 			return err
 		}
@@ -186,10 +187,10 @@ func (s *session) setStopped(ctx context.Context, l lifecycle, words []string, s
 	}
 	return s.forEach(t.instances, func(name string) error {
 		if stopped {
-			_, err := call(ctx, c.Instances.Stop, &gantryv1.StopInstanceRequest{Target: s.target(t.app, name), GracePeriod: grace})
+			_, err := client.Call(ctx, c.Instances.Stop, &gantryv1.StopInstanceRequest{Target: s.target(t.app, name), GracePeriod: grace})
 			return err
 		}
-		_, err := call(ctx, c.Instances.Start, s.target(t.app, name))
+		_, err := client.Call(ctx, c.Instances.Start, s.target(t.app, name))
 		return err
 	})
 }
@@ -203,25 +204,11 @@ func (s *session) settle(ctx context.Context, l lifecycle, app string, services 
 	if err != nil {
 		return err
 	}
-	w := waiting{app: app, services: services, timeout: timeout, work: "starting"}
+	w := appwait.Wait{App: app, Services: services, Timeout: timeout, Work: "starting"}
 	if stopped {
-		w.work, w.done = "stopping", allStopped
+		w.Work, w.Done = "stopping", appwait.Stopped
 	}
 	return s.await(ctx, w)
-}
-
-func allStopped(views []*gantryv1.ServiceView) bool {
-	for _, v := range views {
-		for _, i := range v.GetInstances() {
-			switch i.GetStatus().GetPhase() {
-			case gantryv1.InstanceStatus_PHASE_EXITED, gantryv1.InstanceStatus_PHASE_FAILED, gantryv1.InstanceStatus_PHASE_REMOVED,
-				gantryv1.InstanceStatus_PHASE_CREATED:
-			default:
-				return false
-			}
-		}
-	}
-	return true
 }
 
 func (s *session) restartCommand() *cobra.Command {
@@ -245,7 +232,7 @@ func (s *session) restartCommand() *cobra.Command {
 				return err
 			}
 			for _, app := range t.apps {
-				_, err := call(ctx, c.Apps.Restart, &gantryv1.RestartRequest{Environment: s.environment, App: app, Services: t.services[app]})
+				_, err := client.Call(ctx, c.Apps.Restart, &gantryv1.RestartRequest{Environment: s.environment, App: app, Services: t.services[app]})
 				if err != nil {
 					return err
 				}
@@ -254,7 +241,7 @@ func (s *session) restartCommand() *cobra.Command {
 				}
 			}
 			return s.forEach(t.instances, func(name string) error {
-				_, err := call(ctx, c.Instances.Restart, &gantryv1.StopInstanceRequest{Target: s.target(t.app, name), GracePeriod: grace})
+				_, err := client.Call(ctx, c.Instances.Restart, &gantryv1.StopInstanceRequest{Target: s.target(t.app, name), GracePeriod: grace})
 				return err
 			})
 		},
@@ -272,7 +259,7 @@ func (s *session) instances(ctx context.Context, c *client.Client, words []strin
 	}
 	names = t.instances
 	for _, app := range t.apps {
-		all, err := call(ctx, c.Instances.List, &gantryv1.ListInstancesRequest{Environment: s.environment, App: app, All: true})
+		all, err := client.Call(ctx, c.Instances.List, &gantryv1.ListInstancesRequest{Environment: s.environment, App: app, All: true})
 		if err != nil {
 			return "", nil, err
 		}
@@ -309,7 +296,7 @@ func (s *session) single(use, short string, act func(context.Context, *client.Cl
 func (s *session) killCommand() *cobra.Command {
 	var sig string
 	cmd := s.single("kill TARGET...", "Send a signal to instances (SIGKILL)", func(ctx context.Context, c *client.Client, t *gantryv1.InstanceTarget) error {
-		_, err := call(ctx, c.Instances.Kill, &gantryv1.KillRequest{Target: t, Signal: sig})
+		_, err := client.Call(ctx, c.Instances.Kill, &gantryv1.KillRequest{Target: t, Signal: sig})
 		return err
 	})
 	cmd.Flags().StringVarP(&sig, "signal", "s", "SIGKILL", "signal to send")
@@ -319,7 +306,7 @@ func (s *session) killCommand() *cobra.Command {
 func (s *session) rmCommand() *cobra.Command {
 	var force, volumes bool
 	cmd := s.single("rm TARGET...", "Remove stopped instances", func(ctx context.Context, c *client.Client, t *gantryv1.InstanceTarget) error {
-		_, err := call(ctx, c.Instances.Remove, &gantryv1.RemoveInstanceRequest{Target: t, Force: force, Volumes: volumes})
+		_, err := client.Call(ctx, c.Instances.Remove, &gantryv1.RemoveInstanceRequest{Target: t, Force: force, Volumes: volumes})
 		return err
 	})
 	cmd.Flags().BoolVarP(&force, "force", "f", false, "stop them first if they run")
@@ -329,14 +316,14 @@ func (s *session) rmCommand() *cobra.Command {
 
 func (s *session) pauseCommand() *cobra.Command {
 	return s.single("pause TARGET...", "Freeze instances", func(ctx context.Context, c *client.Client, t *gantryv1.InstanceTarget) error {
-		_, err := call(ctx, c.Instances.Pause, t)
+		_, err := client.Call(ctx, c.Instances.Pause, t)
 		return err
 	})
 }
 
 func (s *session) unpauseCommand() *cobra.Command {
 	return s.single("unpause TARGET...", "Let frozen instances go on", func(ctx context.Context, c *client.Client, t *gantryv1.InstanceTarget) error {
-		_, err := call(ctx, c.Instances.Unpause, t)
+		_, err := client.Call(ctx, c.Instances.Unpause, t)
 		return err
 	})
 }
@@ -375,7 +362,7 @@ func (s *session) waitCommand() *cobra.Command {
 			}
 			var failed []error
 			for _, name := range args {
-				w, err := call(cmd.Context(), c.Instances.Wait, s.target(app, name))
+				w, err := client.Call(cmd.Context(), c.Instances.Wait, s.target(app, name))
 				if err != nil {
 					failed = append(failed, err)
 					continue
@@ -398,7 +385,7 @@ func (s *session) waitCommand() *cobra.Command {
 func (s *session) topCommand() *cobra.Command {
 	return s.outputFlag(s.oneInstance("top TARGET", "List an instance's processes", 1,
 		func(ctx context.Context, c *client.Client, t *gantryv1.InstanceTarget, _ []string) error {
-			top, err := call(ctx, c.Instances.Top, t)
+			top, err := client.Call(ctx, c.Instances.Top, t)
 			if err != nil {
 				return err
 			}
@@ -416,7 +403,7 @@ func (s *session) topCommand() *cobra.Command {
 func (s *session) diffCommand() *cobra.Command {
 	return s.outputFlag(s.oneInstance("diff TARGET", "List files that differ from the image: A added, C changed, D deleted", 1,
 		func(ctx context.Context, c *client.Client, t *gantryv1.InstanceTarget, _ []string) error {
-			diff, err := call(ctx, c.Instances.Diff, t)
+			diff, err := client.Call(ctx, c.Instances.Diff, t)
 			if err != nil {
 				return err
 			}
@@ -432,7 +419,7 @@ func (s *session) diffCommand() *cobra.Command {
 func (s *session) portCommand() *cobra.Command {
 	return s.outputFlag(s.oneInstance("port TARGET [PORT[/udp]]", "Print where a container's ports can be reached", 2,
 		func(ctx context.Context, c *client.Client, t *gantryv1.InstanceTarget, args []string) error {
-			v, err := call(ctx, c.Instances.Inspect, t)
+			v, err := client.Call(ctx, c.Instances.Inspect, t)
 			if err != nil {
 				return err
 			}
@@ -477,7 +464,7 @@ func (s *session) inspectCommand() *cobra.Command {
 			var found []*gantryv1.InstanceView
 			var failed []error
 			for _, name := range args {
-				v, err := call(cmd.Context(), c.Instances.Inspect, s.target(app, name))
+				v, err := client.Call(cmd.Context(), c.Instances.Inspect, s.target(app, name))
 				if err != nil {
 					failed = append(failed, err)
 					continue
@@ -508,7 +495,7 @@ func (s *session) scaleCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			if _, err := call(cmd.Context(), c.Apps.Scale, &gantryv1.ScaleRequest{Environment: s.environment, App: app, Replicas: replicas}); err != nil {
+			if _, err := client.Call(cmd.Context(), c.Apps.Scale, &gantryv1.ScaleRequest{Environment: s.environment, App: app, Replicas: replicas}); err != nil {
 				return err
 			}
 			names := make([]string, 0, len(replicas))
@@ -537,7 +524,7 @@ func (s *session) rollbackCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			got, err := call(cmd.Context(), c.Apps.Rollback, &gantryv1.RollbackRequest{
+			got, err := client.Call(cmd.Context(), c.Apps.Rollback, &gantryv1.RollbackRequest{
 				Environment: s.environment, App: app, Service: args[0], Release: release,
 			})
 			if err != nil {

@@ -13,9 +13,12 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	gantryv1 "github.com/gantryd/gantry/api/gen/gantry/v1"
+	"github.com/gantryd/gantry/cli/appname"
 	"github.com/gantryd/gantry/cli/human"
+	"github.com/gantryd/gantry/cli/outline"
 	"github.com/gantryd/gantry/cli/printable"
 	"github.com/gantryd/gantry/cli/terminal"
+	"github.com/gantryd/gantry/client"
 	"github.com/gantryd/gantry/fault"
 )
 
@@ -83,7 +86,7 @@ func (s *session) logs(ctx context.Context, f logFlags, targets []string) error 
 		return err
 	}
 	w := s.newLogWriter(f, targets)
-	err = each(ctx, c.Instances.Logs, req, w.write)
+	err = client.Each(ctx, c.Instances.Logs, req, w.write)
 	if f.follow && ctx.Err() != nil {
 		// Ctrl-C is how one leaves.
 		return &exit{code: exitInterrupted}
@@ -124,7 +127,7 @@ func (s *session) newLogWriter(f logFlags, targets []string) *logWriter {
 
 // hasFile says whether short names belong to an app here.
 func (s *session) hasFile() bool {
-	files, _, err := s.compose.find()
+	files, _, err := appname.Find(s.compose.paths(), s.compose.dir)
 	return err == nil && len(files) > 0
 }
 
@@ -207,12 +210,12 @@ func (s *session) events(ctx context.Context, req *gantryv1.EventsRequest) error
 	if err != nil {
 		return err
 	}
-	err = each(ctx, c.Instances.Events, req, func(e *gantryv1.Event) error {
+	err = client.Each(ctx, c.Instances.Events, req, func(e *gantryv1.Event) error {
 		if s.output == "json" {
 			return oneLine(s, e)
 		}
 		text := fmt.Sprintf("%s %s %s %s", e.GetTime().AsTime().Local().Format(time.RFC3339Nano), e.GetKind(), e.GetAction(), e.GetKey())
-		s.put("%s%s", text, attributes(e.GetAttributes()))
+		s.put("%s%s", text, outline.Attributes(e.GetAttributes()))
 		return nil
 	})
 	if ctx.Err() != nil {

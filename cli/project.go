@@ -1,16 +1,13 @@
 package cli
 
 import (
-	"bufio"
 	"context"
-	"errors"
-	"io/fs"
 	"os"
-	"path/filepath"
 	"strings"
 
 	"github.com/spf13/pflag"
 
+	"github.com/gantryd/gantry/cli/appname"
 	"github.com/gantryd/gantry/compose"
 	"github.com/gantryd/gantry/fault"
 )
@@ -83,114 +80,17 @@ func (s *session) maybeApp(ctx context.Context) (string, error) {
 	if name := os.Getenv("COMPOSE_PROJECT_NAME"); name != "" {
 		return name, nil
 	}
-	files, dir, err := s.compose.find()
+	files, dir, err := appname.Find(s.compose.paths(), s.compose.dir)
 	if err != nil || len(files) == 0 {
 		return "", err
 	}
-	if name := dotEnv(filepath.Join(dir, ".env"), "COMPOSE_PROJECT_NAME"); name != "" {
-		return name, nil
+	name, plain, err := appname.Of(files, dir)
+	if err != nil || plain {
+		return name, err
 	}
-	name := ""
-	for _, file := range files {
-		n, plain, err := nameIn(file)
-		if err != nil {
-			return "", err
-		}
-		if !plain {
-			p, err := s.load(ctx)
-			if err != nil {
-				return "", err
-			}
-			return p.Name, nil
-		}
-		if n != "" {
-			name = n
-		}
-	}
-	if name == "" {
-		name = projectName(filepath.Base(dir))
-	}
-	return name, nil
-}
-
-// find locates the Compose files: those named, else the nearest default one here or above.
-func (c *composeFlags) find() (files []string, dir string, err error) {
-	if files = c.paths(); len(files) > 0 {
-		dir = c.dir
-		if dir == "" {
-			dir = filepath.Dir(files[0])
-		}
-		dir, err = filepath.Abs(dir)
-		return files, dir, err
-	}
-	if dir, err = filepath.Abs(c.dir); err != nil {
-		return nil, "", err
-	}
-	for at := dir; ; at = filepath.Dir(at) {
-		for _, name := range []string{"compose.yaml", "compose.yml", "docker-compose.yml", "docker-compose.yaml"} {
-			path := filepath.Join(at, name)
-			if _, err := os.Stat(path); err == nil {
-				return []string{path}, at, nil
-			} else if !errors.Is(err, fs.ErrNotExist) {
-				return nil, "", fault.Wrap(fault.Denied, err, "the Compose file cannot be read")
-			}
-		}
-		if at == filepath.Dir(at) || c.dir != "" {
-			return nil, "", nil
-		}
-	}
-}
-
-// nameIn finds the top-level name of a Compose file; plain is false if only the whole loader can tell.
-func nameIn(path string) (name string, plain bool, err error) {
-	f, err := os.Open(path)
+	project, err := s.load(ctx)
 	if err != nil {
-		return "", false, fault.Wrap(fault.NotFound, err, "the Compose file cannot be read")
+		return "", err
 	}
-	defer f.Close()
-	lines := bufio.NewScanner(f)
-	lines.Buffer(nil, 16<<20)
-	for lines.Scan() {
-		line := lines.Text()
-		if strings.HasPrefix(line, "{") || strings.HasPrefix(line, `"`) || strings.HasPrefix(line, "'") || strings.HasPrefix(line, "?") {
-			return "", false, nil
-		}
-		value, ok := strings.CutPrefix(line, "name:")
-		if !ok {
-			continue
-		}
-		value, _, _ = strings.Cut(value, " #")
-		value = strings.TrimSpace(value)
-		if strings.ContainsAny(value, "$&*!|>\\") {
-			return "", false, nil
-		}
-		name = strings.Trim(value, `"'`)
-	}
-	return name, true, lines.Err()
-}
-
-// dotEnv reads one plain variable of a .env file.
-func dotEnv(path, variable string) string {
-	data, err := os.ReadFile(path)
-	if err != nil {
-		return ""
-	}
-	for _, line := range strings.Split(string(data), "\n") {
-		key, value, ok := strings.Cut(strings.TrimPrefix(strings.TrimSpace(line), "export "), "=")
-		if ok && strings.TrimSpace(key) == variable {
-			return strings.Trim(strings.TrimSpace(value), `"'`)
-		}
-	}
-	return ""
-}
-
-// projectName makes a valid name of a directory's, by Compose's rule.
-func projectName(dir string) string {
-	keep := func(r rune) rune {
-		if r >= 'a' && r <= 'z' || r >= '0' && r <= '9' || r == '_' || r == '-' {
-			return r
-		}
-		return -1
-	}
-	return strings.TrimLeft(strings.Map(keep, strings.ToLower(dir)), "_-")
+	return project.Name, nil
 }

@@ -4,9 +4,11 @@ import (
 	"context"
 
 	gantryv1 "github.com/gantryd/gantry/api/gen/gantry/v1"
+	"github.com/gantryd/gantry/cli/builder"
 	"github.com/gantryd/gantry/cli/dockerauth"
 	"github.com/gantryd/gantry/cli/progress"
 	"github.com/gantryd/gantry/cli/runflags"
+	"github.com/gantryd/gantry/client"
 	"github.com/gantryd/gantry/compose"
 	"github.com/gantryd/gantry/fault"
 )
@@ -63,8 +65,8 @@ func (s *session) provideBuilt(ctx context.Context, p *compose.Project, name str
 	if f.noCache {
 		svc.Build.NoCache = true
 	}
-	image, err := s.buildImage(ctx, svc.GetBuild(), buildJob{
-		title: name, tags: append([]string{container.GetImage()}, svc.GetBuild().GetTags()...), dir: p.Dir,
+	image, err := s.buildImage(ctx, svc.GetBuild(), builder.Job{
+		Title: name, Tags: append([]string{container.GetImage()}, svc.GetBuild().GetTags()...), Dir: p.Dir,
 	})
 	if err != nil {
 		return err
@@ -82,7 +84,7 @@ func (s *session) knownDigest(ctx context.Context, container *gantryv1.Container
 	if err != nil {
 		return err
 	}
-	got, err := call(ctx, c.Images.Inspect, &gantryv1.InspectImageRequest{Image: container.GetImage(), Platform: container.GetPlatform()})
+	got, err := client.Call(ctx, c.Images.Inspect, &gantryv1.InspectImageRequest{Image: container.GetImage(), Platform: container.GetPlatform()})
 	if fault.Is(err, fault.NotFound) {
 		return nil
 	}
@@ -102,7 +104,7 @@ func (s *session) pull(ctx context.Context, image, platform string, policy gantr
 	}
 	show := s.transfer(image, quiet)
 	var result *gantryv1.Image
-	err = each(ctx, c.Images.Pull, &gantryv1.PullRequest{Image: image, Platform: platform, Auth: auth, Policy: policy},
+	err = client.Each(ctx, c.Images.Pull, &gantryv1.PullRequest{Image: image, Platform: platform, Auth: auth, Policy: policy},
 		func(e *gantryv1.Progress) error {
 			if e.GetImage() != nil {
 				result = e.GetImage()

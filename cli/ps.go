@@ -12,8 +12,10 @@ import (
 	"github.com/spf13/cobra"
 
 	gantryv1 "github.com/gantryd/gantry/api/gen/gantry/v1"
+	"github.com/gantryd/gantry/cli/appwait"
 	"github.com/gantryd/gantry/cli/human"
 	"github.com/gantryd/gantry/cli/table"
+	"github.com/gantryd/gantry/client"
 	"github.com/gantryd/gantry/fault"
 )
 
@@ -52,7 +54,7 @@ func (s *session) psRead(ctx context.Context, app string, all bool, services []s
 	if err != nil {
 		return nil, nil, err
 	}
-	got, err := call(ctx, c.Instances.List, &gantryv1.ListInstancesRequest{Environment: s.environment, App: app, All: all})
+	got, err := client.Call(ctx, c.Instances.List, &gantryv1.ListInstancesRequest{Environment: s.environment, App: app, All: all})
 	if err != nil {
 		return nil, nil, err
 	}
@@ -93,13 +95,13 @@ func (s *session) imagesOf(ctx context.Context, app string, images map[string]st
 	}
 	var views []*gantryv1.AppView
 	if app != "" {
-		view, err := call(ctx, c.Apps.Get, &gantryv1.GetAppRequest{Environment: s.environment, App: app})
+		view, err := client.Call(ctx, c.Apps.Get, &gantryv1.GetAppRequest{Environment: s.environment, App: app})
 		if err != nil && !fault.Is(err, fault.NotFound) {
 			return err
 		}
 		views = append(views, view)
 	} else {
-		apps, err := call(ctx, c.Apps.List, &gantryv1.ListAppsRequest{Environment: s.environment})
+		apps, err := client.Call(ctx, c.Apps.List, &gantryv1.ListAppsRequest{Environment: s.environment})
 		if err != nil {
 			return err
 		}
@@ -200,7 +202,7 @@ func status(v *gantryv1.InstanceView, at time.Time) string {
 	case gantryv1.InstanceStatus_PHASE_FAILED:
 		return "Failed: " + st.GetError()
 	}
-	word := phaseWord(st)
+	word := appwait.PhaseWord(st)
 	return strings.ToUpper(word[:1]) + word[1:]
 }
 

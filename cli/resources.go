@@ -16,6 +16,7 @@ import (
 	"github.com/gantryd/gantry/cli/runflags"
 	"github.com/gantryd/gantry/cli/table"
 	"github.com/gantryd/gantry/cli/terminal"
+	"github.com/gantryd/gantry/client"
 	"github.com/gantryd/gantry/fault"
 )
 
@@ -35,7 +36,7 @@ func (s *session) volumeLs() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			got, err := call(cmd.Context(), c.Volumes.List, &gantryv1.ListVolumesRequest{Environment: s.environment})
+			got, err := client.Call(cmd.Context(), c.Volumes.List, &gantryv1.ListVolumesRequest{Environment: s.environment})
 			if err != nil {
 				return err
 			}
@@ -85,7 +86,7 @@ func (s *session) volumeCreate() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			v, err := call(cmd.Context(), c.Volumes.Create, req)
+			v, err := client.Call(cmd.Context(), c.Volumes.Create, req)
 			if err == nil {
 				s.put("%s", s.inEnv(v.GetMeta().GetKey()))
 			}
@@ -107,7 +108,7 @@ func (s *session) volumeInspect() *cobra.Command {
 				return err
 			}
 			found, failed := gather(s, args, func(name string) (*gantryv1.VolumeView, error) {
-				return call(cmd.Context(), c.Volumes.Inspect, &gantryv1.VolumeTarget{Environment: s.environment, Name: name})
+				return client.Call(cmd.Context(), c.Volumes.Inspect, &gantryv1.VolumeTarget{Environment: s.environment, Name: name})
 			})
 			return errors.Join(inspect(s, found), failed)
 		},
@@ -139,7 +140,7 @@ func (s *session) volumeRm() *cobra.Command {
 				return err
 			}
 			return s.forEach(args, func(name string) error {
-				_, err := call(cmd.Context(), c.Volumes.Remove, &gantryv1.VolumeTarget{Environment: s.environment, Name: name, Force: force})
+				_, err := client.Call(cmd.Context(), c.Volumes.Remove, &gantryv1.VolumeTarget{Environment: s.environment, Name: name, Force: force})
 				return err
 			})
 		},
@@ -173,7 +174,7 @@ func (s *session) pruneVolumes(ctx context.Context, all bool) error {
 	if err != nil {
 		return err
 	}
-	got, err := call(ctx, c.Volumes.Prune, &gantryv1.PruneVolumesRequest{Environment: s.environment, All: all})
+	got, err := client.Call(ctx, c.Volumes.Prune, &gantryv1.PruneVolumesRequest{Environment: s.environment, All: all})
 	if err != nil {
 		return err
 	}
@@ -209,7 +210,7 @@ func (s *session) networkCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			got, err := call(cmd.Context(), c.Networks.List, &gantryv1.ListNetworksRequest{Environment: s.environment})
+			got, err := client.Call(cmd.Context(), c.Networks.List, &gantryv1.ListNetworksRequest{Environment: s.environment})
 			if err != nil {
 				return err
 			}
@@ -234,7 +235,7 @@ func (s *session) networkCommand() *cobra.Command {
 				return err
 			}
 			found, failed := gather(s, args, func(name string) (*gantryv1.NetworkView, error) {
-				return call(cmd.Context(), c.Networks.Inspect, &gantryv1.NetworkTarget{Environment: s.environment, Name: name})
+				return client.Call(cmd.Context(), c.Networks.Inspect, &gantryv1.NetworkTarget{Environment: s.environment, Name: name})
 			})
 			return errors.Join(inspect(s, found), failed)
 		},
@@ -281,7 +282,7 @@ func (s *session) fileLs(noun string, calls func() (fileCalls, error)) *cobra.Co
 			if err != nil {
 				return err
 			}
-			got, err := call(cmd.Context(), c.List, &gantryv1.ListFilesRequest{Environment: s.environment})
+			got, err := client.Call(cmd.Context(), c.List, &gantryv1.ListFilesRequest{Environment: s.environment})
 			if err != nil {
 				return err
 			}
@@ -314,7 +315,7 @@ func (s *session) fileCreate(noun string, calls func() (fileCalls, error)) *cobr
 			if err != nil {
 				return err
 			}
-			info, err := call(cmd.Context(), c.Create, req)
+			info, err := client.Call(cmd.Context(), c.Create, req)
 			if err == nil {
 				s.put("%s", s.inEnv(info.GetMeta().GetKey()))
 			}
@@ -359,7 +360,7 @@ func (s *session) fileRm(noun string, calls func() (fileCalls, error)) *cobra.Co
 				return err
 			}
 			return s.forEach(args, func(name string) error {
-				_, err := call(cmd.Context(), c.Remove, &gantryv1.FileTarget{Environment: s.environment, Name: name})
+				_, err := client.Call(cmd.Context(), c.Remove, &gantryv1.FileTarget{Environment: s.environment, Name: name})
 				return err
 			})
 		},
@@ -378,7 +379,7 @@ func (s *session) releaseCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			got, err := call(cmd.Context(), c.Apps.ListReleases, &gantryv1.ListReleasesRequest{Environment: s.environment, App: app, Service: strings.Join(args, "")})
+			got, err := client.Call(cmd.Context(), c.Apps.ListReleases, &gantryv1.ListReleasesRequest{Environment: s.environment, App: app, Service: strings.Join(args, "")})
 			if err != nil {
 				return err
 			}

@@ -10,8 +10,10 @@ import (
 	"github.com/spf13/cobra"
 
 	gantryv1 "github.com/gantryd/gantry/api/gen/gantry/v1"
+	"github.com/gantryd/gantry/cli/converse"
 	"github.com/gantryd/gantry/cli/runflags"
 	"github.com/gantryd/gantry/cli/terminal"
+	"github.com/gantryd/gantry/client"
 	"github.com/gantryd/gantry/fault"
 )
 
@@ -72,7 +74,7 @@ func (s *session) run(ctx context.Context, f *runOptions, image string, command 
 	if err := s.checkTerminal(spec.GetTty(), spec.GetStdinOpen(), f.detach); err != nil {
 		return err
 	}
-	keys, err := detachKeys(f.detachKeys)
+	keys, err := converse.DetachKeys(f.detachKeys)
 	if err != nil {
 		return err
 	}
@@ -85,7 +87,7 @@ func (s *session) run(ctx context.Context, f *runOptions, image string, command 
 	if err != nil {
 		return err
 	}
-	made, err := call(ctx, c.Instances.Create, &gantryv1.CreateInstanceRequest{
+	made, err := client.Call(ctx, c.Instances.Create, &gantryv1.CreateInstanceRequest{
 		Environment: s.environment, Name: f.name, Spec: spec, AutoRemove: f.rm, WaitAttach: !f.detach,
 		Labels: spec.GetLabels(), App: f.app,
 	})
@@ -124,22 +126,22 @@ func (s *session) runAttached(ctx context.Context, f *runOptions, id string, spe
 	if f.sigProxy {
 		calm = context.WithoutCancel(ctx)
 	}
-	talk := &conversation{
-		s: s, stream: c.Instances.Attach(calm), tty: spec.GetTty(), stdin: spec.GetStdinOpen(), signals: f.sigProxy && !spec.GetTty(),
+	talk := &converse.Conversation{
+		In: s.in, Out: s.out, Err: s.err, Stream: c.Instances.Attach(calm), Tty: spec.GetTty(), Stdin: spec.GetStdinOpen(), Signals: f.sigProxy && !spec.GetTty(),
 	}
 	if spec.GetTty() && spec.GetStdinOpen() {
-		talk.detach = keys
+		talk.Detach = keys
 	}
-	talk.probe = func(ctx context.Context) error { return s.startFailure(ctx, id) }
-	code, err := talk.converse(calm, &gantryv1.ExecStart{Target: s.target("", id)})
-	if errors.Is(err, errDetached) {
+	talk.Probe = func(ctx context.Context) error { return s.startFailure(ctx, id) }
+	code, err := talk.Talk(calm, &gantryv1.ExecStart{Target: s.target("", id)})
+	if errors.Is(err, converse.ErrDetached) {
 		s.apart("detached; come back with: gantry attach %s", id)
 		return nil
 	}
 	if err != nil {
 		if f.rm {
 			// What never started does not go by itself.
-			_, _ = call(context.WithoutCancel(ctx), c.Instances.Remove, &gantryv1.RemoveInstanceRequest{Target: s.target("", id), Force: true, Volumes: true})
+			_, _ = client.Call(context.WithoutCancel(ctx), c.Instances.Remove, &gantryv1.RemoveInstanceRequest{Target: s.target("", id), Force: true, Volumes: true})
 		}
 		return err
 	}
@@ -159,7 +161,7 @@ func (s *session) startFailure(ctx context.Context, id string) error {
 		case <-ctx.Done():
 			return nil
 		}
-		v, err := call(ctx, c.Instances.Inspect, s.target("", id))
+		v, err := client.Call(ctx, c.Instances.Inspect, s.target("", id))
 		switch st := v.GetStatus(); {
 		case fault.Is(err, fault.NotFound):
 			// The stream of one that has run ends by itself; give that a moment.
@@ -190,7 +192,7 @@ func (s *session) started(ctx context.Context, id string) error {
 		return err
 	}
 	for pause := 4 * time.Millisecond; ; pause = min(2*pause, 100*time.Millisecond) {
-		v, err := call(ctx, c.Instances.Inspect, s.target("", id))
+		v, err := client.Call(ctx, c.Instances.Inspect, s.target("", id))
 		if fault.Is(err, fault.NotFound) {
 			break // It has ended already and removed itself.
 		}
@@ -317,7 +319,7 @@ func (s *session) exec(ctx context.Context, f *execOptions, name string, command
 	if start.Env, err = execEnv(f); err != nil {
 		return err
 	}
-	keys, err := detachKeys(f.detachKeys)
+	keys, err := converse.DetachKeys(f.detachKeys)
 	if err != nil {
 		return err
 	}
@@ -326,15 +328,15 @@ func (s *session) exec(ctx context.Context, f *execOptions, name string, command
 		return err
 	}
 	calm := context.WithoutCancel(ctx)
-	talk := &conversation{s: s, stream: c.Instances.Exec(calm), tty: f.tty, stdin: f.interactive, signals: !f.tty && !f.detach}
+	talk := &converse.Conversation{In: s.in, Out: s.out, Err: s.err, Stream: c.Instances.Exec(calm), Tty: f.tty, Stdin: f.interactive, Signals: !f.tty && !f.detach}
 	if f.tty && f.interactive {
-		talk.detach = keys
+		talk.Detach = keys
 	}
 	if f.detach {
-		return talk.start(start)
+		return talk.Start(start)
 	}
-	code, err := talk.converse(calm, start)
-	if errors.Is(err, errDetached) {
+	code, err := talk.Talk(calm, start)
+	if errors.Is(err, converse.ErrDetached) {
 		s.apart("detached; the command goes on")
 		return nil
 	}
@@ -342,19 +344,6 @@ func (s *session) exec(ctx context.Context, f *execOptions, name string, command
 		return err
 	}
 	return exitWith(code)
-}
-
-// start only waits until the process runs.
-func (c *conversation) start(start *gantryv1.ExecStart) error {
-	start.Tty = c.tty
-	_ = c.send(&gantryv1.ExecInput{Input: &gantryv1.ExecInput_Start{Start: start}})
-	_ = c.stream.CloseRequest()
-	_, err := c.receive()
-	if errors.Is(err, errNoExitCode) {
-		// A detached process is not waited for, so its exit code need not come.
-		return nil
-	}
-	return err
 }
 
 // indexed adds a slot to the name of a service.
@@ -395,7 +384,7 @@ func (s *session) attachCommand() *cobra.Command {
 		Annotations: map[string]string{annotationProcess: "yes"},
 		Args:        between(1, 1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			keys, err := detachKeys(keyText)
+			keys, err := converse.DetachKeys(keyText)
 			if err != nil {
 				return processError(err)
 			}
@@ -419,7 +408,7 @@ func (s *session) attach(ctx context.Context, name string, keys []byte, noStdin,
 	if err != nil {
 		return err
 	}
-	v, err := call(ctx, c.Instances.Inspect, s.target(app, name))
+	v, err := client.Call(ctx, c.Instances.Inspect, s.target(app, name))
 	if err != nil {
 		return err
 	}
@@ -431,14 +420,14 @@ func (s *session) attach(ctx context.Context, name string, keys []byte, noStdin,
 	if sigProxy {
 		calm = context.WithoutCancel(ctx)
 	}
-	talk := &conversation{
-		s: s, stream: c.Instances.Attach(calm), tty: spec.GetTty(), stdin: spec.GetStdinOpen() && !noStdin, signals: sigProxy && !spec.GetTty(),
+	talk := &converse.Conversation{
+		In: s.in, Out: s.out, Err: s.err, Stream: c.Instances.Attach(calm), Tty: spec.GetTty(), Stdin: spec.GetStdinOpen() && !noStdin, Signals: sigProxy && !spec.GetTty(),
 	}
-	if talk.stdin && terminal.Is(s.in) {
-		talk.detach = keys
+	if talk.Stdin && terminal.Is(s.in) {
+		talk.Detach = keys
 	}
-	code, err := talk.converse(calm, &gantryv1.ExecStart{Target: s.target("", v.GetInstance().GetMeta().GetKey()), Logs: logs})
-	if errors.Is(err, errDetached) {
+	code, err := talk.Talk(calm, &gantryv1.ExecStart{Target: s.target("", v.GetInstance().GetMeta().GetKey()), Logs: logs})
+	if errors.Is(err, converse.ErrDetached) {
 		s.apart("detached")
 		return nil
 	}
@@ -458,7 +447,7 @@ func (s *session) specOf(ctx context.Context, v *gantryv1.InstanceView) (*gantry
 	if err != nil {
 		return nil, err
 	}
-	app, err := call(ctx, c.Apps.Get, &gantryv1.GetAppRequest{Environment: i.GetEnvironment(), App: i.GetApp()})
+	app, err := client.Call(ctx, c.Apps.Get, &gantryv1.GetAppRequest{Environment: i.GetEnvironment(), App: i.GetApp()})
 	if err != nil {
 		return nil, err
 	}

@@ -2,18 +2,17 @@ package cli
 
 import (
 	"bytes"
-	"context"
 	"encoding/json"
 	"fmt"
 	"os"
 	"strings"
 
-	"connectrpc.com/connect"
 	"github.com/spf13/cobra"
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
 
 	gantryv1 "github.com/gantryd/gantry/api/gen/gantry/v1"
+	"github.com/gantryd/gantry/cli/outline"
 	"github.com/gantryd/gantry/cli/printable"
 	"github.com/gantryd/gantry/cli/terminal"
 	"github.com/gantryd/gantry/client"
@@ -186,7 +185,7 @@ func one(s *session, m proto.Message) error {
 		return err
 	}
 	if s.output != "json" {
-		outline(s.out, v, "")
+		outline.Write(s.out, v, "")
 		return nil
 	}
 	text, err := jsonText(v)
@@ -207,34 +206,10 @@ func inspect[M proto.Message](s *session, messages []M) error {
 			if err != nil {
 				return err
 			}
-			outline(s.out, v, "")
+			outline.Write(s.out, v, "")
 		}
 		return nil
 	})
-}
-
-// call makes one unary call and unwraps the answer.
-func call[Req, Resp any](ctx context.Context, method func(context.Context, *connect.Request[Req]) (*connect.Response[Resp], error), req *Req) (*Resp, error) {
-	resp, err := method(ctx, connect.NewRequest(req))
-	if err != nil {
-		return nil, err
-	}
-	return resp.Msg, nil
-}
-
-// each calls do for every message of a stream.
-func each[Req, Resp any](ctx context.Context, method func(context.Context, *connect.Request[Req]) (*connect.ServerStreamForClient[Resp], error), req *Req, do func(*Resp) error) error {
-	stream, err := method(ctx, connect.NewRequest(req))
-	if err != nil {
-		return err
-	}
-	defer stream.Close()
-	for stream.Receive() {
-		if err := do(stream.Msg()); err != nil {
-			return err
-		}
-	}
-	return stream.Err()
 }
 
 // target names an instance to the daemon.

@@ -12,6 +12,7 @@ import (
 	"github.com/gantryd/gantry/cli/human"
 	"github.com/gantryd/gantry/cli/table"
 	"github.com/gantryd/gantry/cli/terminal"
+	"github.com/gantryd/gantry/client"
 )
 
 func (s *session) statsCommand() *cobra.Command {
@@ -45,7 +46,7 @@ func (s *session) stats(ctx context.Context, req *gantryv1.StatsRequest) error {
 	if !req.GetOnce() && s.output == "table" && !s.plain && terminal.Is(s.out) {
 		live = terminal.NewLive(s.out)
 	}
-	err = each(ctx, c.Instances.Stats, req, func(r *gantryv1.StatsResponse) error {
+	err = client.Each(ctx, c.Instances.Stats, req, func(r *gantryv1.StatsResponse) error {
 		switch {
 		case s.output == "json" && req.GetOnce():
 			return list(s, r.GetStats(), nil)

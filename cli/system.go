@@ -10,7 +10,9 @@ import (
 
 	gantryv1 "github.com/gantryd/gantry/api/gen/gantry/v1"
 	"github.com/gantryd/gantry/cli/human"
+	"github.com/gantryd/gantry/cli/outline"
 	"github.com/gantryd/gantry/cli/table"
+	"github.com/gantryd/gantry/client"
 	"github.com/gantryd/gantry/fault"
 )
 
@@ -26,7 +28,7 @@ func (s *session) systemInfo() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			info, err := call(cmd.Context(), c.System.Info, &gantryv1.InfoRequest{})
+			info, err := client.Call(cmd.Context(), c.System.Info, &gantryv1.InfoRequest{})
 			if err != nil {
 				return err
 			}
@@ -82,7 +84,7 @@ func (s *session) systemDf() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			got, err := call(cmd.Context(), c.System.DiskUsage, &gantryv1.DiskUsageRequest{})
+			got, err := client.Call(cmd.Context(), c.System.DiskUsage, &gantryv1.DiskUsageRequest{})
 			if err != nil {
 				return err
 			}
@@ -146,7 +148,7 @@ func (s *session) prune(ctx context.Context, all, volumes bool, keep int64) erro
 	if err != nil {
 		return err
 	}
-	got, err := call(ctx, c.Images.PruneBuildCache, &gantryv1.PruneBuildCacheRequest{All: all, Keep: keep})
+	got, err := client.Call(ctx, c.Images.PruneBuildCache, &gantryv1.PruneBuildCacheRequest{All: all, Keep: keep})
 	if err == nil {
 		s.say("%s of build cache removed, %s reclaimed", count(int(got.GetRecords()), "record"), human.Size(got.GetReclaimed()))
 	}
@@ -159,7 +161,7 @@ func (s *session) pruneInstances(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	got, err := call(ctx, c.Instances.List, &gantryv1.ListInstancesRequest{Environment: s.environment, All: true})
+	got, err := client.Call(ctx, c.Instances.List, &gantryv1.ListInstancesRequest{Environment: s.environment, All: true})
 	if err != nil {
 		return err
 	}
@@ -170,7 +172,7 @@ func (s *session) pruneInstances(ctx context.Context) error {
 			continue
 		}
 		id := v.GetInstance().GetMeta().GetKey()
-		_, err := call(ctx, c.Instances.Remove, &gantryv1.RemoveInstanceRequest{Target: s.target("", id), Volumes: true})
+		_, err := client.Call(ctx, c.Instances.Remove, &gantryv1.RemoveInstanceRequest{Target: s.target("", id), Volumes: true})
 		if err != nil && !fault.Is(err, fault.NotFound) {
 			return err
 		}
@@ -189,7 +191,7 @@ func (s *session) systemEnvs() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			got, err := call(cmd.Context(), c.System.Environments, &gantryv1.EnvironmentsRequest{})
+			got, err := client.Call(cmd.Context(), c.System.Environments, &gantryv1.EnvironmentsRequest{})
 			if err != nil {
 				return err
 			}
@@ -217,7 +219,7 @@ func (s *session) systemSetEnv() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			_, err = call(cmd.Context(), c.System.SetEnvironment, &gantryv1.SetEnvironmentRequest{
+			_, err = client.Call(cmd.Context(), c.System.SetEnvironment, &gantryv1.SetEnvironmentRequest{
 				Name: args[0], Spec: &gantryv1.EnvironmentSpec{AllowPrivileged: privileged},
 			})
 			return err
@@ -265,7 +267,7 @@ func (v *versions) ask(ctx context.Context, s *session) {
 	c, err := s.client()
 	if err == nil {
 		var got *gantryv1.VersionResponse
-		if got, err = call(ctx, c.System.Version, &gantryv1.VersionRequest{}); err == nil {
+		if got, err = client.Call(ctx, c.System.Version, &gantryv1.VersionRequest{}); err == nil {
 			v.Daemon = &versionOf{Version: got.GetVersion(), Commit: got.GetCommit(), GoVersion: got.GetGoVersion(), OS: got.GetOs(), Arch: got.GetArch()}
 			v.Modules = got.GetModules()
 			return
@@ -305,7 +307,7 @@ func (v *versions) print(s *session, modules bool) error {
 		return nil
 	}
 	tab := table.New("MODULE", "VERSION")
-	for _, name := range sortedKeys(v.Modules) {
+	for _, name := range outline.SortedKeys(v.Modules) {
 		tab.Row(name, v.Modules[name])
 	}
 	return tab.Write(s.out)

@@ -13,8 +13,10 @@ import (
 	"github.com/spf13/cobra"
 
 	gantryv1 "github.com/gantryd/gantry/api/gen/gantry/v1"
+	"github.com/gantryd/gantry/cli/appwait"
 	"github.com/gantryd/gantry/cli/human"
 	"github.com/gantryd/gantry/cli/terminal"
+	"github.com/gantryd/gantry/client"
 	"github.com/gantryd/gantry/compose"
 	"github.com/gantryd/gantry/fault"
 )
@@ -74,7 +76,7 @@ func (s *session) up(ctx context.Context, f upFlags, services []string) error {
 	if err != nil {
 		return err
 	}
-	plan, err := call(ctx, c.Apps.Apply, &gantryv1.ApplyRequest{
+	plan, err := client.Call(ctx, c.Apps.Apply, &gantryv1.ApplyRequest{
 		Environment: s.environment, App: p.Name, Spec: p.Spec, Services: services,
 		RemoveOrphans: f.orphans, ForceRecreate: f.forceRecreate,
 	})
@@ -92,7 +94,7 @@ func (s *session) up(ctx context.Context, f upFlags, services []string) error {
 		return nil
 	}
 	begun := time.Now()
-	w := waiting{app: p.Name, services: wanted, timeout: timeout, since: plan.GetRevision(), work: "starting"}
+	w := appwait.Wait{App: p.Name, Services: wanted, Timeout: timeout, Since: plan.GetRevision(), Work: "starting"}
 	if err := s.await(ctx, w); err != nil {
 		return err
 	}
@@ -223,7 +225,7 @@ func (s *session) plan(ctx context.Context, req *gantryv1.ApplyRequest, scale []
 		}
 	}
 	req.Environment, req.App, req.Spec = s.environment, p.Name, p.Spec
-	plan, err := call(ctx, c.Apps.Plan, req)
+	plan, err := client.Call(ctx, c.Apps.Plan, req)
 	if err != nil {
 		return err
 	}
@@ -307,6 +309,21 @@ func (s *session) downCommand() *cobra.Command {
 	return cmd
 }
 
+var errDownTimeout = errors.New("the time to wait is over")
+
+// await waits for an app with this session's display; Ctrl-C ends the waiting only.
+func (s *session) await(ctx context.Context, w appwait.Wait) error {
+	c, err := s.client()
+	if err != nil {
+		return err
+	}
+	waiter := &appwait.Waiter{Client: c, Environment: s.environment, Say: s.say, NewLive: s.live, Style: s.style()}
+	if err = waiter.Await(ctx, w); errors.Is(err, appwait.ErrStopped) {
+		return &exit{code: exitInterrupted}
+	}
+	return err
+}
+
 func (s *session) down(ctx context.Context, volumes bool, timeout time.Duration) error {
 	app, err := s.app(ctx)
 	if err != nil {
@@ -320,11 +337,11 @@ func (s *session) down(ctx context.Context, volumes bool, timeout time.Duration)
 	asked, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	if timeout > 0 {
-		timer := time.AfterFunc(timeout, func() { cancel(errTimeout) })
+		timer := time.AfterFunc(timeout, func() { cancel(errDownTimeout) })
 		defer timer.Stop()
 	}
-	_, err = call(asked, c.Apps.Remove, &gantryv1.RemoveAppRequest{Environment: s.environment, App: app, Volumes: volumes})
-	if errors.Is(context.Cause(asked), errTimeout) {
+	_, err = client.Call(asked, c.Apps.Remove, &gantryv1.RemoveAppRequest{Environment: s.environment, App: app, Volumes: volumes})
+	if errors.Is(context.Cause(asked), errDownTimeout) {
 		return fault.New(fault.Timeout, "app %q is not gone after %s", app, timeout).WithHint("it goes on ending; see gantry ps -A")
 	}
 	if ctx.Err() != nil {
@@ -338,7 +355,7 @@ func (s *session) down(ctx context.Context, volumes bool, timeout time.Duration)
 	if err != nil {
 		return err
 	}
-	w := waiting{app: app, timeout: timeout, work: "ending", done: func(v []*gantryv1.ServiceView) bool { return len(v) == 0 }}
+	w := appwait.Wait{App: app, Timeout: timeout, Work: "ending", Done: func(v []*gantryv1.ServiceView) bool { return len(v) == 0 }}
 	if err := s.await(ctx, w); err != nil && !fault.Is(err, fault.NotFound) {
 		return err
 	}

@@ -1,4 +1,8 @@
-package cli
+// Package converse connects this program's streams to a process on the other side: input, output, signals, the size of
+// the terminal and the keys that leave the process alone.
+//
+// Fill in a Conversation and call Talk once. It owns the terminal until Talk returns.
+package converse
 
 import (
 	"bytes"
@@ -19,37 +23,39 @@ import (
 	"github.com/gantryd/gantry/fault"
 )
 
-// conversation is a process on the other side whose streams are this program's own.
-type conversation struct {
-	s      *session
-	stream *connect.BidiStreamForClient[gantryv1.ExecInput, gantryv1.ExecOutput]
-	mu     sync.Mutex
-	tty    bool
-	stdin  bool
+// Conversation is a process on the other side whose streams are this program's own.
+type Conversation struct {
+	In, Out, Err *os.File
+	Stream       *connect.BidiStreamForClient[gantryv1.ExecInput, gantryv1.ExecOutput]
+	mu           sync.Mutex
+	// Tty and Stdin as the process was made with.
+	Tty, Stdin bool
 	// Pass signals on instead of ending.
-	signals bool
+	Signals bool
 	// Tells why the process cannot run, if the stream does not; nil for nothing to look at.
-	probe func(context.Context) error
+	Probe func(context.Context) error
 	// Bytes that leave the process alone again.
-	detach []byte
+	Detach []byte
 }
 
-var errDetached = errors.New("detached")
+// ErrDetached says that the keys were typed; the process goes on.
+var ErrDetached = errors.New("detached")
 
-var errNoExitCode = fault.New(fault.Unavailable, "the connection ended before the process did").WithHint("gantry ps -a")
+// ErrNoExitCode says that the stream ended without telling how the process did.
+var ErrNoExitCode = fault.New(fault.Unavailable, "the connection ended before the process did").WithHint("gantry ps -a")
 
-// converse connects the streams until the process ends and returns its exit code. The context must not end by the
+// Talk connects the streams until the process ends and returns its exit code. The context must not end by the
 // signals that are passed on.
-func (c *conversation) converse(ctx context.Context, start *gantryv1.ExecStart) (code int, err error) {
+func (c *Conversation) Talk(ctx context.Context, start *gantryv1.ExecStart) (code int, err error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	start.Tty, start.Stdin = c.tty, c.stdin
-	if c.tty && terminal.Is(c.s.out) {
-		columns, rows := terminal.Size(c.s.out)
+	start.Tty, start.Stdin = c.Tty, c.Stdin
+	if c.Tty && terminal.Is(c.Out) {
+		columns, rows := terminal.Size(c.Out)
 		start.Columns, start.Rows = uint32(columns), uint32(rows)
 	}
-	if c.tty && c.stdin && terminal.Is(c.s.in) {
-		restore, err := terminal.Raw(c.s.in)
+	if c.Tty && c.Stdin && terminal.Is(c.In) {
+		restore, err := terminal.Raw(c.In)
 		if err != nil {
 			return 0, fault.Wrap(fault.Internal, err, "the terminal cannot be switched to raw input")
 		}
@@ -62,14 +68,14 @@ func (c *conversation) converse(ctx context.Context, start *gantryv1.ExecStart) 
 		return 0, err
 	}
 	defer c.watchSignals(ctx, cancel, signals)()
-	if c.probe != nil {
+	if c.Probe != nil {
 		go func() {
-			if err := c.probe(ctx); err != nil {
+			if err := c.Probe(ctx); err != nil {
 				c.leave(cancel, err)
 			}
 		}()
 	}
-	if c.stdin {
+	if c.Stdin {
 		// A read of the terminal cannot be taken back, so nobody waits for this one; it ends with the program.
 		go c.copyIn(cancel)
 	}
@@ -80,26 +86,26 @@ func (c *conversation) converse(ctx context.Context, start *gantryv1.ExecStart) 
 	return code, err
 }
 
-// leave ends the conversation from this side.
-func (c *conversation) leave(cancel context.CancelCauseFunc, why error) {
+// leave ends the Conversation from this side.
+func (c *Conversation) leave(cancel context.CancelCauseFunc, why error) {
 	cancel(why)
-	_ = c.stream.CloseResponse()
+	_ = c.Stream.CloseResponse()
 }
 
-func (c *conversation) send(in *gantryv1.ExecInput) error {
+func (c *Conversation) send(in *gantryv1.ExecInput) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.stream.Send(in)
+	return c.Stream.Send(in)
 }
 
 // receive writes what comes until the exit code has come and the stream has ended.
-func (c *conversation) receive() (code int, err error) {
+func (c *Conversation) receive() (code int, err error) {
 	ended := false
 	for {
-		out, err := c.stream.Receive()
+		out, err := c.Stream.Receive()
 		if errors.Is(err, io.EOF) {
 			if !ended {
-				return 0, errNoExitCode
+				return 0, ErrNoExitCode
 			}
 			return code, nil
 		}
@@ -108,9 +114,9 @@ func (c *conversation) receive() (code int, err error) {
 		}
 		switch o := out.GetOutput().(type) {
 		case *gantryv1.ExecOutput_Stdout:
-			_, err = c.s.out.Write(o.Stdout)
+			_, err = c.Out.Write(o.Stdout)
 		case *gantryv1.ExecOutput_Stderr:
-			_, err = c.s.err.Write(o.Stderr)
+			_, err = c.Err.Write(o.Stderr)
 		case *gantryv1.ExecOutput_ExitCode:
 			code, ended = int(o.ExitCode), true
 		}
@@ -121,11 +127,11 @@ func (c *conversation) receive() (code int, err error) {
 }
 
 // copyIn sends standard input, up to the keys that detach.
-func (c *conversation) copyIn(cancel context.CancelCauseFunc) {
+func (c *Conversation) copyIn(cancel context.CancelCauseFunc) {
 	buf := make([]byte, 32<<10)
-	keys := detacher{keys: c.detach}
+	keys := detacher{keys: c.Detach}
 	for {
-		n, err := c.s.in.Read(buf)
+		n, err := c.In.Read(buf)
 		data, detached := keys.pass(buf[:n])
 		if len(data) > 0 {
 			if serr := c.send(&gantryv1.ExecInput{Input: &gantryv1.ExecInput_Stdin{Stdin: bytes.Clone(data)}}); serr != nil {
@@ -133,7 +139,7 @@ func (c *conversation) copyIn(cancel context.CancelCauseFunc) {
 			}
 		}
 		if detached {
-			c.leave(cancel, errDetached)
+			c.leave(cancel, ErrDetached)
 			return
 		}
 		if err != nil {
@@ -143,19 +149,19 @@ func (c *conversation) copyIn(cancel context.CancelCauseFunc) {
 	}
 }
 
-func (c *conversation) listen() chan os.Signal {
+func (c *Conversation) listen() chan os.Signal {
 	signals := make(chan os.Signal, 16)
-	if c.tty {
+	if c.Tty {
 		signal.Notify(signals, resized())
 	}
-	if c.signals {
+	if c.Signals {
 		signal.Notify(signals, forwarded()...)
 	}
 	return signals
 }
 
 // watchSignals passes signals and sizes on until the returned function is called.
-func (c *conversation) watchSignals(ctx context.Context, cancel context.CancelCauseFunc, signals <-chan os.Signal) (stop func()) {
+func (c *Conversation) watchSignals(ctx context.Context, cancel context.CancelCauseFunc, signals <-chan os.Signal) (stop func()) {
 	done := make(chan struct{})
 	var wait sync.WaitGroup
 	wait.Go(func() {
@@ -184,9 +190,9 @@ func (c *conversation) watchSignals(ctx context.Context, cancel context.CancelCa
 	}
 }
 
-func (c *conversation) forward(sig os.Signal) {
-	if sig == resized() && c.tty {
-		columns, rows := terminal.Size(c.s.out)
+func (c *Conversation) forward(sig os.Signal) {
+	if sig == resized() && c.Tty {
+		columns, rows := terminal.Size(c.Out)
 		_ = c.send(&gantryv1.ExecInput{Input: &gantryv1.ExecInput_Resize_{
 			Resize: &gantryv1.ExecInput_Resize{Rows: uint32(rows), Columns: uint32(columns)},
 		}})
@@ -223,10 +229,10 @@ func (d *detacher) pass(p []byte) (data []byte, detached bool) {
 	return data, false
 }
 
-// detachKeys reads Docker's form: "ctrl-p,ctrl-q", letters, "" for none.
-func detachKeys(text string) ([]byte, error) {
+// DetachKeys reads Docker's form: "ctrl-p,ctrl-q", letters, "" for none.
+func DetachKeys(text string) ([]byte, error) {
 	var out []byte
-	for _, key := range splitList(text, ",") {
+	for _, key := range strings.FieldsFunc(text, func(r rune) bool { return r == ',' }) {
 		if ctrl, ok := strings.CutPrefix(key, "ctrl-"); ok && len(ctrl) == 1 {
 			c := strings.ToLower(ctrl)[0]
 			if n := strings.IndexByte("@abcdefghijklmnopqrstuvwxyz[\\]^_", c); n >= 0 {
@@ -240,4 +246,17 @@ func detachKeys(text string) ([]byte, error) {
 		out = append(out, key[0])
 	}
 	return out, nil
+}
+
+// Start only waits until the process runs.
+func (c *Conversation) Start(start *gantryv1.ExecStart) error {
+	start.Tty = c.Tty
+	_ = c.send(&gantryv1.ExecInput{Input: &gantryv1.ExecInput_Start{Start: start}})
+	_ = c.Stream.CloseRequest()
+	_, err := c.receive()
+	if errors.Is(err, ErrNoExitCode) {
+		// A detached process is not waited for, so its exit code need not come.
+		return nil
+	}
+	return err
 }

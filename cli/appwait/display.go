@@ -1,4 +1,4 @@
-package cli
+package appwait
 
 import (
 	"fmt"
@@ -18,9 +18,9 @@ type appDisplay interface {
 	close()
 }
 
-func (s *session) newAppDisplay(app string) appDisplay {
-	if live := s.live(); live != nil {
-		return &liveApp{s: s, app: app, live: live, style: s.style(), begun: time.Now(), took: map[string]time.Duration{}}
+func (s *Waiter) newAppDisplay(app string) appDisplay {
+	if live := s.NewLive(); live != nil {
+		return &liveApp{s: s, app: app, live: live, style: s.Style, begun: time.Now(), took: map[string]time.Duration{}}
 	}
 	return &plainApp{s: s, last: map[string]string{}}
 }
@@ -47,7 +47,7 @@ func stateOf(v *gantryv1.ServiceView) string {
 }
 
 func stoppedState(v *gantryv1.ServiceView) string {
-	if allStopped([]*gantryv1.ServiceView{v}) {
+	if Stopped([]*gantryv1.ServiceView{v}) {
 		return "stopped"
 	}
 	return "stopping"
@@ -58,7 +58,7 @@ func busiest(v *gantryv1.ServiceView) string {
 	counts := map[string]int{}
 	for _, i := range v.GetInstances() {
 		if i.GetInstance().GetDesired() == gantryv1.Instance_DESIRED_RUNNING {
-			if word := phaseWord(i.GetStatus()); word != "" {
+			if word := PhaseWord(i.GetStatus()); word != "" {
 				counts[word]++
 			}
 		}
@@ -71,8 +71,8 @@ func busiest(v *gantryv1.ServiceView) string {
 	return ""
 }
 
-// phaseWord gives the phase in one word; nothing for an instance that is as it should be.
-func phaseWord(st *gantryv1.InstanceStatus) string {
+// PhaseWord gives the phase in one word; nothing for an instance that is as it should be.
+func PhaseWord(st *gantryv1.InstanceStatus) string {
 	phase := strings.ToLower(strings.TrimPrefix(st.GetPhase().String(), "PHASE_"))
 	switch st.GetPhase() {
 	case gantryv1.InstanceStatus_PHASE_UNSPECIFIED:
@@ -93,7 +93,7 @@ func phaseWord(st *gantryv1.InstanceStatus) string {
 
 // plainApp prints a line whenever a service's state changes.
 type plainApp struct {
-	s    *session
+	s    *Waiter
 	last map[string]string
 }
 
@@ -102,7 +102,7 @@ func (p *plainApp) update(views []*gantryv1.ServiceView) {
 		name, state := v.GetService().GetName(), stateOf(v)
 		if p.last[name] != state {
 			p.last[name] = state
-			p.s.say("%s: %s", name, state)
+			p.s.Say("%s: %s", name, state)
 		}
 	}
 }
@@ -112,7 +112,7 @@ func (p *plainApp) close() {}
 
 // liveApp keeps one line per service up to date.
 type liveApp struct {
-	s     *session
+	s     *Waiter
 	app   string
 	live  *terminal.Live
 	style terminal.Style
@@ -143,7 +143,7 @@ func (l *liveApp) draw() {
 		}
 	}
 	elapsed := time.Since(l.begun)
-	lines := []string{fmt.Sprintf("[+] %s in %s %s (%d/%d)", printable.Line(l.app), l.s.environment, human.Duration(elapsed), ready, len(l.views))}
+	lines := []string{fmt.Sprintf("[+] %s in %s %s (%d/%d)", printable.Line(l.app), l.s.Environment, human.Duration(elapsed), ready, len(l.views))}
 	for _, v := range l.views {
 		lines = append(lines, l.line(v, width, elapsed))
 	}
@@ -166,4 +166,19 @@ func (l *liveApp) line(v *gantryv1.ServiceView, width int, elapsed time.Duration
 	}
 	spinner := []rune("⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏")
 	return " " + string(spinner[l.turn%len(spinner)]) + " " + text
+}
+
+// Stopped is done for a wait until nothing of the services runs.
+func Stopped(views []*gantryv1.ServiceView) bool {
+	for _, v := range views {
+		for _, i := range v.GetInstances() {
+			switch i.GetStatus().GetPhase() {
+			case gantryv1.InstanceStatus_PHASE_EXITED, gantryv1.InstanceStatus_PHASE_FAILED, gantryv1.InstanceStatus_PHASE_REMOVED,
+				gantryv1.InstanceStatus_PHASE_CREATED:
+			default:
+				return false
+			}
+		}
+	}
+	return true
 }

@@ -1,9 +1,15 @@
-package cli
+// Package appwait shows an app on its way and waits until it is where it should be, or cannot get there.
+//
+// Fill in a Waiter and call Await. On a terminal it draws a list of services in place, elsewhere it prints a line for
+// each change. A failed service is explained with the end of its container's log. A Waiter is safe in parallel as far as
+// its Say is.
+package appwait
 
 import (
 	"context"
 	"errors"
 	"fmt"
+	"github.com/gantryd/gantry/client"
 	"slices"
 	"strings"
 	"time"
@@ -11,22 +17,37 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	gantryv1 "github.com/gantryd/gantry/api/gen/gantry/v1"
+	"github.com/gantryd/gantry/cli/terminal"
 	"github.com/gantryd/gantry/fault"
 )
 
-// waiting is a wait for an app to reach a state, shown as it comes.
-type waiting struct {
-	app string
+// Waiter is who waits.
+type Waiter struct {
+	Client      *client.Client
+	Environment string
+	// Say prints one line, made printable.
+	Say func(format string, args ...any)
+	// NewLive gives an area to draw on, nil where lines are to be printed.
+	NewLive func() *terminal.Live
+	Style   terminal.Style
+}
+
+// ErrStopped says that the user has stopped waiting. What was begun goes on.
+var ErrStopped = errors.New("stopped waiting")
+
+// Wait is a wait for an app to reach a state, shown as it comes.
+type Wait struct {
+	App string
 	// Services that matter; empty for all.
-	services []string
+	Services []string
 	// How long to wait; 0 for ever.
-	timeout time.Duration
+	Timeout time.Duration
 	// Views before this revision are of the past.
-	since int64
+	Since int64
 	// Work that goes on if the user stops waiting: "starting".
-	work string
+	Work string
 	// done decides on a view; nil means converged.
-	done func([]*gantryv1.ServiceView) bool
+	Done func([]*gantryv1.ServiceView) bool
 }
 
 var errTimeout = errors.New("the time to wait is over")
@@ -34,18 +55,18 @@ var errTimeout = errors.New("the time to wait is over")
 // errReached ends the stream, it is no failure.
 var errReached = errors.New("reached")
 
-// await shows the app until it is where it should be.
-func (s *session) await(ctx context.Context, w waiting) error {
-	if w.done == nil {
-		w.done = converged
+// Await shows the app until it is where it should be.
+func (s *Waiter) Await(ctx context.Context, w Wait) error {
+	if w.Done == nil {
+		w.Done = converged
 	}
 	watch, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	if w.timeout > 0 {
-		timer := time.AfterFunc(w.timeout, func() { cancel(errTimeout) })
+	if w.Timeout > 0 {
+		timer := time.AfterFunc(w.Timeout, func() { cancel(errTimeout) })
 		defer timer.Stop()
 	}
-	show := s.newAppDisplay(w.app)
+	show := s.newAppDisplay(w.App)
 	last, err := s.follow(watch, w, show)
 	show.close()
 	switch {
@@ -54,13 +75,13 @@ func (s *session) await(ctx context.Context, w waiting) error {
 	case errors.Is(context.Cause(watch), errTimeout):
 		return notReady(w, last)
 	case ctx.Err() != nil:
-		s.say("stopped waiting; app %q goes on %s", w.app, w.work)
-		s.say("hint: gantry ps")
-		return &exit{code: exitInterrupted}
+		s.Say("stopped waiting; app %q goes on %s", w.App, w.Work)
+		s.Say("hint: gantry ps")
+		return ErrStopped
 	}
 	var failed *failedService
 	if errors.As(err, &failed) {
-		return s.explain(ctx, w.app, failed.view)
+		return s.explain(ctx, w.App, failed.view)
 	}
 	return err
 }
@@ -70,7 +91,7 @@ type failedService struct{ view *gantryv1.ServiceView }
 func (f *failedService) Error() string { return f.view.GetFailure() }
 
 // follow reads the app's states until one decides, and returns the last.
-func (s *session) follow(ctx context.Context, w waiting, show appDisplay) ([]*gantryv1.ServiceView, error) {
+func (s *Waiter) follow(ctx context.Context, w Wait, show appDisplay) ([]*gantryv1.ServiceView, error) {
 	views := make(chan []*gantryv1.ServiceView)
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return s.stream(ctx, w, views) })
@@ -96,40 +117,36 @@ func (s *session) follow(ctx context.Context, w waiting, show appDisplay) ([]*ga
 	return last, err
 }
 
-func decide(w waiting, views []*gantryv1.ServiceView) error {
+func decide(w Wait, views []*gantryv1.ServiceView) error {
 	for _, v := range views {
 		if v.GetFailure() != "" {
 			return &failedService{v}
 		}
 	}
-	if w.done(views) {
+	if w.Done(views) {
 		return errReached
 	}
 	return nil
 }
 
 // stream sends the views that matter, over restarts of the daemon.
-func (s *session) stream(ctx context.Context, w waiting, to chan<- []*gantryv1.ServiceView) error {
-	c, err := s.client()
-	if err != nil {
-		return err
-	}
-	req := &gantryv1.GetAppRequest{Environment: s.environment, App: w.app}
+func (s *Waiter) stream(ctx context.Context, w Wait, to chan<- []*gantryv1.ServiceView) error {
+	req := &gantryv1.GetAppRequest{Environment: s.Environment, App: w.App}
 	for tries := 0; ; tries++ {
-		err := each(ctx, c.Apps.Watch, req, func(v *gantryv1.AppView) error {
+		err := client.Each(ctx, s.Client.Apps.Watch, req, func(v *gantryv1.AppView) error {
 			tries = 0
-			if v.GetRevision() != 0 && v.GetRevision() < w.since {
+			if v.GetRevision() != 0 && v.GetRevision() < w.Since {
 				return nil
 			}
 			select {
-			case to <- chosen(v.GetServices(), w.services):
+			case to <- chosen(v.GetServices(), w.Services):
 				return nil
 			case <-ctx.Done():
 				return ctx.Err()
 			}
 		})
 		if err == nil {
-			err = fault.New(fault.Unavailable, "the daemon stopped telling about app %q", w.app)
+			err = fault.New(fault.Unavailable, "the daemon stopped telling about app %q", w.App)
 		}
 		const patience = 60
 		if !fault.Is(err, fault.Unavailable) || tries >= patience {
@@ -166,7 +183,7 @@ func converged(views []*gantryv1.ServiceView) bool {
 }
 
 // notReady names what was not there in time.
-func notReady(w waiting, views []*gantryv1.ServiceView) error {
+func notReady(w Wait, views []*gantryv1.ServiceView) error {
 	var missing []string
 	for _, v := range views {
 		if !v.GetConverged() {
@@ -177,12 +194,12 @@ func notReady(w waiting, views []*gantryv1.ServiceView) error {
 	if what == "" {
 		what = "nothing was heard of it"
 	}
-	return fault.New(fault.Timeout, "app %q is not ready after %s: %s", w.app, w.timeout, what).
-		WithHint("it goes on %s; see gantry ps and gantry logs, or give it more with --timeout", w.work)
+	return fault.New(fault.Timeout, "app %q is not ready after %s: %s", w.App, w.Timeout, what).
+		WithHint("it goes on %s; see gantry ps and gantry logs, or give it more with --timeout", w.Work)
 }
 
 // explain says why a service failed and shows the end of the failed container's log. The container is kept.
-func (s *session) explain(ctx context.Context, app string, v *gantryv1.ServiceView) error {
+func (s *Waiter) explain(ctx context.Context, app string, v *gantryv1.ServiceView) error {
 	name := v.GetService().GetName()
 	err := fault.New(fault.Conflict, "service %q of app %q failed: %s", name, app, v.GetFailure())
 	i := failedInstance(v)
@@ -192,9 +209,9 @@ func (s *session) explain(ctx context.Context, app string, v *gantryv1.ServiceVi
 	label := fmt.Sprintf("%s.%d", name, i.GetInstance().GetSlot())
 	s.tailOf(ctx, app, i.GetInstance().GetMeta().GetKey(), label)
 	if out := strings.TrimSpace(i.GetStatus().GetHealthOutput()); out != "" {
-		s.say("last health check of %s:", label)
+		s.Say("last health check of %s:", label)
 		for _, line := range strings.Split(out, "\n") {
-			s.say("  %s", strings.TrimRight(line, "\r"))
+			s.Say("  %s", strings.TrimRight(line, "\r"))
 		}
 	}
 	if hint := i.GetStatus().GetHint(); hint != "" {
@@ -238,27 +255,23 @@ func failedInstance(v *gantryv1.ServiceView) *gantryv1.InstanceView {
 }
 
 // tailOf prints the last lines of an instance's log, as far as they can be had.
-func (s *session) tailOf(ctx context.Context, app, instance, label string) {
+func (s *Waiter) tailOf(ctx context.Context, app, instance, label string) {
 	const lines = 20
-	c, err := s.client()
-	if err != nil {
-		return
-	}
 	first := true
-	err = each(ctx, c.Instances.Logs, &gantryv1.LogsRequest{
-		Environment: s.environment, App: app, Targets: []string{instance}, Tail: lines,
+	err := client.Each(ctx, s.Client.Instances.Logs, &gantryv1.LogsRequest{
+		Environment: s.Environment, App: app, Targets: []string{instance}, Tail: lines,
 	}, func(e *gantryv1.LogEntry) error {
 		if first {
-			s.say("last log lines of %s:", label)
+			s.Say("last log lines of %s:", label)
 			first = false
 		}
-		s.say("  %s", strings.TrimRight(string(e.GetLine()), "\r\n"))
+		s.Say("  %s", strings.TrimRight(string(e.GetLine()), "\r\n"))
 		return nil
 	})
 	switch {
 	case err != nil:
-		s.say("the log of %s cannot be read: %s", label, err)
+		s.Say("the log of %s cannot be read: %s", label, err)
 	case first:
-		s.say("%s has logged nothing", label)
+		s.Say("%s has logged nothing", label)
 	}
 }
