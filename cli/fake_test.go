@@ -163,6 +163,8 @@ func (f fakeApps) service(app, name string, spec *gantryv1.ServiceSpec, settled 
 		v.Instances = append(v.Instances, f.instance(app, name, slot, spec.GetContainer()))
 	}
 	switch image := spec.GetContainer().GetImage(); {
+	case f.stopped[app] && len(spec.GetDependsOn()) > 0:
+		v.Ready, v.Converged, v.Failure = 0, false, "its dependency is stopped"
 	case !settled && len(spec.GetDependsOn()) > 0:
 		v.Ready, v.Converged, v.Waiting = 0, false, "waits for "+spec.GetDependsOn()[0].GetService()+" to be healthy"
 	case image == "slow":

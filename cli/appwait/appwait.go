@@ -48,6 +48,8 @@ type Wait struct {
 	Work string
 	// done decides on a view; nil means converged.
 	Done func([]*gantryv1.ServiceView) bool
+	// Services are to come up, so that a failure ends the wait.
+	coming bool
 }
 
 var errTimeout = errors.New("the time to wait is over")
@@ -58,7 +60,7 @@ var errReached = errors.New("reached")
 // Await shows the app until it is where it should be.
 func (s *Waiter) Await(ctx context.Context, w Wait) error {
 	if w.Done == nil {
-		w.Done = converged
+		w.Done, w.coming = converged, true
 	}
 	watch, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
@@ -119,7 +121,8 @@ func (s *Waiter) follow(ctx context.Context, w Wait, show appDisplay) ([]*gantry
 
 func decide(w Wait, views []*gantryv1.ServiceView) error {
 	for _, v := range views {
-		if v.GetFailure() != "" {
+		// What ends on purpose leaves others without what they need; that is no failure of the wait.
+		if w.coming && v.GetFailure() != "" {
 			return &failedService{v}
 		}
 	}

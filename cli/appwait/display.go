@@ -29,10 +29,10 @@ func (s *Waiter) newAppDisplay(app string) appDisplay {
 func stateOf(v *gantryv1.ServiceView) string {
 	count := fmt.Sprintf("%d/%d ready", v.GetReady(), v.GetWanted())
 	switch {
-	case v.GetFailure() != "":
-		return "failed: " + v.GetFailure()
 	case v.GetService().GetStopped():
 		return stoppedState(v)
+	case v.GetFailure() != "":
+		return "failed: " + v.GetFailure()
 	case v.GetConverged() && v.GetService().GetSpec().GetMode() == "replicated-job":
 		return "completed"
 	case v.GetConverged():
