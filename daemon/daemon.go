@@ -242,7 +242,7 @@ func (d *daemon) parts(ctx context.Context) (agent.Parts, error) {
 	p.Builder, err = build.New(ctx, build.Options{
 		Root: filepath.Join(d.Root, "build"), Run: filepath.Join(d.Config.Run, "build"), Client: p.Engine.Client(),
 		Runc: filepath.Join(d.Helpers, "runc"), CgroupParent: d.CgroupParent, Logger: d.Logger,
-		HostGateway: p.Network.Gateway().String(),
+		HostGateway: p.Network.Gateway().String(), Network: buildNetwork{p.Network},
 	})
 	if err != nil {
 		return p, err
