@@ -156,7 +156,7 @@ func (x *Environment) GetSpec() *EnvironmentSpec {
 
 type EnvironmentSpec struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Permits `privileged: true` and host devices inside this environment.
+	// Permits `privileged: true` inside this environment.
 	AllowPrivileged bool `protobuf:"varint,1,opt,name=allow_privileged,json=allowPrivileged,proto3" json:"allow_privileged,omitempty"`
 	unknownFields   protoimpl.UnknownFields
 	sizeCache       protoimpl.SizeCache

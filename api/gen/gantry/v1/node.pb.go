@@ -542,7 +542,14 @@ type InstanceRecord struct {
 	// The process was told to stop by us; the restart policy does not apply to that exit.
 	StopRequested bool `protobuf:"varint,4,opt,name=stop_requested,json=stopRequested,proto3" json:"stop_requested,omitempty"`
 	// Restarts in a row without a stable run between.
-	Streak        int32 `protobuf:"varint,5,opt,name=streak,proto3" json:"streak,omitempty"`
+	Streak int32 `protobuf:"varint,5,opt,name=streak,proto3" json:"streak,omitempty"`
+	// Number of the run that belongs to started_generation, as the engine counts runs. One that has not been reached was
+	// recorded and then cut short.
+	StartedRuns int32 `protobuf:"varint,6,opt,name=started_runs,json=startedRuns,proto3" json:"started_runs,omitempty"`
+	// Health check in force: the spec's, or the image's.
+	Healthcheck *Healthcheck `protobuf:"bytes,7,opt,name=healthcheck,proto3" json:"healthcheck,omitempty"`
+	// Instances whose namespaces the container was made to share.
+	Joined        string `protobuf:"bytes,8,opt,name=joined,proto3" json:"joined,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -612,6 +619,27 @@ func (x *InstanceRecord) GetStreak() int32 {
 	return 0
 }
 
+func (x *InstanceRecord) GetStartedRuns() int32 {
+	if x != nil {
+		return x.StartedRuns
+	}
+	return 0
+}
+
+func (x *InstanceRecord) GetHealthcheck() *Healthcheck {
+	if x != nil {
+		return x.Healthcheck
+	}
+	return nil
+}
+
+func (x *InstanceRecord) GetJoined() string {
+	if x != nil {
+		return x.Joined
+	}
+	return ""
+}
+
 var File_gantry_v1_node_proto protoreflect.FileDescriptor
 
 const file_gantry_v1_node_proto_rawDesc = "" +
@@ -672,7 +700,7 @@ const file_gantry_v1_node_proto_rawDesc = "" +
 	"\aaddress\x18\x03 \x01(\tR\aaddress\x12\x1a\n" +
 	"\baddress6\x18\x04 \x01(\tR\baddress6\x12\x12\n" +
 	"\x04node\x18\x05 \x01(\tR\x04node\x12\x14\n" +
-	"\x05ready\x18\x06 \x01(\bR\x05ready\"\xe8\x01\n" +
+	"\x05ready\x18\x06 \x01(\bR\x05ready\"\xdd\x02\n" +
 	"\x0eInstanceRecord\x125\n" +
 	"\n" +
 	"assignment\x18\x01 \x01(\v2\x15.gantry.v1.AssignmentR\n" +
@@ -680,7 +708,10 @@ const file_gantry_v1_node_proto_rawDesc = "" +
 	"\x06status\x18\x02 \x01(\v2\x19.gantry.v1.InstanceStatusR\x06status\x12-\n" +
 	"\x12started_generation\x18\x03 \x01(\x03R\x11startedGeneration\x12%\n" +
 	"\x0estop_requested\x18\x04 \x01(\bR\rstopRequested\x12\x16\n" +
-	"\x06streak\x18\x05 \x01(\x05R\x06streak2Q\n" +
+	"\x06streak\x18\x05 \x01(\x05R\x06streak\x12!\n" +
+	"\fstarted_runs\x18\x06 \x01(\x05R\vstartedRuns\x128\n" +
+	"\vhealthcheck\x18\a \x01(\v2\x16.gantry.v1.HealthcheckR\vhealthcheck\x12\x16\n" +
+	"\x06joined\x18\b \x01(\tR\x06joined2Q\n" +
 	"\x12NodeSessionService\x12;\n" +
 	"\aSession\x12\x15.gantry.v1.NodeReport\x1a\x15.gantry.v1.NodeUpdate(\x010\x012\xce\a\n" +
 	"\vNodeService\x125\n" +
@@ -733,26 +764,27 @@ var file_gantry_v1_node_proto_goTypes = []any{
 	(*ContainerSpec)(nil),          // 16: gantry.v1.ContainerSpec
 	(*PortPublish)(nil),            // 17: gantry.v1.PortPublish
 	(*NetworkAttachment)(nil),      // 18: gantry.v1.NetworkAttachment
-	(*LogsRequest)(nil),            // 19: gantry.v1.LogsRequest
-	(*ExecInput)(nil),              // 20: gantry.v1.ExecInput
-	(*StatsRequest)(nil),           // 21: gantry.v1.StatsRequest
-	(*KillRequest)(nil),            // 22: gantry.v1.KillRequest
-	(*InstanceTarget)(nil),         // 23: gantry.v1.InstanceTarget
-	(*CopyChunk)(nil),              // 24: gantry.v1.CopyChunk
-	(*CopyFromRequest)(nil),        // 25: gantry.v1.CopyFromRequest
-	(*VolumeTarget)(nil),           // 26: gantry.v1.VolumeTarget
-	(*InfoRequest)(nil),            // 27: gantry.v1.InfoRequest
-	(*DiskUsageRequest)(nil),       // 28: gantry.v1.DiskUsageRequest
-	(*LogEntry)(nil),               // 29: gantry.v1.LogEntry
-	(*ExecOutput)(nil),             // 30: gantry.v1.ExecOutput
-	(*StatsResponse)(nil),          // 31: gantry.v1.StatsResponse
-	(*InstanceActionResponse)(nil), // 32: gantry.v1.InstanceActionResponse
-	(*TopResponse)(nil),            // 33: gantry.v1.TopResponse
-	(*DiffResponse)(nil),           // 34: gantry.v1.DiffResponse
-	(*VolumeView)(nil),             // 35: gantry.v1.VolumeView
-	(*RemoveVolumeResponse)(nil),   // 36: gantry.v1.RemoveVolumeResponse
-	(*InfoResponse)(nil),           // 37: gantry.v1.InfoResponse
-	(*DiskUsageResponse)(nil),      // 38: gantry.v1.DiskUsageResponse
+	(*Healthcheck)(nil),            // 19: gantry.v1.Healthcheck
+	(*LogsRequest)(nil),            // 20: gantry.v1.LogsRequest
+	(*ExecInput)(nil),              // 21: gantry.v1.ExecInput
+	(*StatsRequest)(nil),           // 22: gantry.v1.StatsRequest
+	(*KillRequest)(nil),            // 23: gantry.v1.KillRequest
+	(*InstanceTarget)(nil),         // 24: gantry.v1.InstanceTarget
+	(*CopyChunk)(nil),              // 25: gantry.v1.CopyChunk
+	(*CopyFromRequest)(nil),        // 26: gantry.v1.CopyFromRequest
+	(*VolumeTarget)(nil),           // 27: gantry.v1.VolumeTarget
+	(*InfoRequest)(nil),            // 28: gantry.v1.InfoRequest
+	(*DiskUsageRequest)(nil),       // 29: gantry.v1.DiskUsageRequest
+	(*LogEntry)(nil),               // 30: gantry.v1.LogEntry
+	(*ExecOutput)(nil),             // 31: gantry.v1.ExecOutput
+	(*StatsResponse)(nil),          // 32: gantry.v1.StatsResponse
+	(*InstanceActionResponse)(nil), // 33: gantry.v1.InstanceActionResponse
+	(*TopResponse)(nil),            // 34: gantry.v1.TopResponse
+	(*DiffResponse)(nil),           // 35: gantry.v1.DiffResponse
+	(*VolumeView)(nil),             // 36: gantry.v1.VolumeView
+	(*RemoveVolumeResponse)(nil),   // 37: gantry.v1.RemoveVolumeResponse
+	(*InfoResponse)(nil),           // 38: gantry.v1.InfoResponse
+	(*DiskUsageResponse)(nil),      // 39: gantry.v1.DiskUsageResponse
 }
 var file_gantry_v1_node_proto_depIdxs = []int32{
 	1,  // 0: gantry.v1.NodeReport.hello:type_name -> gantry.v1.NodeHello
@@ -773,44 +805,45 @@ var file_gantry_v1_node_proto_depIdxs = []int32{
 	18, // 15: gantry.v1.ServiceEndpoints.attachments:type_name -> gantry.v1.NetworkAttachment
 	3,  // 16: gantry.v1.InstanceRecord.assignment:type_name -> gantry.v1.Assignment
 	10, // 17: gantry.v1.InstanceRecord.status:type_name -> gantry.v1.InstanceStatus
-	12, // 18: gantry.v1.Assignment.VolumesEntry.value:type_name -> gantry.v1.Volume
-	0,  // 19: gantry.v1.NodeSessionService.Session:input_type -> gantry.v1.NodeReport
-	19, // 20: gantry.v1.NodeService.Logs:input_type -> gantry.v1.LogsRequest
-	20, // 21: gantry.v1.NodeService.Exec:input_type -> gantry.v1.ExecInput
-	20, // 22: gantry.v1.NodeService.Attach:input_type -> gantry.v1.ExecInput
-	21, // 23: gantry.v1.NodeService.Stats:input_type -> gantry.v1.StatsRequest
-	22, // 24: gantry.v1.NodeService.Kill:input_type -> gantry.v1.KillRequest
-	23, // 25: gantry.v1.NodeService.Pause:input_type -> gantry.v1.InstanceTarget
-	23, // 26: gantry.v1.NodeService.Unpause:input_type -> gantry.v1.InstanceTarget
-	23, // 27: gantry.v1.NodeService.Top:input_type -> gantry.v1.InstanceTarget
-	23, // 28: gantry.v1.NodeService.Diff:input_type -> gantry.v1.InstanceTarget
-	24, // 29: gantry.v1.NodeService.CopyTo:input_type -> gantry.v1.CopyChunk
-	25, // 30: gantry.v1.NodeService.CopyFrom:input_type -> gantry.v1.CopyFromRequest
-	26, // 31: gantry.v1.NodeService.InspectVolume:input_type -> gantry.v1.VolumeTarget
-	26, // 32: gantry.v1.NodeService.RemoveVolume:input_type -> gantry.v1.VolumeTarget
-	27, // 33: gantry.v1.NodeService.Info:input_type -> gantry.v1.InfoRequest
-	28, // 34: gantry.v1.NodeService.DiskUsage:input_type -> gantry.v1.DiskUsageRequest
-	2,  // 35: gantry.v1.NodeSessionService.Session:output_type -> gantry.v1.NodeUpdate
-	29, // 36: gantry.v1.NodeService.Logs:output_type -> gantry.v1.LogEntry
-	30, // 37: gantry.v1.NodeService.Exec:output_type -> gantry.v1.ExecOutput
-	30, // 38: gantry.v1.NodeService.Attach:output_type -> gantry.v1.ExecOutput
-	31, // 39: gantry.v1.NodeService.Stats:output_type -> gantry.v1.StatsResponse
-	32, // 40: gantry.v1.NodeService.Kill:output_type -> gantry.v1.InstanceActionResponse
-	32, // 41: gantry.v1.NodeService.Pause:output_type -> gantry.v1.InstanceActionResponse
-	32, // 42: gantry.v1.NodeService.Unpause:output_type -> gantry.v1.InstanceActionResponse
-	33, // 43: gantry.v1.NodeService.Top:output_type -> gantry.v1.TopResponse
-	34, // 44: gantry.v1.NodeService.Diff:output_type -> gantry.v1.DiffResponse
-	32, // 45: gantry.v1.NodeService.CopyTo:output_type -> gantry.v1.InstanceActionResponse
-	24, // 46: gantry.v1.NodeService.CopyFrom:output_type -> gantry.v1.CopyChunk
-	35, // 47: gantry.v1.NodeService.InspectVolume:output_type -> gantry.v1.VolumeView
-	36, // 48: gantry.v1.NodeService.RemoveVolume:output_type -> gantry.v1.RemoveVolumeResponse
-	37, // 49: gantry.v1.NodeService.Info:output_type -> gantry.v1.InfoResponse
-	38, // 50: gantry.v1.NodeService.DiskUsage:output_type -> gantry.v1.DiskUsageResponse
-	35, // [35:51] is the sub-list for method output_type
-	19, // [19:35] is the sub-list for method input_type
-	19, // [19:19] is the sub-list for extension type_name
-	19, // [19:19] is the sub-list for extension extendee
-	0,  // [0:19] is the sub-list for field type_name
+	19, // 18: gantry.v1.InstanceRecord.healthcheck:type_name -> gantry.v1.Healthcheck
+	12, // 19: gantry.v1.Assignment.VolumesEntry.value:type_name -> gantry.v1.Volume
+	0,  // 20: gantry.v1.NodeSessionService.Session:input_type -> gantry.v1.NodeReport
+	20, // 21: gantry.v1.NodeService.Logs:input_type -> gantry.v1.LogsRequest
+	21, // 22: gantry.v1.NodeService.Exec:input_type -> gantry.v1.ExecInput
+	21, // 23: gantry.v1.NodeService.Attach:input_type -> gantry.v1.ExecInput
+	22, // 24: gantry.v1.NodeService.Stats:input_type -> gantry.v1.StatsRequest
+	23, // 25: gantry.v1.NodeService.Kill:input_type -> gantry.v1.KillRequest
+	24, // 26: gantry.v1.NodeService.Pause:input_type -> gantry.v1.InstanceTarget
+	24, // 27: gantry.v1.NodeService.Unpause:input_type -> gantry.v1.InstanceTarget
+	24, // 28: gantry.v1.NodeService.Top:input_type -> gantry.v1.InstanceTarget
+	24, // 29: gantry.v1.NodeService.Diff:input_type -> gantry.v1.InstanceTarget
+	25, // 30: gantry.v1.NodeService.CopyTo:input_type -> gantry.v1.CopyChunk
+	26, // 31: gantry.v1.NodeService.CopyFrom:input_type -> gantry.v1.CopyFromRequest
+	27, // 32: gantry.v1.NodeService.InspectVolume:input_type -> gantry.v1.VolumeTarget
+	27, // 33: gantry.v1.NodeService.RemoveVolume:input_type -> gantry.v1.VolumeTarget
+	28, // 34: gantry.v1.NodeService.Info:input_type -> gantry.v1.InfoRequest
+	29, // 35: gantry.v1.NodeService.DiskUsage:input_type -> gantry.v1.DiskUsageRequest
+	2,  // 36: gantry.v1.NodeSessionService.Session:output_type -> gantry.v1.NodeUpdate
+	30, // 37: gantry.v1.NodeService.Logs:output_type -> gantry.v1.LogEntry
+	31, // 38: gantry.v1.NodeService.Exec:output_type -> gantry.v1.ExecOutput
+	31, // 39: gantry.v1.NodeService.Attach:output_type -> gantry.v1.ExecOutput
+	32, // 40: gantry.v1.NodeService.Stats:output_type -> gantry.v1.StatsResponse
+	33, // 41: gantry.v1.NodeService.Kill:output_type -> gantry.v1.InstanceActionResponse
+	33, // 42: gantry.v1.NodeService.Pause:output_type -> gantry.v1.InstanceActionResponse
+	33, // 43: gantry.v1.NodeService.Unpause:output_type -> gantry.v1.InstanceActionResponse
+	34, // 44: gantry.v1.NodeService.Top:output_type -> gantry.v1.TopResponse
+	35, // 45: gantry.v1.NodeService.Diff:output_type -> gantry.v1.DiffResponse
+	33, // 46: gantry.v1.NodeService.CopyTo:output_type -> gantry.v1.InstanceActionResponse
+	25, // 47: gantry.v1.NodeService.CopyFrom:output_type -> gantry.v1.CopyChunk
+	36, // 48: gantry.v1.NodeService.InspectVolume:output_type -> gantry.v1.VolumeView
+	37, // 49: gantry.v1.NodeService.RemoveVolume:output_type -> gantry.v1.RemoveVolumeResponse
+	38, // 50: gantry.v1.NodeService.Info:output_type -> gantry.v1.InfoResponse
+	39, // 51: gantry.v1.NodeService.DiskUsage:output_type -> gantry.v1.DiskUsageResponse
+	36, // [36:52] is the sub-list for method output_type
+	20, // [20:36] is the sub-list for method input_type
+	20, // [20:20] is the sub-list for extension type_name
+	20, // [20:20] is the sub-list for extension extendee
+	0,  // [0:20] is the sub-list for field type_name
 }
 
 func init() { file_gantry_v1_node_proto_init() }
