@@ -19,6 +19,7 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
 	gantryv1 "github.com/gantryd/gantry/api/gen/gantry/v1"
+	"github.com/gantryd/gantry/engine/embedded"
 	"github.com/gantryd/gantry/engine/inroot"
 	"github.com/gantryd/gantry/engine/ocispec"
 	"github.com/gantryd/gantry/fault"
@@ -213,6 +214,7 @@ func (e *Engine) createRecord(ctx context.Context, c *container, spec *specs.Spe
 	}
 	record := containers.Container{
 		ID: c.ID, Spec: encoded, Runtime: containers.RuntimeInfo{Name: "io.containerd.runc.v2"},
+		SandboxID: embedded.SandboxID,
 	}
 	if c.Rootfs == "" {
 		record.Snapshotter, record.SnapshotKey = snapshotter, c.ID

@@ -58,9 +58,12 @@ type Engine struct {
 	server *embedded.Server
 	client *containerd.Client
 	cgroup cgroups
-	images imageCache
-	hub    hub
-	spools *jsonlog.Watcher
+	shims  shims
+	// runtime is the program that containerd takes for a shim's.
+	runtime string
+	images  imageCache
+	hub     hub
+	spools  *jsonlog.Watcher
 
 	// ctx ends with Close; group holds everything that runs in the background.
 	ctx    context.Context
@@ -85,10 +88,7 @@ func Open(ctx context.Context, o Options) (*Engine, error) {
 		return nil, err
 	}
 	ended := e.endedMeanwhile()
-	e.server, err = embedded.Start(ctx, embedded.Options{
-		Root: filepath.Join(o.Root, "containerd"), Run: o.Run, Logger: o.Logger,
-	})
-	if err != nil {
+	if err := e.startContainerd(ctx); err != nil {
 		return nil, err
 	}
 	e.ctx, e.cancel = context.WithCancel(e.Context(context.WithoutCancel(ctx)))
@@ -100,6 +100,25 @@ func Open(ctx context.Context, o Options) (*Engine, error) {
 		return nil, errors.Join(err, e.Close())
 	}
 	return e, nil
+}
+
+// startContainerd starts containerd, and before it what it needs of shims.
+func (e *Engine) startContainerd(ctx context.Context) error {
+	var err error
+	if e.runtime, err = e.writeRuntime(ctx); err != nil {
+		return err
+	}
+	used := e.usedShims()
+	e.server, err = embedded.Start(ctx, embedded.Options{
+		Root: filepath.Join(e.o.Root, "containerd"), Run: e.o.Run, Runtime: e.runtime, Logger: e.o.Logger,
+	})
+	if err != nil {
+		return err
+	}
+	if err := e.openShims(used); err != nil {
+		return errors.Join(err, e.server.Close())
+	}
+	return nil
 }
 
 func (o Options) withDefaults() (Options, error) {
@@ -132,7 +151,7 @@ func (o Options) withDefaults() (Options, error) {
 // Close stops the engine. Containers keep running.
 func (e *Engine) Close() error {
 	e.cancel()
-	err := e.server.Close()
+	err := errors.Join(e.shims.pool.Close(), e.server.Close())
 	err = errors.Join(err, e.group.Wait())
 	e.mu.Lock()
 	defer e.mu.Unlock()

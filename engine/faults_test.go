@@ -61,11 +61,11 @@ func awaitLine(t *testing.T, e *engine.Engine, id, line string) {
 func TestForkBombStaysInItsContainer(t *testing.T) {
 	e := enginetest.Open(t)
 	image := enginetest.BusyboxImage(t, e)
-	spec := enginetest.Spec(image, `echo up; b() { b | b & }; while :; do b; sleep 0.05; done`)
+	spec := enginetest.Spec(image, `echo up; b() { b | b & }; (while :; do b; sleep 0.05; done) & exec sleep 1000`)
 	spec.Resources = &gantryv1.Resources{Pids: 20}
 	id := enginetest.Run(t, e, "bomb", spec)
 	awaitLine(t, e, id, "up\n")
-	// Others start meanwhile.
+	// Others start meanwhile. The bomb is not the first process: a shell ends when it cannot fork.
 	other := enginetest.Run(t, e, "other", enginetest.Spec(image, "exit 0"))
 	enginetest.AwaitExit(t, e, other)
 	if s, err := e.Stats(t.Context(), id); err != nil || s.Pids > 20 {

@@ -209,7 +209,7 @@ func TestContainersOfAGroupShareAShim(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if n := len(shims(t, o)); n != 1 {
+	if n := sharedShims(o, "a", "b", "c"); n != 1 {
 		t.Errorf("%d shims", n)
 	}
 	// One ends; the others do not notice.

@@ -82,6 +82,7 @@ func (e *Engine) adoptTask(ctx context.Context, c *container, task *tasktypes.Pr
 		e.clearTask(ctx, c.ID) // killed between making and starting the process
 		return
 	}
+	e.shims.adopted(c, embedded.Shim(e.o.Run, Namespace, c.ID))
 	r := newRun()
 	r.pid = task.Pid
 	close(r.started)

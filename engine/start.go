@@ -17,6 +17,8 @@ import (
 	"github.com/containerd/ttrpc"
 	"github.com/containerd/typeurl/v2"
 
+	"github.com/gantryd/gantry/engine/embedded"
+	"github.com/gantryd/gantry/engine/shimpool"
 	"github.com/gantryd/gantry/fault"
 )
 
@@ -37,6 +39,7 @@ func (e *Engine) Start(ctx context.Context, id string) (pid uint32, err error) {
 	}
 	ctx, cancel := context.WithTimeout(e.Context(context.WithoutCancel(ctx)), startLimit)
 	defer cancel()
+	defer e.shims.starting()()
 	r := newRun()
 	if err := e.prepareRun(c, r); err != nil {
 		return 0, err
@@ -95,32 +98,53 @@ func (e *Engine) prepareRun(c *container, r *run) error {
 const shimAttempts = 5
 
 // createTaskInLiveShim creates the task. The shim of a group ends with the last container in it, which may be while another
-// one is on its way into it; that one finds the connection closed and gets a new shim.
+// one is on its way into it, and an idle shim may have been killed; the connection is found closed then, and another shim
+// is taken.
 func (e *Engine) createTaskInLiveShim(ctx context.Context, c *container) (uint32, error) {
+	address := ""
 	for attempt := 1; ; attempt++ {
-		pid, err := e.createTask(ctx, c)
-		if err == nil || c.Group == "" || attempt == shimAttempts || !shimGone(err) {
+		var err error
+		if address, err = e.shims.take(ctx, c, address); err != nil {
+			return 0, err
+		}
+		pid, err := e.createTask(ctx, c, address)
+		if err == nil || attempt == shimAttempts || !e.shimGone(err) {
+			if err != nil {
+				e.giveUpShim(c, address)
+			}
 			return pid, err
 		}
-		e.log.Debug("the group's shim ended, starting another", "container", c.ID, "group", c.Group, "error", err)
+		e.log.Debug("a shim ended, another is taken", "container", c.ID, "group", c.Group, "error", err)
 	}
 }
 
-func shimGone(err error) bool {
-	return errors.Is(err, ttrpc.ErrClosed) || strings.Contains(err.Error(), ttrpc.ErrClosed.Error()) ||
-		strings.Contains(err.Error(), "connection refused")
+// giveUpShim ends a shim that nothing came into. containerd does that too, if it got as far as to the shim.
+func (e *Engine) giveUpShim(c *container, address string) {
+	if c.Group != "" {
+		address = e.shims.leave(c)
+	}
+	if address != "" {
+		e.shims.pool.End(address)
+	}
+}
+
+func (e *Engine) shimGone(err error) bool {
+	text := err.Error()
+	return errors.Is(err, ttrpc.ErrClosed) || strings.Contains(text, ttrpc.ErrClosed.Error()) ||
+		strings.Contains(text, "dial unix "+embedded.SocketDir(e.o.Run))
 }
 
 // createTask makes the container's process, which then waits to be started.
-func (e *Engine) createTask(ctx context.Context, c *container) (uint32, error) {
+func (e *Engine) createTask(ctx context.Context, c *container, shim string) (uint32, error) {
 	opts, err := typeurl.MarshalAnyToProto(&options.Options{
-		BinaryName: filepath.Join(e.o.Helpers, runcBinary), Root: filepath.Join(e.o.Run, "runc"),
+		BinaryName: filepath.Join(e.o.Helpers, runcBinary), Root: e.runcRoot(),
 	})
 	if err != nil {
 		return 0, err
 	}
 	req := &tasks.CreateTaskRequest{
-		ContainerID: c.ID, Options: opts, Terminal: c.Tty, RuntimePath: filepath.Join(e.o.Helpers, shimBinary),
+		ContainerID: c.ID, Options: opts, Terminal: c.Tty, RuntimePath: e.runtime,
+		TaskApiAddress: shimpool.Protocol + shim, TaskApiVersion: shimpool.Version,
 	}
 	req.Stdout, req.Stderr = c.log.Spools()
 	if c.Tty {
@@ -171,6 +195,7 @@ func (e *Engine) begin(c *container, r *run) {
 func (e *Engine) abandon(ctx context.Context, c *container, r *run, created bool) {
 	r.failed = true
 	close(r.started)
+	e.shims.leave(c)
 	if created {
 		_, err := e.client.TaskService().Delete(ctx, &tasks.DeleteTaskRequest{ContainerID: c.ID})
 		if err != nil && !errdefs.IsNotFound(errgrpc.ToNative(err)) {
@@ -281,6 +306,7 @@ func (e *Engine) reap(c *container, r *run) {
 	ctx, cancel := context.WithTimeout(e.ctx, startLimit)
 	defer cancel()
 	r.stdin.close()
+	e.shims.leave(c)
 	_, err := e.client.TaskService().Delete(ctx, &tasks.DeleteTaskRequest{ContainerID: c.ID})
 	if err := errgrpc.ToNative(err); err != nil && !errdefs.IsNotFound(err) && ctx.Err() == nil {
 		e.log.Warn("a container's task cannot be deleted", "container", c.ID, "error", err)

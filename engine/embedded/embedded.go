@@ -35,6 +35,8 @@ const maxSocketDir = 42
 type Options struct {
 	Root string // persistent: content, snapshots, metadata
 	Run  string // volatile: sockets, bundles of running containers
+	// Runtime is the program that clears away after a shim, for containers whose record says no other.
+	Runtime string
 	// Logger gets the server's warnings.
 	Logger *slog.Logger
 }
@@ -57,7 +59,7 @@ func Start(ctx context.Context, o Options) (*Server, error) {
 	if err := prepareDirectories(o); err != nil {
 		return nil, err
 	}
-	s := &Server{address: filepath.Join(o.Run, "containerd.sock"), logger: forwardingEntry(o.Logger)}
+	s := &Server{address: Socket(o.Run), logger: forwardingEntry(o.Logger)}
 	ctx, s.cancel = context.WithCancel(s.Context(context.WithoutCancel(ctx)))
 	s.grpc = grpc.NewServer(
 		grpc.MaxRecvMsgSize(defaults.DefaultMaxRecvMsgSize), grpc.MaxSendMsgSize(defaults.DefaultMaxSendMsgSize),
@@ -94,6 +96,9 @@ func (s *Server) start(ctx context.Context, o Options) error {
 	return nil
 }
 
+// Socket returns the path of the gRPC socket of a server.
+func Socket(run string) string { return filepath.Join(run, "containerd.sock") }
+
 // Client returns a client that calls the server's services directly. Contexts given to it carry a namespace.
 func (s *Server) Client() *containerd.Client { return s.client }
 
@@ -114,7 +119,7 @@ func (s *Server) Close() error {
 }
 
 func prepareDirectories(o Options) error {
-	sockets := socketDir(o)
+	sockets := SocketDir(o.Run)
 	if len(sockets) > maxSocketDir {
 		return fault.New(fault.Invalid, "the run directory %s is too long for Unix sockets (%d bytes, at most %d)",
 			o.Run, len(o.Run), maxSocketDir-len("/s")).WithHint("choose a shorter one: gantryd --run /run/NAME")

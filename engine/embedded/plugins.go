@@ -20,7 +20,6 @@ import (
 	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/containerd/v2/core/introspection"
 	"github.com/containerd/containerd/v2/core/leases"
-	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/containerd/v2/plugins"
 	services "github.com/containerd/containerd/v2/plugins/services"
@@ -33,7 +32,6 @@ import (
 	_ "github.com/containerd/containerd/v2/plugins/gc"
 	_ "github.com/containerd/containerd/v2/plugins/leases"
 	_ "github.com/containerd/containerd/v2/plugins/metadata"
-	_ "github.com/containerd/containerd/v2/plugins/mount"
 	_ "github.com/containerd/containerd/v2/plugins/services/containers"
 	_ "github.com/containerd/containerd/v2/plugins/services/content"
 	_ "github.com/containerd/containerd/v2/plugins/services/diff"
@@ -49,11 +47,12 @@ import (
 	_ "github.com/containerd/containerd/v2/plugins/snapshots/overlay/plugin"
 )
 
-// pluginTypes are the kinds that are started. Other packages of the program may register more; those stay off.
+// pluginTypes are the kinds that are started. Other packages of the program may register more; those stay off. So does
+// the mount manager: overlay and bind mounts need none, and with it every start asks the shim for what it can mount.
 func pluginTypes() []plugin.Type {
 	return []plugin.Type{
 		plugins.ContentPlugin, plugins.DiffPlugin, plugins.EventPlugin, plugins.GCPlugin, plugins.GRPCPlugin,
-		plugins.LeasePlugin, plugins.MetadataPlugin, plugins.MountHandlerPlugin, plugins.MountManagerPlugin,
+		plugins.LeasePlugin, plugins.MetadataPlugin,
 		plugins.RuntimePluginV2, plugins.ServicePlugin, plugins.ShimPlugin, plugins.SnapshotPlugin,
 		plugins.TTRPCPlugin, plugins.WarningPlugin,
 	}
@@ -133,7 +132,7 @@ func (s *Server) connect(ic *plugin.InitContext) error {
 		return pluginError("services", err)
 	}
 	single := map[plugin.Type]any{}
-	for _, t := range []plugin.Type{plugins.EventPlugin, plugins.LeasePlugin, plugins.MountManagerPlugin} {
+	for _, t := range []plugin.Type{plugins.EventPlugin, plugins.LeasePlugin} {
 		if single[t], err = ic.GetSingle(t); err != nil {
 			return pluginError(string(t), err)
 		}
@@ -141,7 +140,6 @@ func (s *Server) connect(ic *plugin.InitContext) error {
 	s.client, err = containerd.New("", containerd.WithServices(
 		containerd.WithEventService(single[plugins.EventPlugin].(containerd.EventService)),
 		containerd.WithLeasesService(single[plugins.LeasePlugin].(leases.Manager)),
-		containerd.WithMountManager(single[plugins.MountManagerPlugin].(mount.Manager)),
 		containerd.WithContentStore(byID[services.ContentService].(content.Store)),
 		containerd.WithImageClient(byID[services.ImagesService].(imagesapi.ImagesClient)),
 		containerd.WithSnapshotters(byID[services.SnapshotsService].(map[string]snapshots.Snapshotter)),

@@ -1,0 +1,86 @@
+package engine_test
+
+import (
+	"os"
+	"path/filepath"
+	"slices"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/gantryd/gantry/engine"
+	"github.com/gantryd/gantry/engine/embedded"
+	"github.com/gantryd/gantry/engine/enginetest"
+)
+
+// sharedShims counts the shims that containers are in.
+func sharedShims(o engine.Options, ids ...string) int {
+	addresses := map[string]bool{}
+	for _, id := range ids {
+		addresses[embedded.Shim(o.Run, engine.Namespace, id)] = true
+	}
+	return len(addresses)
+}
+
+// awaitShims waits until so many shims of an engine run.
+func awaitShims(t *testing.T, o engine.Options, want int) {
+	t.Helper()
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for end := time.After(enginetest.Wait); ; {
+		n := len(shims(t, o))
+		if n == want {
+			return
+		}
+		select {
+		case <-tick.C:
+		case <-end:
+			t.Fatalf("%d shims, want %d", n, want)
+		}
+	}
+}
+
+func TestIdleShimsEndWithTheEngine(t *testing.T) {
+	o := prepareCrash(t, map[string]string{"c": "sleep 1000"})
+	awaitShims(t, o, 0)
+	// A killed engine leaves its idle shims behind, and one with a container.
+	d := startDaemon(t, o)
+	d.do(t, "start", "c")
+	awaitShims(t, o, 3)
+	d.kill()
+	left := shims(t, o)
+	e := enginetest.OpenAt(t, o)
+	awaitShims(t, o, 3)
+	kept := slices.DeleteFunc(shims(t, o), func(pid int) bool { return !slices.Contains(left, pid) })
+	if len(kept) != 1 {
+		t.Errorf("of the shims %v, those kept are %v", left, kept)
+	}
+	if out, code := exec(t, e, "c", "echo ok"); out != "ok\n" || code != 0 {
+		t.Errorf("%q, %d", out, code)
+	}
+	enginetest.Close(t, e)
+	awaitShims(t, o, 0)
+	for _, dir := range []string{"s", "shims"} {
+		entries, err := os.ReadDir(filepath.Join(o.Run, dir))
+		if err != nil || len(entries) > 1 { // the directory of the last container's shim may be left
+			t.Errorf("%s: %v %v", dir, entries, err)
+		}
+	}
+}
+
+func TestAnIdleShimThatDiedIsReplaced(t *testing.T) {
+	o := prepareCrash(t, map[string]string{"c": "sleep 1000"})
+	e := enginetest.OpenAt(t, o)
+	defer enginetest.Close(t, e)
+	awaitShims(t, o, 2)
+	for _, pid := range shims(t, o) {
+		if err := unix.Kill(pid, unix.SIGKILL); err != nil {
+			t.Fatal(err)
+		}
+	}
+	awaitShims(t, o, 0)
+	if _, err := e.Start(t.Context(), "c"); err != nil {
+		t.Error(err)
+	}
+}
