@@ -1567,8 +1567,10 @@ type InstanceStatus struct {
 	Address6 string         `protobuf:"bytes,17,opt,name=address6,proto3" json:"address6,omitempty"`
 	// Restart generation the running process belongs to.
 	RestartGeneration int64 `protobuf:"varint,18,opt,name=restart_generation,json=restartGeneration,proto3" json:"restart_generation,omitempty"`
-	unknownFields     protoimpl.UnknownFields
-	sizeCache         protoimpl.SizeCache
+	// Restarts in a row without a stable run between.
+	Streak        int32 `protobuf:"varint,19,opt,name=streak,proto3" json:"streak,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *InstanceStatus) Reset() {
@@ -1723,6 +1725,13 @@ func (x *InstanceStatus) GetAddress6() string {
 func (x *InstanceStatus) GetRestartGeneration() int64 {
 	if x != nil {
 		return x.RestartGeneration
+	}
+	return 0
+}
+
+func (x *InstanceStatus) GetStreak() int32 {
+	if x != nil {
+		return x.Streak
 	}
 	return 0
 }
@@ -2365,7 +2374,7 @@ const file_gantry_v1_app_proto_rawDesc = "" +
 	"\x13DESIRED_UNSPECIFIED\x10\x00\x12\x13\n" +
 	"\x0fDESIRED_RUNNING\x10\x01\x12\x13\n" +
 	"\x0fDESIRED_STOPPED\x10\x02\x12\x13\n" +
-	"\x0fDESIRED_REMOVED\x10\x03\"\xfa\a\n" +
+	"\x0fDESIRED_REMOVED\x10\x03\"\x92\b\n" +
 	"\x0eInstanceStatus\x12#\n" +
 	"\x04meta\x18\x01 \x01(\v2\x0f.gantry.v1.MetaR\x04meta\x12\x12\n" +
 	"\x04node\x18\x02 \x01(\tR\x04node\x125\n" +
@@ -2388,7 +2397,8 @@ const file_gantry_v1_app_proto_rawDesc = "" +
 	"\brestarts\x18\x0f \x01(\x05R\brestarts\x12,\n" +
 	"\x05ports\x18\x10 \x03(\v2\x16.gantry.v1.PortPublishR\x05ports\x12\x1a\n" +
 	"\baddress6\x18\x11 \x01(\tR\baddress6\x12-\n" +
-	"\x12restart_generation\x18\x12 \x01(\x03R\x11restartGeneration\"\xf1\x01\n" +
+	"\x12restart_generation\x18\x12 \x01(\x03R\x11restartGeneration\x12\x16\n" +
+	"\x06streak\x18\x13 \x01(\x05R\x06streak\"\xf1\x01\n" +
 	"\x05Phase\x12\x15\n" +
 	"\x11PHASE_UNSPECIFIED\x10\x00\x12\x11\n" +
 	"\rPHASE_PENDING\x10\x01\x12\x11\n" +
