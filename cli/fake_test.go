@@ -25,7 +25,7 @@ import (
 func itoa(n int) string { return strconv.Itoa(n) }
 
 // fake is a daemon without containers. What an image is called says what becomes of it: "broken" fails, "slow" never
-// gets ready, "missing" is in no registry; all else runs at once.
+// gets ready, "crashing" runs and then fails, "missing" is in no registry; all else runs at once.
 type fake struct {
 	mu      sync.Mutex
 	calls   []string
@@ -169,6 +169,8 @@ func (f fakeApps) service(app, name string, spec *gantryv1.ServiceSpec, settled 
 		v.Ready, v.Converged, v.Waiting = 0, false, "waits for "+spec.GetDependsOn()[0].GetService()+" to be healthy"
 	case image == "slow":
 		v.Ready, v.Converged, v.Waiting = 0, false, "waits for a miracle\x1b[2J"
+	case image == "crashing" && settled:
+		v.Ready, v.Converged, v.Failure = 0, false, "web.1 keeps exiting, last with code 3, after 3 restarts"
 	case image == "broken" && settled:
 		v.Ready, v.Converged, v.Failure = 0, false, "exited with code 3, 5 times in a row"
 	case image == "broken":
@@ -181,6 +183,9 @@ func (f fakeApps) instance(app, service string, slot int32, spec *gantryv1.Conta
 	st := &gantryv1.InstanceStatus{
 		Phase: gantryv1.InstanceStatus_PHASE_RUNNING, Health: gantryv1.InstanceStatus_HEALTH_HEALTHY, Address: "10.64.0." + itoa(int(slot)),
 		StartedAt: timestamppb.New(start),
+	}
+	if spec.GetImage() == "crashing" {
+		st.Health, st.StartedAt = gantryv1.InstanceStatus_HEALTH_UNSPECIFIED, timestamppb.Now()
 	}
 	if spec.GetImage() == "broken" {
 		st.Phase, st.Health, st.ExitCode = gantryv1.InstanceStatus_PHASE_RESTARTING, 0, 3

@@ -181,7 +181,11 @@ func (s *session) setStopped(ctx context.Context, l lifecycle, words []string, s
 		if err != nil {
 			return err
 		}
-		if err := s.settle(ctx, l, app, t.services[app], stopped); err != nil {
+		w := appwait.Wait{App: app, Services: t.services[app], Work: "starting", Settle: true}
+		if stopped {
+			w.Work, w.Done = "stopping", appwait.Stopped
+		}
+		if err := s.arrive(ctx, l, w); err != nil {
 			return err
 		}
 	}
@@ -195,8 +199,8 @@ func (s *session) setStopped(ctx context.Context, l lifecycle, words []string, s
 	})
 }
 
-// settle waits until services are where they were sent.
-func (s *session) settle(ctx context.Context, l lifecycle, app string, services []string, stopped bool) error {
+// arrive waits until services are where they were sent.
+func (s *session) arrive(ctx context.Context, l lifecycle, w appwait.Wait) error {
 	if l.detach {
 		return nil
 	}
@@ -204,10 +208,7 @@ func (s *session) settle(ctx context.Context, l lifecycle, app string, services 
 	if err != nil {
 		return err
 	}
-	w := appwait.Wait{App: app, Services: services, Timeout: timeout, Work: "starting"}
-	if stopped {
-		w.Work, w.Done = "stopping", appwait.Stopped
-	}
+	w.Timeout = timeout
 	return s.await(ctx, w)
 }
 
@@ -236,7 +237,7 @@ func (s *session) restartCommand() *cobra.Command {
 				if err != nil {
 					return err
 				}
-				if err := s.settle(ctx, l, app, t.services[app], false); err != nil {
+				if err := s.arrive(ctx, l, appwait.Wait{App: app, Services: t.services[app], Work: "starting", Settle: true}); err != nil {
 					return err
 				}
 			}
@@ -502,7 +503,7 @@ func (s *session) scaleCommand() *cobra.Command {
 			for name := range replicas {
 				names = append(names, name)
 			}
-			return s.settle(cmd.Context(), l, app, names, false)
+			return s.arrive(cmd.Context(), l, appwait.Wait{App: app, Services: names, Work: "starting"})
 		},
 	}
 	s.compose.register(cmd.Flags(), "f", "p")
@@ -531,7 +532,7 @@ func (s *session) rollbackCommand() *cobra.Command {
 				return err
 			}
 			s.say("service %q goes back to release %d", args[0], got.GetRelease())
-			return s.settle(cmd.Context(), l, app, args, false)
+			return s.arrive(cmd.Context(), l, appwait.Wait{App: app, Services: args, Work: "starting"})
 		},
 	}
 	s.compose.register(cmd.Flags(), "f", "p")

@@ -94,7 +94,7 @@ func (s *session) up(ctx context.Context, f upFlags, services []string) error {
 		return nil
 	}
 	begun := time.Now()
-	w := appwait.Wait{App: p.Name, Services: wanted, Timeout: timeout, Since: plan.GetRevision(), Work: "starting"}
+	w := appwait.Wait{App: p.Name, Services: wanted, Timeout: timeout, Since: plan.GetRevision(), Work: "starting", Settle: true}
 	if err := s.await(ctx, w); err != nil {
 		return err
 	}

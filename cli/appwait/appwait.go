@@ -46,8 +46,11 @@ type Wait struct {
 	Since int64
 	// Work that goes on if the user stops waiting: "starting".
 	Work string
-	// done decides on a view; nil means converged.
+	// Done decides on a view; nil means converged.
 	Done func([]*gantryv1.ServiceView) bool
+	// Settle holds the end back until containers without a health check have run for a moment, so that one that
+	// crashes at its start is not taken for one that runs.
+	Settle bool
 	// Services are to come up, so that a failure ends the wait.
 	coming bool
 }
@@ -75,6 +78,9 @@ func (s *Waiter) Await(ctx context.Context, w Wait) error {
 	case errors.Is(err, errReached):
 		return nil
 	case errors.Is(context.Cause(watch), errTimeout):
+		if w.coming && len(last) > 0 && converged(last) {
+			return nil // It was there, and still settling.
+		}
 		return notReady(w, last)
 	case ctx.Err() != nil:
 		s.Say("stopped waiting; app %q goes on %s", w.App, w.Work)
@@ -98,6 +104,7 @@ func (s *Waiter) follow(ctx context.Context, w Wait, show appDisplay) ([]*gantry
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return s.stream(ctx, w, views) })
 	var last []*gantryv1.ServiceView
+	j := &judge{wait: w, now: time.Now}
 	group.Go(func() error {
 		tick := time.NewTicker(100 * time.Millisecond)
 		defer tick.Stop()
@@ -109,27 +116,17 @@ func (s *Waiter) follow(ctx context.Context, w Wait, show appDisplay) ([]*gantry
 				show.tick()
 			case last = <-views:
 				show.update(last)
-				if err := decide(w, last); err != nil {
+				if err := j.hear(last); err != nil {
 					return err
 				}
+			}
+			if j.settled() {
+				return errReached
 			}
 		}
 	})
 	err := group.Wait()
 	return last, err
-}
-
-func decide(w Wait, views []*gantryv1.ServiceView) error {
-	for _, v := range views {
-		// What ends on purpose leaves others without what they need; that is no failure of the wait.
-		if w.coming && v.GetFailure() != "" {
-			return &failedService{v}
-		}
-	}
-	if w.Done(views) {
-		return errReached
-	}
-	return nil
 }
 
 // stream sends the views that matter, over restarts of the daemon.
