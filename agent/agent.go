@@ -55,7 +55,8 @@ type Agent struct {
 
 	// told is closed when the first server's update has arrived. Before it the agent knows nothing of names and networks, so
 	// that a container started now could reach what it must not.
-	told chan struct{}
+	told    chan struct{}
+	started chan struct{} // closed when Run has taken over; the handlers wait for it
 
 	mu      sync.Mutex
 	workers map[string]*worker
@@ -71,7 +72,7 @@ func New(o Options, p Parts) (*Agent, error) {
 	}
 	a := &Agent{
 		Parts: p, o: o, log: o.Logger, records: r, reports: newOutbox(), workers: map[string]*worker{},
-		told: make(chan struct{}),
+		told: make(chan struct{}), started: make(chan struct{}),
 	}
 	a.state = newEndpointState(p.Network, p.Discovery, o.Node)
 	return a, nil
@@ -90,10 +91,13 @@ func (a *Agent) Run(ctx context.Context) error {
 	}
 	events := a.Engine.Events(ctx)
 	group.Go(func() error { return a.dispatch(ctx, events) })
-	group.Go(func() error { return a.follow(ctx) })
+	group.Go(func() error { return a.state.run(ctx, a.log) })
+	// Known to the agent before a server is told what there is.
 	for _, rec := range recs {
 		a.start(rec)
 	}
+	close(a.started)
+	group.Go(func() error { return a.follow(ctx) })
 	return group.Wait()
 }
 

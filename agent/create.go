@@ -45,7 +45,26 @@ func (w *worker) create(ctx context.Context, as *gantryv1.Assignment) error {
 	if err := w.share(as, &req); err != nil {
 		return err
 	}
+	if err := w.noteMade(ctx, as); err != nil {
+		return err
+	}
 	return w.a.Engine.Create(ctx, req)
+}
+
+// noteMade records what the container is made from, before it is made: one without a record is removed at the next start.
+func (w *worker) noteMade(ctx context.Context, as *gantryv1.Assignment) error {
+	health, err := w.resolveHealthcheck(ctx, as.Spec)
+	if err != nil {
+		return err
+	}
+	joined, err := w.joins(as)
+	if err != nil {
+		return err
+	}
+	w.mu.Lock()
+	w.rec.Healthcheck, w.rec.Joined, w.rec.StartedRuns = health, joined, 0
+	w.mu.Unlock()
+	return w.save()
 }
 
 func (w *worker) haveImage(ctx context.Context, spec *gantryv1.ContainerSpec) error {
@@ -289,48 +308,117 @@ func (w *worker) attachNetwork(ctx context.Context, as *gantryv1.Assignment) (ne
 func (w *worker) join(ctx context.Context, as *gantryv1.Assignment, target string, req *engine.CreateRequest) error {
 	other := w.a.peer(as.Instance, target)
 	if other == nil {
-		return fault.New(fault.Unavailable, "%q, whose network is to be shared, does not run on this machine", target)
+		return errNoPeer(target, "network")
+	}
+	theirs := other.assignment().Spec
+	switch theirs.GetNetwork().GetKind() {
+	case gantryv1.NetworkMode_KIND_UNSPECIFIED, gantryv1.NetworkMode_KIND_BRIDGE:
+	default:
+		return fault.New(fault.Unsupported, "%q, whose network is to be shared, has none of its own", target).
+			WithHint("give %s a network of its own, or both the same network_mode", target)
 	}
 	at, err := w.a.Network.Attach(ctx, other.id, network.AttachOptions{})
 	if err != nil {
 		return err
 	}
 	req.Netns, req.ResolvConf = at.Netns, resolvConf(as.Spec, at.Gateway)
-	req.Hosts = hosts(other.assignment().Spec, other.id, at.IPv4, at.Gateway)
+	req.Hosts = hosts(theirs, other.id, at.IPv4, at.Gateway)
 	return nil
+}
+
+func errNoPeer(target, what string) error {
+	return fault.New(fault.Unavailable, "%q, whose %s is to be shared, does not run on this machine", target, what).WithHint("gantry ps -a")
+}
+
+// sharedNamespace is a namespace that the spec wants to share with another instance.
+type sharedNamespace struct{ kind, target string }
+
+func sharedNamespaces(spec *gantryv1.ContainerSpec) []sharedNamespace {
+	var out []sharedNamespace
+	switch n := spec.GetNetwork(); n.GetKind() {
+	case gantryv1.NetworkMode_KIND_SERVICE, gantryv1.NetworkMode_KIND_CONTAINER:
+		out = append(out, sharedNamespace{"net", n.GetTarget()})
+	}
+	for kind, mode := range map[string]string{"pid": spec.GetPidMode(), "ipc": spec.GetIpcMode()} {
+		if _, target, shared := strings.Cut(mode, ":"); shared {
+			out = append(out, sharedNamespace{kind, target})
+		}
+	}
+	return out
+}
+
+// joins names the instances whose namespaces are shared, and the processes for those namespaces that end with a process.
+func (w *worker) joins(as *gantryv1.Assignment) (string, error) {
+	var parts []string
+	for _, ns := range sharedNamespaces(as.Spec) {
+		other := w.a.peer(as.Instance, ns.target)
+		if other == nil {
+			return "", errNoPeer(ns.target, ns.kind)
+		}
+		part := ns.kind + ":" + other.id
+		if ns.kind != "net" {
+			part += fmt.Sprintf("@%d", other.status().GetPid())
+		}
+		parts = append(parts, part)
+	}
+	slices.Sort(parts)
+	return strings.Join(parts, " "), nil
+}
+
+// moved reports that the container shares namespaces of instances that are no longer those it should share with.
+func (w *worker) moved(as *gantryv1.Assignment) (bool, error) {
+	now, err := w.joins(as)
+	if err != nil {
+		return false, err
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return now != w.rec.Joined, nil
+}
+
+// pokeJoined wakes the workers whose instances share namespaces with one that has just started.
+func (a *Agent) pokeJoined(started *gantryv1.Instance) {
+	for _, w := range a.all() {
+		i := w.assignment()
+		if i.Instance.Environment == started.Environment && i.Instance.Meta.Key != started.Meta.Key && len(sharedNamespaces(i.Spec)) > 0 {
+			w.poke()
+		}
+	}
 }
 
 // share resolves PID and IPC namespaces of other instances.
 func (w *worker) share(as *gantryv1.Assignment, req *engine.CreateRequest) error {
-	for _, ns := range []struct {
-		mode, kind string
-		path       *string
-	}{{as.Spec.PidMode, "pid", &req.PidNS}, {as.Spec.IpcMode, "ipc", &req.IpcNS}} {
-		_, target, shared := strings.Cut(ns.mode, ":")
-		if !shared {
+	for _, ns := range sharedNamespaces(as.Spec) {
+		if ns.kind == "net" {
 			continue
 		}
-		other := w.a.peer(as.Instance, target)
+		other := w.a.peer(as.Instance, ns.target)
 		if other == nil || other.status().GetPid() == 0 {
-			return fault.New(fault.Unavailable, "%q, whose %s namespace is to be shared, does not run on this machine", target, ns.kind)
+			return errNoPeer(ns.target, ns.kind+" namespace")
 		}
-		*ns.path = fmt.Sprintf("/proc/%d/ns/%s", other.status().Pid, ns.kind)
+		path := fmt.Sprintf("/proc/%d/ns/%s", other.status().Pid, ns.kind)
+		if ns.kind == "pid" {
+			req.PidNS = path
+		} else {
+			req.IpcNS = path
+		}
 	}
 	return nil
 }
 
-// peer finds an instance of this machine by ID, name, or service of the same app (same slot first).
+// peer finds an instance of this machine and environment by ID, name, or service of the same app (same slot first). One that
+// is going is none.
 func (a *Agent) peer(of *gantryv1.Instance, target string) *worker {
-	if w := a.worker(target); w != nil {
-		return w
-	}
 	var found *worker
 	for _, w := range a.all() {
 		i := w.assignment().Instance
-		if i.Environment != of.Environment || i.Meta.Key == of.Meta.Key || i.Service != target {
+		if i.Environment != of.Environment || i.Meta.Key == of.Meta.Key || i.Desired == gantryv1.Instance_DESIRED_REMOVED {
 			continue
 		}
-		if i.App != of.App && i.App != "" {
+		if i.Meta.Key == target {
+			return w
+		}
+		if i.Service != target || i.App != of.App && i.App != "" {
 			continue
 		}
 		if found == nil || i.Slot == of.Slot {

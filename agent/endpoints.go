@@ -5,6 +5,7 @@ import (
 	"log/slog"
 	"sort"
 	"sync"
+	"time"
 
 	"google.golang.org/protobuf/proto"
 
@@ -24,11 +25,11 @@ type endpointState struct {
 	services map[string]*gantryv1.ServiceEndpoints
 	networks map[string]*gantryv1.Network
 	local    map[string]*localEndpoint
-	ports    map[string]error // what kept a service's ports from being published
-	owners   map[string]bool  // services whose ports are reserved
-	told     bool             // a server has said how things are; before, the kernel keeps what it has
-	asked    uint64           // changes made
-	done     uint64           // changes that the kernel has
+	ports    map[string]error                   // what kept a service's ports from being published
+	filled   map[string][]*gantryv1.PortPublish // their ports, with those of the host filled in
+	told     bool                               // a server has said how things are; before, the kernel keeps what it has
+	asked    uint64                             // changes made
+	done     uint64                             // changes that the kernel has
 
 	applying sync.Mutex
 }
@@ -121,7 +122,7 @@ func (e *endpointState) apply(ctx context.Context, log *slog.Logger) {
 	e.applying.Lock()
 	defer e.applying.Unlock()
 	e.mu.Lock()
-	if e.done >= want || !e.told {
+	if e.done >= want && len(e.ports) == 0 || !e.told {
 		e.mu.Unlock()
 		return
 	}
@@ -131,14 +132,14 @@ func (e *endpointState) apply(ctx context.Context, log *slog.Logger) {
 
 	ctx, cancel := context.WithTimeout(ctx, applyTimeout)
 	defer cancel()
-	ports := e.publish(ctx, endpoints)
+	ports, filled := e.publish(ctx, endpoints, log)
 	if err := e.network.Apply(ctx, network.State{Endpoints: endpoints, Networks: networks}); err != nil {
 		log.Error("the kernel's tables could not be brought up to date", "err", err)
 		return
 	}
 	e.discovery.Apply(discovery.State{Endpoints: endpoints, Networks: networks})
 	e.mu.Lock()
-	e.done, e.ports = upTo, ports
+	e.done, e.ports, e.filled = upTo, ports, filled
 	e.mu.Unlock()
 }
 
@@ -170,8 +171,8 @@ func (e *endpointState) merged() ([]*gantryv1.ServiceEndpoints, []*gantryv1.Netw
 }
 
 // publish reserves the host ports of every service and fills in those that any free port will do for.
-func (e *endpointState) publish(ctx context.Context, services []*gantryv1.ServiceEndpoints) map[string]error {
-	failed := map[string]error{}
+func (e *endpointState) publish(ctx context.Context, services []*gantryv1.ServiceEndpoints, log *slog.Logger) (map[string]error, map[string][]*gantryv1.PortPublish) {
+	failed, filled := map[string]error{}, map[string][]*gantryv1.PortPublish{}
 	keep := map[string]bool{}
 	for _, s := range services {
 		if len(s.Ports) == 0 {
@@ -182,30 +183,41 @@ func (e *endpointState) publish(ctx context.Context, services []*gantryv1.Servic
 		if err != nil {
 			failed[s.Service] = err
 			s.Ports = nil
+			if e.portError(s.Service) == nil {
+				log.Warn("the ports of a service cannot be published", "service", s.Service, "err", err)
+			}
 			continue
 		}
-		s.Ports = ports
+		s.Ports, filled[s.Service] = ports, ports
 	}
-	for owner := range e.owners {
-		if !keep[owner] {
-			e.network.Unpublish(owner)
-		}
-	}
-	e.owners = keep
-	return failed
+	e.network.KeepPublished(keep)
+	return failed, filled
 }
 
 // published is the ports of a service with host ports filled in.
 func (e *endpointState) published(service string) []*gantryv1.PortPublish {
 	e.mu.Lock()
-	s := e.services[service]
-	e.mu.Unlock()
-	if s == nil || len(s.Ports) == 0 {
-		return nil
-	}
-	ports, err := e.network.Publish(context.Background(), service, s.Ports)
-	if err != nil {
-		return nil
-	}
-	return ports
+	defer e.mu.Unlock()
+	return e.filled[service]
 }
+
+// run tries again what the kernel has refused and what was in the way of a port, until ctx ends.
+func (e *endpointState) run(ctx context.Context, log *slog.Logger) error {
+	tick := time.NewTicker(retryApply)
+	defer tick.Stop()
+	for {
+		select {
+		case <-tick.C:
+			e.mu.Lock()
+			behind := e.done < e.asked || len(e.ports) > 0
+			e.mu.Unlock()
+			if behind {
+				e.apply(ctx, log)
+			}
+		case <-ctx.Done():
+			return nil
+		}
+	}
+}
+
+const retryApply = time.Second

@@ -9,10 +9,12 @@ import (
 	"strings"
 	"time"
 
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	gantryv1 "github.com/gantryd/gantry/api/gen/gantry/v1"
 	"github.com/gantryd/gantry/engine"
+	"github.com/gantryd/gantry/fault"
 )
 
 // Docker's defaults.
@@ -31,20 +33,30 @@ type check struct {
 	retries                                       int32
 }
 
-// healthcheck merges the spec's check with the image's; nil if there is none.
-func (w *worker) healthcheck(as *gantryv1.Assignment) *check {
-	h := as.Spec.GetHealthcheck()
+// resolveHealthcheck merges the spec's check with the image's when the container is made; nil if there is none.
+func (w *worker) resolveHealthcheck(ctx context.Context, spec *gantryv1.ContainerSpec) (*gantryv1.Healthcheck, error) {
+	h := spec.GetHealthcheck()
+	if h.GetDisable() || len(h.GetTest()) > 0 || spec.Rootfs != "" {
+		return h, nil
+	}
+	image, err := w.a.imageHealthcheck(ctx, spec)
+	if err != nil || image == nil || h == nil {
+		return image, err
+	}
+	h = proto.Clone(h).(*gantryv1.Healthcheck)
+	h.Test = image.Test
+	return h, nil
+}
+
+// healthcheck is the check in force with its defaults resolved; nil if there is none.
+func (w *worker) healthcheck() *check {
+	w.mu.Lock()
+	h := w.rec.Healthcheck
+	w.mu.Unlock()
 	if h.GetDisable() {
 		return nil
 	}
 	test := h.GetTest()
-	if len(test) == 0 && as.Spec.Rootfs == "" {
-		image := w.a.imageHealthcheck(as.Spec)
-		test = image.GetTest()
-		if h == nil {
-			h = image
-		}
-	}
 	command := checkCommand(test)
 	if command == nil {
 		return nil
@@ -74,11 +86,10 @@ func pinnedRef(spec *gantryv1.ContainerSpec) string {
 }
 
 // imageHealthcheck is the check that the image brings, in Docker's form inside the image configuration; nil if none.
-func (a *Agent) imageHealthcheck(spec *gantryv1.ContainerSpec) *gantryv1.Healthcheck {
-	resp, err := a.Images.Inspect(a.ctx, pinnedRef(spec), spec.Platform)
+func (a *Agent) imageHealthcheck(ctx context.Context, spec *gantryv1.ContainerSpec) (*gantryv1.Healthcheck, error) {
+	resp, err := a.Images.Inspect(ctx, pinnedRef(spec), spec.Platform)
 	if err != nil {
-		a.log.Warn("the health check of an image cannot be read", "image", spec.Image, "err", err)
-		return nil
+		return nil, err
 	}
 	var config struct {
 		Config struct {
@@ -89,14 +100,17 @@ func (a *Agent) imageHealthcheck(spec *gantryv1.ContainerSpec) *gantryv1.Healthc
 			}
 		} `json:"config"`
 	}
-	if err := json.Unmarshal(resp.Config, &config); err != nil || config.Config.Healthcheck == nil {
-		return nil
+	if err := json.Unmarshal(resp.Config, &config); err != nil {
+		return nil, fault.Wrap(fault.Corrupt, err, "the configuration of the image %q cannot be read", spec.Image)
+	}
+	if config.Config.Healthcheck == nil {
+		return nil, nil
 	}
 	h := config.Config.Healthcheck
 	return &gantryv1.Healthcheck{
 		Test: h.Test, Interval: durationpb.New(h.Interval), Timeout: durationpb.New(h.Timeout),
 		StartPeriod: durationpb.New(h.StartPeriod), StartInterval: durationpb.New(h.StartInterval), Retries: h.Retries,
-	}
+	}, nil
 }
 
 func checkCommand(test []string) []string {
@@ -115,21 +129,16 @@ func checkCommand(test []string) []string {
 }
 
 // monitor is a running series of checks.
-type monitor struct {
-	cancel context.CancelFunc
-	done   chan struct{}
-}
+type monitor struct{ cancel context.CancelFunc }
 
 func (w *worker) startHealth(c *check) {
 	if c == nil || w.health != nil {
 		return
 	}
 	ctx, cancel := context.WithCancel(w.a.ctx)
-	m := &monitor{cancel: cancel, done: make(chan struct{})}
-	w.health = m
+	w.health = &monitor{cancel: cancel}
 	started := w.status().GetStartedAt().AsTime()
 	w.a.group.Go(func() error {
-		defer close(m.done)
 		w.watchHealth(ctx, c, started)
 		return nil
 	})
@@ -139,8 +148,8 @@ func (w *worker) stopHealth() {
 	if w.health == nil {
 		return
 	}
+	// Not waited for: a check that hangs must not hold up a stop. Its result is not looked at.
 	w.health.cancel()
-	<-w.health.done
 	w.health = nil
 }
 
@@ -155,7 +164,11 @@ func (w *worker) watchHealth(ctx context.Context, c *check, started time.Time) {
 		if ctx.Err() != nil {
 			return
 		}
-		w.setStatus(func(s *gantryv1.InstanceStatus) { c.judge(s, code, output, err, time.Since(started)) })
+		w.setStatus(func(s *gantryv1.InstanceStatus) {
+			if ctx.Err() == nil && s.StartedAt.AsTime().Equal(started) {
+				c.judge(s, code, output, err, time.Since(started))
+			}
+		})
 	}
 }
 

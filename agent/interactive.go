@@ -67,25 +67,56 @@ func open(ctx context.Context, stream *interactiveStream) (*terminal, *gantryv1.
 	if start.Rows > 0 {
 		t.resize <- engine.Size{Rows: start.Rows, Columns: start.Columns}
 	}
-	go t.receive(ctx, start.Stdin)
+	input := make(chan []byte, inputQueue)
+	go feed(ctx, input, t.stdin)
+	go t.receive(ctx, start.Stdin, input)
+	context.AfterFunc(ctx, func() { _ = r.CloseWithError(io.ErrClosedPipe) })
 	return t, start, streams, nil
 }
 
+// inputQueue is how many messages of input wait for a process that does not read, so that signals still get past them.
+const inputQueue = 256
+
+// feed writes input to a process until there is no more or the process has closed its end.
+func feed(ctx context.Context, input <-chan []byte, stdin *io.PipeWriter) {
+	defer stdin.Close()
+	for {
+		select {
+		case b, more := <-input:
+			if !more {
+				return
+			}
+			if _, err := stdin.Write(b); err != nil {
+				return // what is left is dropped, as by a pipe
+			}
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
 // receive passes input on until the caller closes it.
-func (t *terminal) receive(ctx context.Context, stdin bool) {
+func (t *terminal) receive(ctx context.Context, stdin bool, input chan<- []byte) {
+	open := true
+	end := func() {
+		if open {
+			close(input)
+			open = false
+		}
+	}
+	defer end()
 	for {
 		m, err := t.stream.Receive()
 		if err != nil {
-			_ = t.stdin.Close()
 			return
 		}
 		switch in := m.Input.(type) {
 		case *gantryv1.ExecInput_Stdin:
-			if stdin {
-				_, _ = t.stdin.Write(in.Stdin) // fails when the process has closed its end: the rest is dropped, as by a pipe
+			if stdin && open {
+				t.queue(ctx, input, in.Stdin)
 			}
 		case *gantryv1.ExecInput_CloseStdin:
-			_ = t.stdin.Close()
+			end()
 		case *gantryv1.ExecInput_Resize_:
 			t.pass(ctx, engine.Size{Rows: in.Resize.Rows, Columns: in.Resize.Columns})
 		case *gantryv1.ExecInput_Signal:
@@ -94,6 +125,13 @@ func (t *terminal) receive(ctx context.Context, stdin bool) {
 			case <-ctx.Done():
 			}
 		}
+	}
+}
+
+func (t *terminal) queue(ctx context.Context, input chan<- []byte, b []byte) {
+	select {
+	case input <- b:
+	case <-ctx.Done():
 	}
 }
 
@@ -160,10 +198,13 @@ func (h *nodeService) Attach(ctx context.Context, stream *interactiveStream) err
 	waiting := w.status().StartedAt == nil
 	attached := make(chan error, 1)
 	go func() { attached <- h.a.Engine.Attach(ctx, id, streams, start.Logs || waiting) }()
+	w.attach()
+	if err := w.awaitStart(ctx); err != nil {
+		return err
+	}
 	if err := t.put(&gantryv1.ExecOutput{Output: &gantryv1.ExecOutput_Started{Started: true}}); err != nil {
 		return err
 	}
-	w.attach()
 	if err := <-attached; err != nil {
 		return err
 	}
@@ -190,15 +231,18 @@ func (h *nodeService) signals(ctx context.Context, t *terminal, id string) {
 
 // awaitContainer blocks until the container of an instance is made, and fails with what keeps it from being made.
 func (a *Agent) awaitContainer(ctx context.Context, id string) (*worker, error) {
+	var found *worker
 	for {
 		changed := a.reports.next()
 		w := a.worker(id)
-		if w != nil {
-			st := w.status()
-			if st.Phase == gantryv1.InstanceStatus_PHASE_FAILED {
-				return nil, fault.New(fault.Unavailable, "%s", st.Error).WithHint("%s", st.Hint)
+		if w == nil && found != nil {
+			return nil, fault.New(fault.NotFound, "instance %s was removed", id).WithHint("gantry events --since 1m")
+		}
+		if found = w; w != nil {
+			if err := w.failure(); err != nil {
+				return nil, err
 			}
-			if _, err := a.Engine.State(ctx, id); err == nil && st.Phase != gantryv1.InstanceStatus_PHASE_CREATING {
+			if _, err := a.Engine.State(ctx, id); err == nil && w.status().Phase != gantryv1.InstanceStatus_PHASE_CREATING {
 				return w, nil
 			}
 		}
@@ -210,21 +254,26 @@ func (a *Agent) awaitContainer(ctx context.Context, id string) (*worker, error) 
 	}
 }
 
-// awaitEnd blocks until the process has ended for good or could not be started.
-func (w *worker) awaitEnd(ctx context.Context) (*gantryv1.InstanceStatus, error) {
+// failure is why the instance could not be made or started; nil if it could.
+func (w *worker) failure() error {
+	st := w.status()
+	if st.Phase != gantryv1.InstanceStatus_PHASE_FAILED {
+		return nil
+	}
+	return fault.New(fault.Unavailable, "%s", st.Error).WithHint("%s", st.Hint)
+}
+
+// await blocks until a status satisfies done, the instance has failed, or nothing of it is left.
+func (w *worker) await(ctx context.Context, done func(*gantryv1.InstanceStatus) bool) (*gantryv1.InstanceStatus, error) {
 	for {
 		changed := w.a.reports.next()
-		st := w.status()
-		switch st.Phase {
-		case gantryv1.InstanceStatus_PHASE_EXITED, gantryv1.InstanceStatus_PHASE_RESTARTING:
-			return st, nil
-		case gantryv1.InstanceStatus_PHASE_FAILED:
-			return nil, fault.New(fault.Unavailable, "%s", st.Error).WithHint("%s", st.Hint)
+		if err := w.failure(); err != nil {
+			return nil, err
 		}
 		w.mu.Lock()
-		gone := w.gone
+		st, gone := w.rec.Status, w.gone
 		w.mu.Unlock()
-		if gone {
+		if gone || done(st) {
 			return st, nil
 		}
 		select {
@@ -233,4 +282,17 @@ func (w *worker) awaitEnd(ctx context.Context) (*gantryv1.InstanceStatus, error)
 			return nil, ctx.Err()
 		}
 	}
+}
+
+// awaitStart blocks until the process has been started.
+func (w *worker) awaitStart(ctx context.Context) error {
+	_, err := w.await(ctx, func(st *gantryv1.InstanceStatus) bool { return st.StartedAt != nil })
+	return err
+}
+
+// awaitEnd blocks until the process has ended.
+func (w *worker) awaitEnd(ctx context.Context) (*gantryv1.InstanceStatus, error) {
+	return w.await(ctx, func(st *gantryv1.InstanceStatus) bool {
+		return st.Phase == gantryv1.InstanceStatus_PHASE_EXITED || st.Phase == gantryv1.InstanceStatus_PHASE_RESTARTING
+	})
 }

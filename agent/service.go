@@ -19,7 +19,13 @@ func (a *Agent) Handler(opts ...connect.HandlerOption) http.Handler {
 	mux := http.NewServeMux()
 	mux.Handle(gantryv1connect.NewNodeServiceHandler(&nodeService{a}, opts...))
 	mux.Handle(gantryv1connect.NewImageServiceHandler(&imageService{a}, opts...))
-	return mux
+	return http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
+		select {
+		case <-a.started:
+			mux.ServeHTTP(rw, r)
+		case <-r.Context().Done():
+		}
+	})
 }
 
 // nodeService serves NodeService. Targets are IDs: the server has resolved and authorised them.

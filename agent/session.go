@@ -181,7 +181,7 @@ func (o *outbox) putBack(r *gantryv1.NodeReport) {
 func (a *Agent) take(ctx context.Context, u *gantryv1.NodeUpdate) {
 	a.state.update(u)
 	a.state.apply(ctx, a.log)
-	a.hear()
+	defer a.hear() // recorded instances go on with what is wanted of them today
 	named := map[string]bool{}
 	for _, as := range u.Assignments {
 		named[as.Instance.Meta.Key] = true

@@ -27,7 +27,10 @@ type worker struct {
 	failures  int       // failed attempts in a row
 	notBefore time.Time // of the next attempt
 
-	health *monitor // used by the worker's own goroutine only
+	interrupt context.CancelFunc // of the step under way
+
+	reporting sync.Mutex // one status at a time is set, kept and reported, so that none overtakes another
+	health    *monitor   // used by the worker's own goroutine only
 }
 
 func newWorker(a *Agent, rec *gantryv1.InstanceRecord) *worker {
@@ -44,10 +47,19 @@ func (w *worker) poke() {
 // update replaces the assignment.
 func (w *worker) update(as *gantryv1.Assignment) {
 	w.mu.Lock()
-	w.rec.Assignment = as
-	w.failures, w.notBefore = 0, time.Time{}
+	w.assign(as)
 	w.mu.Unlock()
 	w.poke()
+}
+
+// assign takes an assignment; mu is held. A step that works towards something else is cut short: a pull, a long stop.
+func (w *worker) assign(as *gantryv1.Assignment) {
+	old := w.rec.Assignment.Instance
+	if w.interrupt != nil && (old.Desired != as.Instance.Desired || !proto.Equal(old.StopGrace, as.Instance.StopGrace)) {
+		w.interrupt()
+	}
+	w.rec.Assignment = as
+	w.failures, w.notBefore = 0, time.Time{}
 }
 
 // retire makes the instance wanted gone.
@@ -55,7 +67,7 @@ func (w *worker) retire() {
 	w.mu.Lock()
 	as := proto.Clone(w.rec.Assignment).(*gantryv1.Assignment)
 	as.Instance.Desired = gantryv1.Instance_DESIRED_REMOVED
-	w.rec.Assignment = as
+	w.assign(as)
 	w.mu.Unlock()
 	w.poke()
 }
@@ -104,8 +116,11 @@ func (w *worker) run(ctx context.Context) {
 
 // step looks at what is wanted and what is there and does the next thing. It returns when to look again; 0 waits for news.
 func (w *worker) step(ctx context.Context) time.Duration {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
 	w.mu.Lock()
 	wait := time.Until(w.notBefore)
+	w.interrupt = cancel
 	w.mu.Unlock()
 	if wait > 0 {
 		return wait
@@ -171,9 +186,12 @@ func (w *worker) retryAfter(delay time.Duration, failures int) {
 
 // setStatus changes, records and reports the status, if it differs.
 func (w *worker) setStatus(change func(*gantryv1.InstanceStatus)) {
+	w.reporting.Lock()
+	defer w.reporting.Unlock()
 	w.mu.Lock()
 	st := proto.Clone(w.rec.Status).(*gantryv1.InstanceStatus)
 	change(st)
+	st.Streak = w.rec.Streak
 	same := proto.Equal(st, w.rec.Status)
 	w.rec.Status = st
 	inst := w.rec.Assignment.Instance
@@ -181,22 +199,23 @@ func (w *worker) setStatus(change func(*gantryv1.InstanceStatus)) {
 	if same {
 		return
 	}
-	w.save()
+	if err := w.save(); err != nil {
+		w.a.log.Error("the instance would not be known after a restart", "instance", w.id, "err", err)
+	}
 	w.a.report(inst, st)
 }
 
-func (w *worker) save() {
+// save keeps the record on disk, unless nothing is left of the instance.
+func (w *worker) save() error {
 	w.mu.Lock()
 	rec := proto.Clone(w.rec).(*gantryv1.InstanceRecord)
 	rec.Assignment.Secrets = nil
 	gone := w.gone
 	w.mu.Unlock()
 	if gone {
-		return
+		return nil
 	}
-	if err := w.a.records.save(rec); err != nil {
-		w.a.log.Error("the instance would not be known after a restart", "instance", w.id, "err", err)
-	}
+	return w.a.records.save(rec)
 }
 
 func (w *worker) phase(p gantryv1.InstanceStatus_Phase) {
@@ -205,51 +224,84 @@ func (w *worker) phase(p gantryv1.InstanceStatus_Phase) {
 
 // bringUp moves an instance that shall run.
 func (w *worker) bringUp(ctx context.Context, as *gantryv1.Assignment, exists bool, st engine.State) (time.Duration, error) {
-	if !exists {
-		if w.wasHere() {
-			w.lost()
+	if exists {
+		moved, err := w.moved(as)
+		if err != nil && st.Status != engine.StatusRunning {
+			return 0, err
 		}
+		if moved {
+			return 0, w.makeAnew(ctx, as, st)
+		}
+	}
+	if !exists {
 		if err := w.create(ctx, as); err != nil {
 			return 0, err
 		}
-		return w.launch(ctx, as)
+		return w.launch(ctx, as, st)
 	}
 	switch st.Status {
 	case engine.StatusCreated:
-		return w.launch(ctx, as)
-	case engine.StatusRunning:
+		return w.relaunch(ctx, as, st)
+	case engine.StatusRunning, engine.StatusPaused:
 		return w.tend(ctx, as, st)
-	case engine.StatusPaused:
-		w.stopHealth()
-		w.phase(gantryv1.InstanceStatus_PHASE_PAUSED)
-		return 0, nil
 	default:
 		return w.afterExit(ctx, as, st)
 	}
 }
 
-// wasHere reports that a container was made for this record before; it is gone after a reboot that lost the run directory.
-func (w *worker) wasHere() bool { return w.status().StartedAt != nil }
-
-// lost forgets the running process after its container vanished.
-func (w *worker) lost() {
-	w.setStatus(func(s *gantryv1.InstanceStatus) { s.Pid = 0 })
+// makeAnew takes the container away, so that the next step makes one that shares the namespaces of today's instances.
+func (w *worker) makeAnew(ctx context.Context, as *gantryv1.Assignment, st engine.State) error {
+	if st.Status == engine.StatusRunning || st.Status == engine.StatusPaused {
+		if err := w.stop(ctx, as); err != nil {
+			return err
+		}
+	}
+	w.stopHealth()
+	if err := w.a.Engine.Remove(ctx, w.id); err != nil {
+		return err
+	}
+	w.poke()
+	return nil
 }
 
-// launch starts the process of a created container.
-func (w *worker) launch(ctx context.Context, as *gantryv1.Assignment) (time.Duration, error) {
+// stale reports that the run that is wanted has not been started yet.
+func (w *worker) stale(as *gantryv1.Assignment, st engine.State) bool {
 	w.mu.Lock()
-	hold := as.Instance.WaitAttach && !w.attached && w.rec.Status.StartedAt == nil
-	w.mu.Unlock()
-	if hold {
+	defer w.mu.Unlock()
+	return w.rec.StartedGeneration < as.Instance.RestartGeneration || int(w.rec.StartedRuns) > st.Runs
+}
+
+// relaunch starts a container that was made before this step.
+func (w *worker) relaunch(ctx context.Context, as *gantryv1.Assignment, st engine.State) (time.Duration, error) {
+	if w.held(as) {
+		w.phase(gantryv1.InstanceStatus_PHASE_CREATED)
+		return 0, nil
+	}
+	if err := w.refresh(ctx, as); err != nil {
+		return 0, err
+	}
+	return w.launch(ctx, as, st)
+}
+
+// held reports that the process waits for a client to be attached.
+func (w *worker) held(as *gantryv1.Assignment) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return as.Instance.WaitAttach && !w.attached && w.rec.Status.StartedAt == nil
+}
+
+// launch starts the process. What is about to be started is recorded first: after a crash the engine's count of runs tells
+// whether it was.
+func (w *worker) launch(ctx context.Context, as *gantryv1.Assignment, st engine.State) (time.Duration, error) {
+	if w.held(as) {
 		w.phase(gantryv1.InstanceStatus_PHASE_CREATED)
 		return 0, nil
 	}
 	w.mu.Lock()
-	w.rec.StartedGeneration = as.Instance.RestartGeneration
+	w.rec.StartedGeneration, w.rec.StartedRuns = as.Instance.RestartGeneration, int32(st.Runs+1)
 	w.rec.StopRequested = false
 	w.mu.Unlock()
-	if err := w.refresh(ctx, as); err != nil {
+	if err := w.save(); err != nil {
 		return 0, err
 	}
 	pid, err := w.a.Engine.Start(ctx, w.id)
@@ -257,14 +309,12 @@ func (w *worker) launch(ctx context.Context, as *gantryv1.Assignment) (time.Dura
 		return 0, err
 	}
 	w.running(as, pid, time.Now())
+	w.a.pokeJoined(as.Instance)
 	return 0, nil
 }
 
 // refresh gives a container that ran before what a reboot takes away: its network and the contents of its secrets.
 func (w *worker) refresh(ctx context.Context, as *gantryv1.Assignment) error {
-	if w.status().StartedAt == nil {
-		return nil
-	}
 	switch as.Spec.GetNetwork().GetKind() {
 	case gantryv1.NetworkMode_KIND_UNSPECIFIED, gantryv1.NetworkMode_KIND_BRIDGE:
 		if _, err := w.attachNetwork(ctx, as); err != nil {
@@ -283,10 +333,7 @@ func (w *worker) refresh(ctx context.Context, as *gantryv1.Assignment) error {
 
 func (w *worker) running(as *gantryv1.Assignment, pid uint32, since time.Time) {
 	ports := w.a.state.published(serviceKey(as.Instance))
-	var check *check
-	if w.health == nil {
-		check = w.healthcheck(as)
-	}
+	check := w.healthcheck()
 	w.setStatus(func(s *gantryv1.InstanceStatus) {
 		fresh := s.Pid != pid
 		s.Phase, s.Error, s.Hint, s.Pid = gantryv1.InstanceStatus_PHASE_RUNNING, "", "", pid
@@ -306,14 +353,16 @@ func (w *worker) running(as *gantryv1.Assignment, pid uint32, since time.Time) {
 
 // tend looks after a running container: it may have to be restarted, and its health watched.
 func (w *worker) tend(ctx context.Context, as *gantryv1.Assignment, st engine.State) (time.Duration, error) {
-	w.mu.Lock()
-	stale := w.rec.StartedGeneration < as.Instance.RestartGeneration
-	w.mu.Unlock()
-	if stale {
+	if w.stale(as, st) {
 		if err := w.stop(ctx, as); err != nil {
 			return 0, err
 		}
-		return w.launch(ctx, as)
+		return w.relaunch(ctx, as, st)
+	}
+	if st.Status == engine.StatusPaused {
+		w.stopHealth()
+		w.phase(gantryv1.InstanceStatus_PHASE_PAUSED)
+		return 0, nil
 	}
 	w.running(as, st.Pid, st.StartedAt)
 	return 0, nil
@@ -323,13 +372,12 @@ func (w *worker) tend(ctx context.Context, as *gantryv1.Assignment, st engine.St
 func (w *worker) afterExit(ctx context.Context, as *gantryv1.Assignment, st engine.State) (time.Duration, error) {
 	w.stopHealth()
 	w.mu.Lock()
-	asked := w.rec.StartedGeneration < as.Instance.RestartGeneration
 	wanted := w.rec.StopRequested // stopped by us, wanted up again
 	streak := w.rec.Streak
 	w.mu.Unlock()
-	if asked || wanted {
+	if wanted || w.stale(as, st) {
 		w.setStreak(0)
-		return w.launch(ctx, as)
+		return w.relaunch(ctx, as, st)
 	}
 	policy := policyOf(as)
 	if st.FinishedAt.Sub(st.StartedAt) >= stableRun {
@@ -345,7 +393,7 @@ func (w *worker) afterExit(ctx context.Context, as *gantryv1.Assignment, st engi
 	}
 	w.setStreak(streak + 1)
 	w.setStatus(func(s *gantryv1.InstanceStatus) { s.Restarts++ })
-	return w.launch(ctx, as)
+	return w.relaunch(ctx, as, st)
 }
 
 func (w *worker) setStreak(n int32) {
@@ -425,6 +473,9 @@ func (w *worker) remove(ctx context.Context, exists bool) error {
 			return err
 		}
 	}
+	// Names and sets forget the address before another instance may be given it.
+	w.a.state.dropLocal(w.id)
+	w.a.state.apply(w.a.ctx, w.a.log)
 	if err := w.a.Network.Detach(ctx, w.id); err != nil {
 		return err
 	}
@@ -437,8 +488,6 @@ func (w *worker) remove(ctx context.Context, exists bool) error {
 	w.mu.Lock()
 	w.gone = true
 	w.mu.Unlock()
-	w.a.state.dropLocal(w.id)
-	w.a.state.apply(w.a.ctx, w.a.log)
 	w.a.reports.gone(w.id)
 	return nil
 }

@@ -16,6 +16,7 @@ import (
 
 	gantryv1 "github.com/gantryd/gantry/api/gen/gantry/v1"
 	"github.com/gantryd/gantry/fault"
+	"github.com/gantryd/gantry/internal/atomicfile"
 	"github.com/gantryd/gantry/internal/ids"
 	"github.com/gantryd/gantry/store"
 )
@@ -92,7 +93,7 @@ func admit(path, group string) error {
 
 // node finds or makes the object of this machine; its ID is kept in a file.
 func (d *daemon) node(ctx context.Context, st *store.Store) (*gantryv1.Node, error) {
-	id, err := d.nodeID()
+	id, err := d.nodeID(st)
 	if err != nil {
 		return nil, err
 	}
@@ -113,7 +114,7 @@ func (d *daemon) node(ctx context.Context, st *store.Store) (*gantryv1.Node, err
 	return n, err
 }
 
-func (d *daemon) nodeID() (string, error) {
+func (d *daemon) nodeID(st *store.Store) (string, error) {
 	path := filepath.Join(d.Root, "node-id")
 	b, err := os.ReadFile(path)
 	if err == nil && len(strings.TrimSpace(string(b))) > 0 {
@@ -123,7 +124,10 @@ func (d *daemon) nodeID() (string, error) {
 		return "", fault.Wrap(fault.Unavailable, err, "cannot read this node's ID")
 	}
 	id := ids.New()
-	if err := os.WriteFile(path, []byte(id+"\n"), 0o644); err != nil {
+	if nodes := store.List[*gantryv1.Node](st.Snapshot(), ""); len(nodes) == 1 {
+		id = nodes[0].Meta.Key // the state knows this machine already: only the file was lost
+	}
+	if err := atomicfile.Write(path, []byte(id+"\n"), 0o644); err != nil {
 		return "", fault.Wrap(fault.Unavailable, err, "cannot keep this node's ID")
 	}
 	return id, nil
