@@ -101,7 +101,7 @@ func (n *Network) ensureBridge() (netlink.Link, error) {
 
 // checkRoutes refuses ranges that the host uses already: one of the two would lose its traffic.
 func (n *Network) checkRoutes(bridge int) error {
-	routes, err := n.links.RouteList(nil, netlink.FAMILY_V4)
+	routes, err := whole(func() ([]netlink.Route, error) { return n.links.RouteList(nil, netlink.FAMILY_V4) })
 	if err != nil {
 		return fault.Wrap(fault.Internal, err, "list the host's routes")
 	}

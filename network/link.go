@@ -1,6 +1,7 @@
 package network
 
 import (
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -285,9 +286,22 @@ func (n *Network) destroy(rs []*record) {
 	n.deleteLinks(func(name string) bool { return names[name] })
 }
 
+// dumps bounds how often the kernel is asked for a list that changes while it is told.
+const dumps = 20
+
+// whole asks until a list was told in one piece.
+func whole[T any](list func() ([]T, error)) ([]T, error) {
+	for attempt := 1; ; attempt++ {
+		all, err := list()
+		if !errors.Is(err, netlink.ErrDumpInterrupted) || attempt == dumps {
+			return all, err
+		}
+	}
+}
+
 // deleteLinks deletes those of our links that match.
 func (n *Network) deleteLinks(match func(name string) bool) {
-	links, err := n.links.LinkList()
+	links, err := whole(n.links.LinkList)
 	if err != nil {
 		n.log.Warn("network links cannot be listed", "err", err)
 		return
