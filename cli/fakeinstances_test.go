@@ -49,6 +49,9 @@ func (f fakeInstances) all(app string) []*gantryv1.InstanceView {
 func (f fakeInstances) run(id string) *gantryv1.InstanceView {
 	r := f.runs[id]
 	st := &gantryv1.InstanceStatus{Phase: gantryv1.InstanceStatus_PHASE_RUNNING, StartedAt: timestamppb.New(start), Ports: r.GetSpec().GetPorts()}
+	if r.GetSpec().GetImage() == "hungry" {
+		st.Phase, st.OomKilled, st.ExitCode = gantryv1.InstanceStatus_PHASE_EXITED, true, 137
+	}
 	if r.GetSpec().GetImage() == "broken" {
 		st.Phase, st.Error, st.Hint = gantryv1.InstanceStatus_PHASE_FAILED, `exec "nope": executable file not found in $PATH`, "check the command"
 	}
@@ -171,6 +174,11 @@ func (f fakeInstances) Attach(_ context.Context, s *connect.BidiStream[gantryv1.
 	if err != nil {
 		return wire.Encode(err)
 	}
+	f.mu.Lock()
+	if id := v.GetInstance().GetMeta().GetKey(); f.runs[id].GetAutoRemove() && f.runs[id].GetSpec().GetImage() == "hungry" {
+		delete(f.runs, id)
+	}
+	f.mu.Unlock()
 	return f.play(s, v.GetInstance().GetSpec().GetCommand().GetValues(), begin)
 }
 
@@ -281,7 +289,10 @@ func (f fakeInstances) CopyFrom(_ context.Context, r *connect.Request[gantryv1.C
 	return s.Send(&gantryv1.CopyChunk{Chunk: &gantryv1.CopyChunk_Data{Data: data.Bytes()}})
 }
 
-func (f fakeInstances) Events(_ context.Context, _ *connect.Request[gantryv1.EventsRequest], s *connect.ServerStream[gantryv1.Event]) error {
+func (f fakeInstances) Events(_ context.Context, r *connect.Request[gantryv1.EventsRequest], s *connect.ServerStream[gantryv1.Event]) error {
+	if r.Msg.GetUntil() != nil {
+		_ = s.Send(&gantryv1.Event{Time: timestamppb.New(start), Kind: "instance", Action: "oom", Key: "run1"})
+	}
 	return s.Send(&gantryv1.Event{Time: timestamppb.New(start), Kind: "instance", Action: "die", Key: "abc", Attributes: map[string]string{"exitCode": "3", "app": "shop"}})
 }
 

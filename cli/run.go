@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"os"
@@ -8,6 +9,7 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"google.golang.org/protobuf/types/known/timestamppb"
 
 	gantryv1 "github.com/gantryd/gantry/api/gen/gantry/v1"
 	"github.com/gantryd/gantry/cli/converse"
@@ -102,7 +104,12 @@ func (s *session) run(ctx context.Context, f *runOptions, image string, command 
 	if f.detach {
 		return s.started(ctx, made.GetId())
 	}
-	return s.runAttached(ctx, f, made.GetId(), spec, keys)
+	err = s.runAttached(ctx, f, made.GetId(), spec, keys)
+	if e, ok := errors.AsType[*exit](err); ok && e.code == exitKilled && e.cause == nil && s.outOfMemory(ctx, made.GetId()) {
+		e.cause = fault.New(fault.Exhausted, "%s was killed: it used more memory than its limit", cmp.Or(made.GetName(), made.GetId())).
+			WithHint("give it more with --memory; gantry stats shows what it uses")
+	}
+	return err
 }
 
 func writeNew(path, text string) error {
@@ -146,6 +153,50 @@ func (s *session) runAttached(ctx context.Context, f *runOptions, id string, spe
 		return err
 	}
 	return exitWith(code)
+}
+
+// exitKilled is the exit code of a process that SIGKILL has ended.
+const exitKilled = 137
+
+// outOfMemory reports whether a container whose process was killed had used all the memory it may. One that is removed
+// already has left its events.
+func (s *session) outOfMemory(ctx context.Context, id string) bool {
+	// The stream may be ahead of the status.
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)
+	defer cancel()
+	c, err := s.client()
+	if err != nil {
+		return false
+	}
+	for {
+		v, err := client.Call(ctx, c.Instances.Inspect, s.target("", id))
+		if fault.Is(err, fault.NotFound) {
+			return s.hadEvent(ctx, c, id, "oom")
+		}
+		if err != nil || v.GetStatus().GetOomKilled() {
+			return err == nil
+		}
+		switch v.GetStatus().GetPhase() {
+		case gantryv1.InstanceStatus_PHASE_EXITED, gantryv1.InstanceStatus_PHASE_FAILED, gantryv1.InstanceStatus_PHASE_RESTARTING:
+			return false
+		}
+		select {
+		case <-time.After(50 * time.Millisecond):
+		case <-ctx.Done():
+			return false
+		}
+	}
+}
+
+// hadEvent looks through what has happened to an instance lately.
+func (s *session) hadEvent(ctx context.Context, c *client.Client, id, action string) (found bool) {
+	now := time.Now()
+	req := &gantryv1.EventsRequest{Environment: s.environment, Since: timestamppb.New(now.Add(-time.Minute)), Until: timestamppb.New(now)}
+	_ = client.Each(ctx, c.Instances.Events, req, func(e *gantryv1.Event) error {
+		found = found || e.GetKey() == id && e.GetAction() == action
+		return nil
+	})
+	return found
 }
 
 // startFailure looks after a container whose process was asked for, and returns why it cannot run. A container that
