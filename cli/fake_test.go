@@ -402,6 +402,9 @@ func (f fakeImages) Import(_ context.Context, s *connect.ClientStream[gantryv1.I
 		ref += s.Msg().GetReference()
 	}
 	f.note("Import:%d:%s", n, ref)
+	if n == 0 {
+		return answer[gantryv1.ImportResponse](nil, fault.New(fault.Corrupt, "the archive is empty").WithHint("docker save IMAGE makes one"))
+	}
 	return answer(&gantryv1.ImportResponse{Images: []*gantryv1.Image{f.image("imported")}}, s.Err())
 }
 

@@ -4,10 +4,8 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
-	"io"
 
 	gantryv1 "github.com/gantryd/gantry/api/gen/gantry/v1"
-	"github.com/gantryd/gantry/cli/archive"
 	"github.com/gantryd/gantry/cli/outline"
 	"github.com/gantryd/gantry/fault"
 )
@@ -42,11 +40,4 @@ func (s *session) putImages(found []*gantryv1.InspectImageResponse) error {
 	}
 	_, err = fmt.Fprintln(s.out, text)
 	return err
-}
-
-// packed gives a directory's content as a tar stream.
-func packed(dir string) io.ReadCloser {
-	r, w := io.Pipe()
-	go func() { w.CloseWithError(archive.Pack(w, dir, ".", true, false)) }()
-	return r
 }

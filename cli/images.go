@@ -14,6 +14,7 @@ import (
 
 	gantryv1 "github.com/gantryd/gantry/api/gen/gantry/v1"
 	"github.com/gantryd/gantry/cli/human"
+	"github.com/gantryd/gantry/cli/imagearchive"
 	"github.com/gantryd/gantry/cli/table"
 	"github.com/gantryd/gantry/cli/terminal"
 	"github.com/gantryd/gantry/client"
@@ -177,10 +178,11 @@ func (s *session) imageImport() *cobra.Command {
 	return cmd
 }
 
+// importFrom loads an archive; an error about what is in it names it.
 func (s *session) importFrom(ctx context.Context, path, reference string) error {
 	var from io.Reader = s.in
 	if path != "-" {
-		f, err := openArchive(path)
+		f, err := imagearchive.Open(path)
 		if err != nil {
 			return err
 		}
@@ -191,28 +193,14 @@ func (s *session) importFrom(ctx context.Context, path, reference string) error 
 	if err != nil {
 		return err
 	}
-	stream := c.Images.Import(ctx)
-	buf := make([]byte, 512<<10)
-	chunk := &gantryv1.ImportChunk{Reference: reference}
-	for {
-		n, err := io.ReadFull(from, buf)
-		chunk.Data = append([]byte(nil), buf[:n]...)
-		if serr := stream.Send(chunk); serr != nil {
-			break // The answer says why.
-		}
-		chunk = &gantryv1.ImportChunk{}
-		if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
-			break
-		}
-		if err != nil {
-			return fault.Wrap(fault.Corrupt, err, "the archive cannot be read")
-		}
+	images, err := imagearchive.Send(c.Images.Import(ctx), from, reference)
+	if err != nil && path != "-" {
+		return fault.Wrap(fault.KindOf(err), err, "%s", path)
 	}
-	got, err := stream.CloseAndReceive()
 	if err != nil {
 		return err
 	}
-	for _, image := range got.Msg.GetImages() {
+	for _, image := range images {
 		names := image.GetReferences()
 		if len(names) == 0 {
 			names = []string{image.GetDigest()}
@@ -222,25 +210,6 @@ func (s *session) importFrom(ctx context.Context, path, reference string) error 
 		}
 	}
 	return nil
-}
-
-// openArchive opens a file, or a directory that is an OCI layout as the tar stream of it.
-func openArchive(path string) (io.ReadCloser, error) {
-	info, err := os.Stat(path)
-	if err != nil {
-		return nil, fault.Wrap(fault.NotFound, err, "the archive cannot be read")
-	}
-	if info.IsDir() {
-		if _, err := os.Stat(filepath.Join(path, "oci-layout")); err != nil {
-			return nil, fault.New(fault.Invalid, "directory %s is not an OCI layout", path).WithHint("it needs a file oci-layout")
-		}
-		return packed(path), nil
-	}
-	f, err := os.Open(path)
-	if err != nil {
-		return nil, fault.Wrap(fault.Denied, err, "the archive cannot be read")
-	}
-	return f, nil
 }
 
 func (s *session) imageExport() *cobra.Command {
