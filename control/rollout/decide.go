@@ -288,8 +288,8 @@ func (d *decision) early() bool {
 	return true
 }
 
-// startFirst reports whether a new instance may run beside the one it replaces: not if both would write the same volume
-// or need the same port of the machine.
+// startFirst reports whether a new instance may run beside the one it replaces: not if both would write the same files or
+// need the same port or address.
 func (d *decision) startFirst() bool {
 	switch d.Service.Spec.GetUpdate().GetOrder() {
 	case "start-first":
@@ -297,16 +297,22 @@ func (d *decision) startFirst() bool {
 	case "stop-first":
 		return false
 	}
-	c := d.Release.Spec.GetContainer()
+	return !exclusive(d.Release.Spec.GetContainer())
+}
+
+// exclusive reports that two instances of a spec would be in each other's way.
+func exclusive(c *gantryv1.ContainerSpec) bool {
 	for _, m := range c.GetMounts() {
-		if m.Type == gantryv1.Mount_TYPE_VOLUME && !m.ReadOnly {
-			return false
+		shared := m.Type == gantryv1.Mount_TYPE_VOLUME || m.Type == gantryv1.Mount_TYPE_BIND
+		if shared && !m.ReadOnly {
+			return true
 		}
 	}
 	for _, p := range c.GetPorts() {
 		if p.Mode == "host" {
-			return false
+			return true
 		}
 	}
-	return c.GetNetwork().GetKind() != gantryv1.NetworkMode_KIND_HOST
+	n := c.GetNetwork()
+	return n.GetKind() == gantryv1.NetworkMode_KIND_HOST || n.GetAddress() != "" || c.GetMacAddress() != ""
 }

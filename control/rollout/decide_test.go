@@ -203,6 +203,32 @@ func TestFailedUpdateRollsBack(t *testing.T) {
 	}
 }
 
+func TestWhatCannotBeSharedIsStoppedFirst(t *testing.T) {
+	bind := &gantryv1.Mount{Type: gantryv1.Mount_TYPE_BIND, Source: "/srv", Target: "/srv"}
+	for name, test := range map[string]struct {
+		container *gantryv1.ContainerSpec
+		first     rollout.Action
+	}{
+		"nothing shared": {&gantryv1.ContainerSpec{}, rollout.Create},
+		"writable bind":  {&gantryv1.ContainerSpec{Mounts: []*gantryv1.Mount{bind}}, rollout.SetDesired},
+		"read-only bind": {&gantryv1.ContainerSpec{Mounts: []*gantryv1.Mount{{
+			Type: gantryv1.Mount_TYPE_BIND, Source: "/srv", Target: "/srv", ReadOnly: true,
+		}}}, rollout.Create},
+		"fixed address":     {&gantryv1.ContainerSpec{Network: &gantryv1.NetworkMode{Address: "10.1.0.5"}}, rollout.SetDesired},
+		"fixed MAC address": {&gantryv1.ContainerSpec{MacAddress: "02:00:00:00:00:01"}, rollout.SetDesired},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(1, nil)
+			w.service.Spec.Container = test.container
+			w.settle(t)
+			w.service.Release = 2
+			if plan := w.decide(); len(plan.Changes) != 1 || plan.Changes[0].Action != test.first {
+				t.Fatalf("%+v", plan)
+			}
+		})
+	}
+}
+
 func TestDelayIsKept(t *testing.T) {
 	w := newWorld(2, &gantryv1.UpdateConfig{Delay: durationpb.New(time.Minute)})
 	w.settle(t)

@@ -71,40 +71,71 @@ func ignoreCanceled(ctx context.Context, err error) error {
 	return err
 }
 
-// pass decides about every service on one snapshot and applies all changes in one transaction.
+// pass decides about every service and applies all changes in one transaction. The decisions are made inside of it, so that
+// none is applied to objects newer than those it was made from.
 func (c *Controller) pass(ctx context.Context) (again time.Time, err error) {
-	snap := c.store.Snapshot()
-	byService := progress.ByService(snap)
-	plans := map[string]Plan{}
-	for _, s := range store.List[*gantryv1.Service](snap, "") {
-		plan := Decide(input(snap, s, byService))
-		if len(plan.Changes) > 0 {
-			plans[s.Meta.Key] = plan
-		}
-		again = sooner(again, plan.Again)
+	w := survey(c.store.Snapshot(), time.Now())
+	if w.empty() {
+		return w.again, nil
 	}
-	spent, later := spentRuns(byService, time.Now())
-	again = sooner(again, later)
-	idle := idleNetworks(snap)
-	if len(plans) == 0 && len(spent) == 0 && len(idle) == 0 {
-		return again, nil
-	}
-	return again, c.store.Update(ctx, func(tx *store.Tx) error {
-		for key, plan := range plans {
-			if err := apply(tx, key, plan); err != nil {
-				return err
-			}
-		}
-		for _, id := range spent {
-			if err := setDesired(tx, id, removed); err != nil {
-				return err
-			}
-		}
-		for _, key := range idle {
-			store.Delete[*gantryv1.Network](tx, key)
-		}
-		return nil
+	err = c.store.Update(ctx, func(tx *store.Tx) error {
+		w = survey(tx, time.Now())
+		return w.apply(tx)
 	})
+	return w.again, err
+}
+
+// work is all that is to be done now.
+type work struct {
+	plans    map[string]Plan // by service key
+	spent    []string        // `gantry run --rm` instances that have ended
+	unplaced []string        // instances to be removed that no node has
+	idle     []string        // networks
+	again    time.Time       // when to look again even if nothing changes
+}
+
+func survey(r store.Reader, now time.Time) work {
+	w := work{plans: map[string]Plan{}, idle: idleNetworks(r)}
+	byService := progress.ByService(r)
+	for _, s := range store.List[*gantryv1.Service](r, "") {
+		plan := Decide(input(r, s, byService))
+		if len(plan.Changes) > 0 {
+			w.plans[s.Meta.Key] = plan
+		}
+		w.again = sooner(w.again, plan.Again)
+	}
+	spent, later := spentRuns(byService, now)
+	w.spent, w.again = spent, sooner(w.again, later)
+	for _, i := range store.List[*gantryv1.Instance](r, "") {
+		if i.Desired == removed && i.Node == "" {
+			w.unplaced = append(w.unplaced, i.Meta.Key)
+		}
+	}
+	return w
+}
+
+func (w work) empty() bool {
+	return len(w.plans)+len(w.spent)+len(w.unplaced)+len(w.idle) == 0
+}
+
+func (w work) apply(tx *store.Tx) error {
+	for key, plan := range w.plans {
+		if err := apply(tx, key, plan); err != nil {
+			return err
+		}
+	}
+	for _, id := range w.spent {
+		if err := setDesired(tx, id, removed); err != nil {
+			return err
+		}
+	}
+	for _, id := range w.unplaced {
+		store.Delete[*gantryv1.Instance](tx, id)
+	}
+	for _, key := range w.idle {
+		store.Delete[*gantryv1.Network](tx, key)
+	}
+	return nil
 }
 
 func input(r store.Reader, s *gantryv1.Service, byService map[string][]*gantryv1.InstanceView) Input {

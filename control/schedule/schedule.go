@@ -7,6 +7,7 @@ package schedule
 import (
 	"context"
 	"log/slog"
+	"time"
 
 	gantryv1 "github.com/gantryd/gantry/api/gen/gantry/v1"
 	"github.com/gantryd/gantry/fault"
@@ -30,16 +31,30 @@ func (c *Controller) Run(ctx context.Context) error {
 	}
 	defer sub.Close()
 	for {
+		var retry <-chan time.Time
 		if err := c.pass(ctx); err != nil && ctx.Err() == nil {
-			c.log.Warn("scheduling failed, trying again at the next change", "err", err)
+			c.log.Warn("scheduling failed, trying again", "err", err)
+			retry = time.After(retryDelay)
 		}
-		if _, err := sub.Next(ctx); err != nil {
-			if ctx.Err() != nil {
-				return nil
+		select {
+		case <-sub.Wake():
+			if _, err := sub.Take(); err != nil {
+				return ignoreCanceled(ctx, err)
 			}
-			return err
+		case <-retry:
+		case <-ctx.Done():
+			return nil
 		}
 	}
+}
+
+const retryDelay = time.Second
+
+func ignoreCanceled(ctx context.Context, err error) error {
+	if ctx.Err() != nil {
+		return nil
+	}
+	return err
 }
 
 func (c *Controller) pass(ctx context.Context) error {
