@@ -78,20 +78,13 @@ func (c *converter) deploy(path []string, d *types.DeployConfig, out *gantryv1.S
 	case "replicated-job":
 		out.Mode = d.Mode
 	default:
-		c.report.refuse(append(path, "mode"), "the mode "+d.Mode+"; use replicated with replicas and placement, or replicated-job")
+		c.report.refuse(append(path, "mode"), "the mode "+d.Mode+"; use replicated with replicas, or replicated-job")
 	}
 	if d.EndpointMode != "" && d.EndpointMode != "vip" {
 		c.report.refuse(append(path, "endpoint_mode"), "the endpoint mode "+d.EndpointMode+"; the name tasks.SERVICE gives the addresses of all instances")
 	}
 	out.Labels = d.Labels
 	out.Update = c.update(append(path, "update_config"), d.UpdateConfig)
-	out.Rollback = c.update(append(path, "rollback_config"), d.RollbackConfig)
-	if p := d.Placement; len(p.Constraints)+len(p.Preferences) > 0 || p.MaxReplicas > 0 {
-		out.Placement = &gantryv1.Placement{Constraints: p.Constraints, MaxReplicasPerNode: int32(min(p.MaxReplicas, maxReplicas))}
-		for _, pref := range p.Preferences {
-			out.Placement.Preferences = append(out.Placement.Preferences, "spread="+pref.Spread)
-		}
-	}
 }
 
 func (c *converter) update(path []string, u *types.UpdateConfig) *gantryv1.UpdateConfig {
@@ -104,14 +97,13 @@ func (c *converter) update(path []string, u *types.UpdateConfig) *gantryv1.Updat
 	if !slices.Contains([]string{"", "pause", "continue", "rollback"}, u.FailureAction) {
 		c.report.invalid(append(path, "failure_action"), "use pause, continue or rollback", "there is no action %q", u.FailureAction)
 	}
-	if u.MaxFailureRatio < 0 || u.MaxFailureRatio > 1 {
-		c.report.invalid(append(path, "max_failure_ratio"), "write a part of 1, such as 0.2", "%v is not between 0 and 1", u.MaxFailureRatio)
-	}
 	out := &gantryv1.UpdateConfig{
 		Delay: positive(time.Duration(u.Delay)), Order: u.Order, FailureAction: u.FailureAction,
-		Monitor: positive(time.Duration(u.Monitor)), MaxFailureRatio: exact(u.MaxFailureRatio),
 	}
 	if u.Parallelism != nil {
+		if *u.Parallelism == 0 {
+			c.report.warn(append(path, "parallelism"), "0 means one at a time here, not all at once")
+		}
 		out.Parallelism = int32(min(*u.Parallelism, maxReplicas))
 	}
 	return out
