@@ -12,6 +12,8 @@ import (
 	"github.com/gantryd/gantry/control/rollout"
 	"github.com/gantryd/gantry/fault"
 	"github.com/gantryd/gantry/store"
+	"github.com/gantryd/gantry/store/demands"
+	"github.com/gantryd/gantry/store/progress"
 )
 
 // applier makes the objects of one app match its spec inside a transaction and notes every change. A plan is an apply
@@ -20,6 +22,7 @@ type applier struct {
 	tx      *store.Tx
 	sealer  Sealer
 	vips    netip.Prefix
+	guarded []string
 	req     *gantryv1.ApplyRequest
 	digest  func(image, platform string) string // of a local image, "" if there is none
 	changes []*gantryv1.Change
@@ -300,12 +303,24 @@ func (a *applier) resolve(spec *gantryv1.ServiceSpec) error {
 		}
 		f.Version = s.Version
 	}
-	env, _ := store.Get[*gantryv1.Environment](a.tx, a.req.Environment)
-	if c.Privileged && !env.GetSpec().GetAllowPrivileged() {
-		return fault.New(fault.Denied, "privileged containers are not permitted in the environment %q", a.req.Environment).
-			WithHint("gantry system set-environment %s --allow-privileged", a.req.Environment)
+	return permitted(a.tx, a.req.Environment, c, a.guarded)
+}
+
+// permitted refuses a spec that amounts to root on the machine in an environment that does not permit it.
+func permitted(r store.Reader, environment string, c *gantryv1.ContainerSpec, guarded []string) error {
+	if demand := demands.Privileged(c, guarded); demand != "" {
+		return allowed(r, environment, demand)
 	}
 	return nil
+}
+
+func allowed(r store.Reader, environment, demand string) error {
+	env, _ := store.Get[*gantryv1.Environment](r, environment)
+	if env.GetSpec().GetAllowPrivileged() {
+		return nil
+	}
+	return fault.New(fault.Denied, "%s is as much as root on the machine, which the environment %q does not permit", demand, environment).
+		WithHint("gantry system set-environment %s --allow-privileged", environment)
 }
 
 func (a *applier) service(name string, spec *gantryv1.ServiceSpec) error {
@@ -317,12 +332,15 @@ func (a *applier) service(name string, spec *gantryv1.ServiceSpec) error {
 	s := &gantryv1.Service{Meta: store.NewMeta(key), Environment: a.req.Environment, App: a.req.App, Name: name}
 	if ok {
 		s = proto.Clone(old).(*gantryv1.Service)
-	} else if err := a.address(s, spec); err != nil {
-		return err
+	}
+	if s.VirtualIp == "" {
+		if err := a.address(s, spec); err != nil {
+			return err
+		}
 	}
 	s.Spec, s.Replicas, s.Stopped = spec, spec.Replicas, false
 	if ok && old.Stopped {
-		s.RestartGeneration++
+		s.RestartGeneration = nextGeneration(a.tx, s)
 	}
 	fields, err := a.release(s, old)
 	if err != nil {
@@ -363,11 +381,7 @@ func (a *applier) release(s, old *gantryv1.Service) ([]*gantryv1.FieldChange, er
 	if len(all) > 0 {
 		number = all[len(all)-1].Number + 1
 	}
-	for _, r := range all[:max(0, len(all)-keepReleases)] {
-		if r.Number != s.Release {
-			store.Delete[*gantryv1.Release](a.tx, r.Meta.Key)
-		}
-	}
+	a.forget(all[:max(0, len(all)-keepReleases)], s)
 	store.Put(a.tx, &gantryv1.Release{
 		Meta: store.NewMeta(rollout.ReleaseKey(s.Meta.Key, number)), Service: s.Meta.Key, Number: number,
 		Spec: s.Spec, SpecHash: hash,
@@ -379,7 +393,26 @@ func (a *applier) release(s, old *gantryv1.Service) ([]*gantryv1.FieldChange, er
 	return append(diff(running(current.Spec), running(s.Spec)), diff(rest(old.Spec), rest(s.Spec))...), nil
 }
 
-const keepReleases = 20 // per service, besides the current one
+const keepReleases = 20 // per service, besides those in use
+
+// forget deletes old releases, but none that the service may return to or that an instance was made from: its node has to
+// be told the spec as long as it is there.
+func (a *applier) forget(old []*gantryv1.Release, s *gantryv1.Service) {
+	if len(old) == 0 {
+		return
+	}
+	used := map[int64]bool{s.Release: true, s.PreviousRelease: true}
+	for _, i := range store.List[*gantryv1.Instance](a.tx, "") {
+		if progress.Key(i) == s.Meta.Key {
+			used[i.Release] = true
+		}
+	}
+	for _, r := range old {
+		if !used[r.Number] {
+			store.Delete[*gantryv1.Release](a.tx, r.Meta.Key)
+		}
+	}
+}
 
 func (a *applier) forced(name string) bool {
 	if !a.req.ForceRecreate {
@@ -420,7 +453,7 @@ func specHash(s *gantryv1.ServiceSpec) (string, error) {
 	return "sha256:" + hex.EncodeToString(sum[:]), nil
 }
 
-// address gives a new service on the bridge its virtual IP.
+// address gives a service on the bridge its virtual IP.
 func (a *applier) address(s *gantryv1.Service, spec *gantryv1.ServiceSpec) error {
 	switch spec.Container.GetNetwork().GetKind() {
 	case gantryv1.NetworkMode_KIND_BRIDGE, gantryv1.NetworkMode_KIND_UNSPECIFIED:

@@ -34,7 +34,7 @@ func (h *apps) apply(ctx context.Context, req *gantryv1.ApplyRequest, dry bool) 
 	digests := h.digests(ctx, req)
 	var out *gantryv1.PlanResponse
 	err := h.s.store.Update(ctx, func(tx *store.Tx) error {
-		a := &applier{tx: tx, sealer: h.s.o.Sealer, vips: h.s.o.VirtualIPs, req: req,
+		a := &applier{tx: tx, sealer: h.s.o.Sealer, vips: h.s.o.VirtualIPs, guarded: h.s.o.Guarded, req: req,
 			digest: func(image, platform string) string { return digests[image+" "+platform] }}
 		if err := a.run(); err != nil {
 			return err
@@ -227,7 +227,7 @@ func (h *apps) gone(ctx context.Context, key string) error {
 }
 
 // each changes the named services of an app, or all of them.
-func (h *apps) each(ctx context.Context, env, app string, names []string, fn func(*gantryv1.Service) error) error {
+func (h *apps) each(ctx context.Context, env, app string, names []string, fn func(store.Reader, *gantryv1.Service) error) error {
 	return h.s.store.Update(ctx, func(tx *store.Tx) error {
 		keys := make([]string, 0, len(names))
 		for _, n := range names {
@@ -247,12 +247,24 @@ func (h *apps) each(ctx context.Context, env, app string, names []string, fn fun
 				return fault.New(fault.NotFound, "the app %q has no service %q", app, key[strings.LastIndexByte(key, '/')+1:]).
 					WithHint("gantry ps")
 			}
-			if err := store.Modify(tx, key, fn); err != nil {
+			err := store.Modify(tx, key, func(s *gantryv1.Service) error { return fn(tx, s) })
+			if err != nil {
 				return err
 			}
 		}
 		return nil
 	})
+}
+
+// nextGeneration is newer than any start that the service or one of its instances has been asked for.
+func nextGeneration(r store.Reader, s *gantryv1.Service) int64 {
+	last := s.RestartGeneration
+	for _, i := range store.List[*gantryv1.Instance](r, "") {
+		if progress.Key(i) == s.Meta.Key {
+			last = max(last, i.RestartGeneration)
+		}
+	}
+	return last + 1
 }
 
 const maxReplicas = 10_000
@@ -265,7 +277,7 @@ func (h *apps) Scale(ctx context.Context, req *connect.Request[gantryv1.ScaleReq
 			return nil, fault.New(fault.Invalid, "the service %q cannot have %d instances", name, n).WithHint("use a number from 0 to %d", maxReplicas)
 		}
 	}
-	err := h.each(ctx, m.Environment, m.App, sorted(m.Replicas), func(s *gantryv1.Service) error {
+	err := h.each(ctx, m.Environment, m.App, sorted(m.Replicas), func(_ store.Reader, s *gantryv1.Service) error {
 		s.Replicas = m.Replicas[s.Name]
 		return nil
 	})
@@ -275,9 +287,9 @@ func (h *apps) Scale(ctx context.Context, req *connect.Request[gantryv1.ScaleReq
 // SetStopped implements the API.
 func (h *apps) SetStopped(ctx context.Context, req *connect.Request[gantryv1.SetStoppedRequest]) (*connect.Response[gantryv1.SetStoppedResponse], error) {
 	m := req.Msg
-	err := h.each(ctx, m.Environment, m.App, m.Services, func(s *gantryv1.Service) error {
+	err := h.each(ctx, m.Environment, m.App, m.Services, func(r store.Reader, s *gantryv1.Service) error {
 		if s.Stopped && !m.Stopped {
-			s.RestartGeneration++
+			s.RestartGeneration = nextGeneration(r, s)
 		}
 		s.Stopped = m.Stopped
 		return nil
@@ -288,9 +300,9 @@ func (h *apps) SetStopped(ctx context.Context, req *connect.Request[gantryv1.Set
 // Restart implements the API.
 func (h *apps) Restart(ctx context.Context, req *connect.Request[gantryv1.RestartRequest]) (*connect.Response[gantryv1.RestartResponse], error) {
 	m := req.Msg
-	err := h.each(ctx, m.Environment, m.App, m.Services, func(s *gantryv1.Service) error {
+	err := h.each(ctx, m.Environment, m.App, m.Services, func(r store.Reader, s *gantryv1.Service) error {
 		s.Stopped = false
-		s.RestartGeneration++
+		s.RestartGeneration = nextGeneration(r, s)
 		return nil
 	})
 	return respond(&gantryv1.RestartResponse{}, err)

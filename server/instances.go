@@ -52,14 +52,11 @@ func (h *instances) newInstance(m *gantryv1.CreateInstanceRequest) (*gantryv1.In
 
 // create checks what the instance refers to and puts it.
 func (h *instances) create(tx *store.Tx, m *gantryv1.CreateInstanceRequest, i *gantryv1.Instance) error {
-	env, ok := store.Get[*gantryv1.Environment](tx, m.Environment)
-	if !ok {
-		env = &gantryv1.Environment{Meta: store.NewMeta(m.Environment), Spec: &gantryv1.EnvironmentSpec{}}
-		store.Put(tx, env)
+	if _, ok := store.Get[*gantryv1.Environment](tx, m.Environment); !ok {
+		store.Put(tx, &gantryv1.Environment{Meta: store.NewMeta(m.Environment), Spec: &gantryv1.EnvironmentSpec{}})
 	}
-	if i.Spec.Privileged && !env.GetSpec().GetAllowPrivileged() {
-		return fault.New(fault.Denied, "privileged containers are not permitted in the environment %q", m.Environment).
-			WithHint("gantry system set-environment %s --allow-privileged", m.Environment)
+	if err := permitted(tx, m.Environment, i.Spec, h.s.o.Guarded); err != nil {
+		return err
 	}
 	for _, o := range store.List[*gantryv1.Instance](tx, "") {
 		if o.App == "" && o.Environment == m.Environment && o.Service == i.Service && !h.leaving(tx, o) {

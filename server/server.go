@@ -40,6 +40,7 @@ type Options struct {
 	VirtualIPs netip.Prefix
 	Sealer     Sealer
 	Version    *gantryv1.VersionResponse
+	Guarded    []string // directories of the daemon, which no container is given unless its environment permits all
 	Logger     *slog.Logger
 }
 

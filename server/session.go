@@ -3,6 +3,7 @@ package server
 import (
 	"context"
 	"fmt"
+	"log/slog"
 	"strings"
 
 	"connectrpc.com/connect"
@@ -141,13 +142,9 @@ func (h *sessions) send(ctx context.Context, node string, stream *sessionStream)
 		return err
 	}
 	defer sub.Close()
-	view := &nodeView{node: node, sealer: h.s.o.Sealer}
+	view := &nodeView{node: node, sealer: h.s.o.Sealer, log: h.s.log}
 	for full := true; ; full = false {
-		u, err := view.update(h.s.store.Snapshot(), full)
-		if err != nil {
-			return err
-		}
-		if u != nil {
+		if u := view.update(h.s.store.Snapshot(), full); u != nil {
 			if err := stream.Send(u); err != nil {
 				return err
 			}
@@ -162,13 +159,14 @@ func (h *sessions) send(ctx context.Context, node string, stream *sessionStream)
 type nodeView struct {
 	node        string
 	sealer      Sealer
+	log         *slog.Logger
 	assignments map[string]string // instance to what its assignment was made from
 	endpoints   map[string]*gantryv1.ServiceEndpoints
 	networks    map[string]*gantryv1.Network
 }
 
 // update is what the node has to be told; nil if nothing.
-func (v *nodeView) update(snap *store.ReadTx, full bool) (*gantryv1.NodeUpdate, error) {
+func (v *nodeView) update(snap *store.ReadTx, full bool) *gantryv1.NodeUpdate {
 	u := &gantryv1.NodeUpdate{Full: full}
 	u.Node, _ = store.Get[*gantryv1.Node](snap, v.node)
 	if full {
@@ -177,14 +175,12 @@ func (v *nodeView) update(snap *store.ReadTx, full bool) (*gantryv1.NodeUpdate, 
 	}
 	v.networkChanges(snap, u)
 	v.endpointChanges(snap, u)
-	if err := v.assignmentChanges(snap, u); err != nil {
-		return nil, err
-	}
+	v.assignmentChanges(snap, u)
 	empty := len(u.Assignments)+len(u.Unassigned)+len(u.Endpoints)+len(u.RemovedEndpoints)+len(u.Networks)+len(u.RemovedNetworks) == 0
 	if empty && !full {
-		return nil, nil
+		return nil
 	}
-	return u, nil
+	return u
 }
 
 func (v *nodeView) networkChanges(snap *store.ReadTx, u *gantryv1.NodeUpdate) {
@@ -260,7 +256,7 @@ func serviceEndpoints(key, env, app, name string, spec *gantryv1.ContainerSpec) 
 	return e
 }
 
-func (v *nodeView) assignmentChanges(snap *store.ReadTx, u *gantryv1.NodeUpdate) error {
+func (v *nodeView) assignmentChanges(snap *store.ReadTx, u *gantryv1.NodeUpdate) {
 	now := map[string]string{}
 	for _, i := range store.List[*gantryv1.Instance](snap, "") {
 		if i.Node != v.node {
@@ -268,6 +264,9 @@ func (v *nodeView) assignmentChanges(snap *store.ReadTx, u *gantryv1.NodeUpdate)
 		}
 		as := assignment(snap, i)
 		if as == nil {
+			if mark, sent := v.assignments[i.Meta.Key]; sent {
+				now[i.Meta.Key] = mark // it is still there, so its node keeps it as it is
+			}
 			continue
 		}
 		mark := madeFrom(snap, as)
@@ -275,9 +274,7 @@ func (v *nodeView) assignmentChanges(snap *store.ReadTx, u *gantryv1.NodeUpdate)
 		if v.assignments[i.Meta.Key] == mark {
 			continue
 		}
-		if err := v.contents(snap, as); err != nil {
-			return err
-		}
+		v.contents(snap, as)
 		u.Assignments = append(u.Assignments, as)
 	}
 	for id := range v.assignments {
@@ -286,7 +283,6 @@ func (v *nodeView) assignmentChanges(snap *store.ReadTx, u *gantryv1.NodeUpdate)
 		}
 	}
 	v.assignments = now
-	return nil
 }
 
 // assignment is an instance with its spec and volumes; nil while its release is not known.
@@ -332,8 +328,9 @@ func madeFrom(snap *store.ReadTx, as *gantryv1.Assignment) string {
 	return b.String()
 }
 
-// contents adds the secrets and configs that the instance uses.
-func (v *nodeView) contents(snap *store.ReadTx, as *gantryv1.Assignment) error {
+// contents adds the secrets and configs that the instance uses. A secret that cannot be opened is left out: its instance
+// fails for want of it, and no other does.
+func (v *nodeView) contents(snap *store.ReadTx, as *gantryv1.Assignment) {
 	as.Secrets, as.Configs = map[string][]byte{}, map[string][]byte{}
 	for _, f := range as.Spec.GetSecrets() {
 		s, ok := store.Get[*gantryv1.Secret](snap, f.Source)
@@ -342,7 +339,8 @@ func (v *nodeView) contents(snap *store.ReadTx, as *gantryv1.Assignment) error {
 		}
 		plain, err := v.sealer.Open(f.Source, s.Sealed)
 		if err != nil {
-			return err
+			v.log.Error("a secret cannot be opened", "secret", f.Source, "instance", as.Instance.Meta.Key, "err", err)
+			continue
 		}
 		as.Secrets[f.Source] = plain
 	}
@@ -351,5 +349,4 @@ func (v *nodeView) contents(snap *store.ReadTx, as *gantryv1.Assignment) error {
 			as.Configs[f.Source] = c.Content
 		}
 	}
-	return nil
 }

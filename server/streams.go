@@ -118,6 +118,11 @@ func (h *instances) interactive(ctx context.Context, stream *connect.BidiStream[
 	if err != nil {
 		return err
 	}
+	if start.Privileged {
+		if err := allowed(h.s.store.Snapshot(), i.Environment, "exec --privileged"); err != nil {
+			return err
+		}
+	}
 	start.Target = direct(i)
 	up := open(n)
 	if err := up.Send(first); err != nil && !errors.Is(err, io.EOF) {
