@@ -2,11 +2,9 @@ package server
 
 import (
 	"context"
-	"fmt"
 
 	"connectrpc.com/connect"
 	"google.golang.org/protobuf/proto"
-	"google.golang.org/protobuf/types/known/durationpb"
 
 	gantryv1 "github.com/gantryd/gantry/api/gen/gantry/v1"
 	"github.com/gantryd/gantry/fault"
@@ -187,123 +185,4 @@ func (h *instances) change(ctx context.Context, t *gantryv1.InstanceTarget, verb
 		return store.Modify(tx, i.Meta.Key, fn)
 	})
 	return respond(&gantryv1.InstanceActionResponse{Id: i.Meta.Key}, err)
-}
-
-// Start implements the API.
-func (h *instances) Start(ctx context.Context, req *connect.Request[gantryv1.InstanceTarget]) (*connect.Response[gantryv1.InstanceActionResponse], error) {
-	return h.change(ctx, req.Msg, "start", func(i *gantryv1.Instance) error {
-		if i.Desired == gantryv1.Instance_DESIRED_REMOVED {
-			return fault.New(fault.Conflict, "instance %s is being removed", i.Service)
-		}
-		i.Desired, i.WaitAttach = gantryv1.Instance_DESIRED_RUNNING, false
-		i.RestartGeneration++
-		return nil
-	})
-}
-
-// Stop implements the API. It answers when the process has ended.
-func (h *instances) Stop(ctx context.Context, req *connect.Request[gantryv1.StopInstanceRequest]) (*connect.Response[gantryv1.InstanceActionResponse], error) {
-	resp, err := h.change(ctx, req.Msg.Target, "stop", func(i *gantryv1.Instance) error {
-		i.Desired, i.StopGrace = gantryv1.Instance_DESIRED_STOPPED, req.Msg.GracePeriod
-		return nil
-	})
-	if err != nil {
-		return nil, err
-	}
-	_, err = h.await(ctx, resp.Msg.Id, ended)
-	return resp, err
-}
-
-// Restart implements the API.
-func (h *instances) Restart(ctx context.Context, req *connect.Request[gantryv1.StopInstanceRequest]) (*connect.Response[gantryv1.InstanceActionResponse], error) {
-	return h.change(ctx, req.Msg.Target, "", func(i *gantryv1.Instance) error {
-		i.Desired, i.StopGrace = gantryv1.Instance_DESIRED_RUNNING, req.Msg.GracePeriod
-		i.RestartGeneration++
-		return nil
-	})
-}
-
-// Remove implements the API. It answers when nothing is left. An instance of a service is replaced by a new one.
-func (h *instances) Remove(ctx context.Context, req *connect.Request[gantryv1.RemoveInstanceRequest]) (*connect.Response[gantryv1.InstanceActionResponse], error) {
-	i, err := h.s.resolve(req.Msg.Target)
-	if err != nil {
-		return nil, err
-	}
-	st := progress.View(h.s.store.Snapshot(), i).Status
-	if st.Phase == gantryv1.InstanceStatus_PHASE_RUNNING && !req.Msg.Force {
-		return nil, fault.New(fault.Conflict, "instance %s is running", progress.Name(i)).
-			WithHint("gantry stop it first, or gantry rm -f %s", progress.Name(i))
-	}
-	resp, err := h.change(ctx, &gantryv1.InstanceTarget{Environment: i.Environment, Target: i.Meta.Key}, "", func(i *gantryv1.Instance) error {
-		i.Desired = gantryv1.Instance_DESIRED_REMOVED
-		if req.Msg.Force {
-			i.StopGrace = durationpb.New(0)
-		}
-		return nil
-	})
-	if err != nil {
-		return nil, err
-	}
-	_, err = h.await(ctx, i.Meta.Key, func(*gantryv1.InstanceStatus) bool { return false })
-	return resp, err
-}
-
-func ended(st *gantryv1.InstanceStatus) bool {
-	switch st.GetPhase() {
-	case gantryv1.InstanceStatus_PHASE_EXITED, gantryv1.InstanceStatus_PHASE_FAILED:
-		return true
-	}
-	return false
-}
-
-// await blocks until the instance's status satisfies done or the instance is gone, and returns the last status.
-func (h *instances) await(ctx context.Context, id string, done func(*gantryv1.InstanceStatus) bool) (*gantryv1.InstanceStatus, error) {
-	var last *gantryv1.InstanceStatus
-	present := false
-	sub, err := h.s.store.ViewAndWatch(func(r *store.ReadTx) error {
-		last, _ = store.Get[*gantryv1.InstanceStatus](r, id)
-		_, present = store.Get[*gantryv1.Instance](r, id)
-		return nil
-	})
-	if err != nil {
-		return nil, err
-	}
-	defer sub.Close()
-	for present && (last == nil || !done(last)) {
-		events, err := sub.Next(ctx)
-		if err != nil {
-			return last, err
-		}
-		for _, ev := range events {
-			if st, ok := ev.New.(*gantryv1.InstanceStatus); ok && st.Meta.Key == id {
-				if last = st; done(st) {
-					return last, nil
-				}
-			}
-			if i, ok := ev.Old.(*gantryv1.Instance); ok && ev.New == nil && i.Meta.Key == id {
-				present = false
-			}
-		}
-	}
-	return last, nil
-}
-
-// Wait implements the API.
-func (h *instances) Wait(ctx context.Context, req *connect.Request[gantryv1.InstanceTarget]) (*connect.Response[gantryv1.WaitResponse], error) {
-	i, err := h.s.resolve(req.Msg)
-	if err != nil {
-		return nil, err
-	}
-	st, err := h.await(ctx, i.Meta.Key, ended)
-	if err != nil {
-		return nil, err
-	}
-	out := &gantryv1.WaitResponse{ExitCode: st.GetExitCode(), OomKilled: st.GetOomKilled()}
-	if st.GetPhase() == gantryv1.InstanceStatus_PHASE_FAILED {
-		out.Error = st.Error
-		if st.Hint != "" {
-			out.Error = fmt.Sprintf("%s (%s)", st.Error, st.Hint)
-		}
-	}
-	return connect.NewResponse(out), nil
 }

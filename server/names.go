@@ -71,11 +71,11 @@ func (s *Server) resolveAll(t *gantryv1.InstanceTarget) ([]*gantryv1.Instance, e
 		if matches(i, t.Environment, app, name, slot) {
 			byName = append(byName, i)
 		}
-		if strings.HasPrefix(i.Meta.Key, t.Target) && len(t.Target) >= minPrefix {
+		if len(t.Target) >= minPrefix && strings.HasPrefix(i.Meta.Key, t.Target) && (t.Environment == "" || i.Environment == t.Environment) {
 			byPrefix = append(byPrefix, i)
 		}
 	}
-	if len(byName) > 0 {
+	if byName = own(byName, app); len(byName) > 0 {
 		sort.SliceStable(byName, func(a, b int) bool { return byName[a].Slot < byName[b].Slot })
 		return byName, nil
 	}
@@ -89,7 +89,21 @@ func (s *Server) resolveAll(t *gantryv1.InstanceTarget) ([]*gantryv1.Instance, e
 		WithHint("give more digits: gantry ps -a")
 }
 
-const minPrefix = 2
+// own prefers the app's instances to a `gantry run` instance of the same name.
+func own(found []*gantryv1.Instance, app string) []*gantryv1.Instance {
+	var out []*gantryv1.Instance
+	for _, i := range found {
+		if app != "" && i.App == app {
+			out = append(out, i)
+		}
+	}
+	if len(out) == 0 {
+		return found
+	}
+	return out
+}
+
+const minPrefix = 4
 
 // split reads "app/service.slot" with both ends optional; slot 0 means any.
 func split(app, target string) (string, string, int32) {

@@ -1,7 +1,7 @@
 // Package server is the API of a Gantry server: it checks what callers ask for, changes the store, and routes reads and
 // streams of instances to the nodes they run on.
 //
-// New, then Handler for a listener and Run for what it keeps in memory. Handlers are safe in parallel. Nothing here talks to
+// New, then Handler and NodeHandler for listeners and Run for what it keeps in memory. Handlers are safe in parallel. Nothing here talks to
 // containers: controllers and nodes act on what is stored.
 package server
 
@@ -61,7 +61,14 @@ func New(s *store.Store, local Node, o Options) *Server {
 // Run keeps the log of events until ctx ends.
 func (s *Server) Run(ctx context.Context) error { return s.events.run(ctx, s.store) }
 
-// Handler serves the whole API.
+// NodeHandler serves the sessions of nodes, which are given every secret they need: it is for a listener that only nodes reach.
+func (s *Server) NodeHandler() http.Handler {
+	mux := http.NewServeMux()
+	mux.Handle(gantryv1connect.NewNodeSessionServiceHandler(&sessions{s}, HandlerOptions()...))
+	return mux
+}
+
+// Handler serves the whole API but the sessions of nodes.
 func (s *Server) Handler() http.Handler {
 	mux := http.NewServeMux()
 	opts := HandlerOptions()
@@ -72,7 +79,6 @@ func (s *Server) Handler() http.Handler {
 	mux.Handle(gantryv1connect.NewSecretServiceHandler(&secrets{s}, opts...))
 	mux.Handle(gantryv1connect.NewConfigServiceHandler(&configs{s}, opts...))
 	mux.Handle(gantryv1connect.NewSystemServiceHandler(&system{s}, opts...))
-	mux.Handle(gantryv1connect.NewNodeSessionServiceHandler(&sessions{s}, opts...))
 	mux.Handle("/"+gantryv1connect.ImageServiceName+"/", s.local.ImageHandler)
 	mux.Handle(gantryv1connect.ImageServicePruneProcedure,
 		connect.NewUnaryHandler(gantryv1connect.ImageServicePruneProcedure, s.pruneImages, opts...))

@@ -32,6 +32,9 @@ type platform struct {
 	instances gantryv1connect.InstanceServiceClient
 	secrets   gantryv1connect.SecretServiceClient
 	sessions  gantryv1connect.NodeSessionServiceClient
+	volumes   gantryv1connect.VolumeServiceClient
+	public    gantryv1connect.NodeSessionServiceClient // what callers who are no node get
+	local     *fakeNode
 }
 
 func start(t *testing.T) *platform {
@@ -49,7 +52,8 @@ func start(t *testing.T) *platform {
 	if err != nil {
 		t.Fatal(err)
 	}
-	srv := server.New(st, server.Node{ImageHandler: http.NotFoundHandler()}, server.Options{
+	local := &fakeNode{removed: func(string) error { return nil }}
+	srv := server.New(st, server.Node{Service: local, ImageHandler: http.NotFoundHandler()}, server.Options{
 		Node: nodeID, VirtualIPs: netip.MustParsePrefix("10.211.0.0/29"), Sealer: box, Logger: log,
 	})
 	ctx, cancel := context.WithCancel(context.Background())
@@ -61,16 +65,37 @@ func start(t *testing.T) *platform {
 			}
 		}()
 	}
-	h := httptest.NewUnstartedServer(srv.Handler())
-	h.EnableHTTP2 = true
-	h.StartTLS()
-	t.Cleanup(h.CloseClientConnections)
+	h, n := serve(t, srv.Handler()), serve(t, srv.NodeHandler())
 	return &platform{
 		store: st, apps: gantryv1connect.NewAppServiceClient(h.Client(), h.URL),
 		instances: gantryv1connect.NewInstanceServiceClient(h.Client(), h.URL),
 		secrets:   gantryv1connect.NewSecretServiceClient(h.Client(), h.URL),
-		sessions:  gantryv1connect.NewNodeSessionServiceClient(h.Client(), h.URL),
+		sessions:  gantryv1connect.NewNodeSessionServiceClient(n.Client(), n.URL),
+		volumes:   gantryv1connect.NewVolumeServiceClient(h.Client(), h.URL),
+		public:    gantryv1connect.NewNodeSessionServiceClient(h.Client(), h.URL),
+		local:     local,
 	}
+}
+
+func serve(t *testing.T, handler http.Handler) *httptest.Server {
+	h := httptest.NewUnstartedServer(handler)
+	h.EnableHTTP2 = true
+	h.StartTLS()
+	t.Cleanup(h.CloseClientConnections)
+	return h
+}
+
+// fakeNode is the part of a node's service that the tests of this package need.
+type fakeNode struct {
+	gantryv1connect.NodeServiceClient
+	removed func(volume string) error
+}
+
+func (f *fakeNode) RemoveVolume(_ context.Context, r *connect.Request[gantryv1.VolumeTarget]) (*connect.Response[gantryv1.RemoveVolumeResponse], error) {
+	if err := f.removed(r.Msg.Name); err != nil {
+		return nil, err
+	}
+	return connect.NewResponse(&gantryv1.RemoveVolumeResponse{}), nil
 }
 
 func app(mutate func(*gantryv1.AppSpec)) *gantryv1.ApplyRequest {
@@ -222,6 +247,7 @@ func (p *platform) node(t *testing.T) (ctx context.Context, updates <-chan *gant
 				}
 				r.Statuses = append(r.Statuses, &gantryv1.InstanceStatus{
 					Meta: store.NewMeta(as.Instance.Meta.Key), Phase: gantryv1.InstanceStatus_PHASE_RUNNING, Address: "10.210.0.9",
+					RestartGeneration: as.Instance.RestartGeneration,
 				})
 			}
 			if stream.Send(r) != nil {

@@ -101,8 +101,8 @@ func Failure(v *gantryv1.InstanceView) string {
 			return fmt.Sprintf("%s exited with code %d%s", name, st.ExitCode, oom(st))
 		}
 	case gantryv1.InstanceStatus_PHASE_RESTARTING:
-		if st.Restarts >= crashLoop {
-			return fmt.Sprintf("%s keeps exiting, last with code %d%s, after %d restarts", name, st.ExitCode, oom(st), st.Restarts)
+		if st.Streak >= crashLoop {
+			return fmt.Sprintf("%s keeps exiting, last with code %d%s, after %d restarts in a row", name, st.ExitCode, oom(st), st.Streak)
 		}
 	case gantryv1.InstanceStatus_PHASE_RUNNING:
 		if st.Health == gantryv1.InstanceStatus_HEALTH_UNHEALTHY {

@@ -45,7 +45,8 @@ func TestServiceIsJudged(t *testing.T) {
 		"ended with an error": {&gantryv1.InstanceStatus{Phase: exited, ExitCode: 3}, 0, false, "exited with code 3"},
 		"out of memory":       {&gantryv1.InstanceStatus{Phase: exited, ExitCode: 137, OomKilled: true}, 0, false, "out of memory"},
 		"restarted once":      {&gantryv1.InstanceStatus{Phase: restarting, Restarts: 1, ExitCode: 1}, 0, false, ""},
-		"crash loop":          {&gantryv1.InstanceStatus{Phase: restarting, Restarts: 3, ExitCode: 1}, 0, false, "keeps exiting"},
+		"crash loop":          {&gantryv1.InstanceStatus{Phase: restarting, Restarts: 3, Streak: 3, ExitCode: 1}, 0, false, "keeps exiting"},
+		"many good runs":      {&gantryv1.InstanceStatus{Phase: restarting, Restarts: 30, Streak: 1, ExitCode: 1}, 0, false, ""},
 		"cannot be made":      {&gantryv1.InstanceStatus{Phase: failed, Error: "no such image"}, 0, false, "no such image"},
 	} {
 		t.Run(name, func(t *testing.T) {
