@@ -135,7 +135,7 @@ func (d *daemon) run(ctx context.Context) error {
 	d.onStop("node API", closing(inner))
 	ag, err := agent.New(agent.Options{
 		Node: node.Meta.Key, Name: node.Name, Root: filepath.Join(d.Root, "agent"), Info: d.info(node), Logger: d.Logger,
-		Server: gantryv1connect.NewNodeSessionServiceClient(unixClient(d.Listen), "http://gantryd"),
+		Server: gantryv1connect.NewNodeSessionServiceClient(unixClient("unix://"+inner.Addr().String()), "http://gantryd"),
 	}, parts)
 	if err != nil {
 		return err
@@ -145,7 +145,11 @@ func (d *daemon) run(ctx context.Context) error {
 		Node: node.Meta.Key, VirtualIPs: d.VirtualIPs, Sealer: sealer, Version: d.Version, Logger: d.Logger,
 	})
 	group.Go(func() error { return srv.Run(ctx) })
-	group.Go(func() error { return serve(ctx, inner, nodeHandler) })
+	// Sessions carry secrets: only root's own socket has them.
+	between := http.NewServeMux()
+	between.Handle("/"+gantryv1connect.NodeSessionServiceName+"/", srv.NodeHandler())
+	between.Handle("/", nodeHandler)
+	group.Go(func() error { return serve(ctx, inner, between) })
 	group.Go(func() error { return serve(ctx, api, srv.Handler()) })
 	group.Go(func() error { return rollout.New(st, d.Logger).Run(ctx) })
 	group.Go(func() error { return schedule.New(st, d.Logger).Run(ctx) })
