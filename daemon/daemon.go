@@ -142,7 +142,8 @@ func (d *daemon) run(ctx context.Context) error {
 	}
 	nodeHandler := ag.Handler(server.HandlerOptions()...)
 	srv := server.New(st, localNode(inner.Addr().String(), nodeHandler), server.Options{
-		Node: node.Meta.Key, VirtualIPs: d.VirtualIPs, Sealer: sealer, Version: d.Version, Logger: d.Logger,
+		Node: node.Meta.Key, VirtualIPs: d.VirtualIPs, Sealer: sealer, Version: d.Version,
+		Guarded: []string{d.Root, d.Config.Run}, Logger: d.Logger,
 	})
 	group.Go(func() error { return srv.Run(ctx) })
 	// Sessions carry secrets: only root's own socket has them.
