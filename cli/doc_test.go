@@ -2,6 +2,8 @@ package cli
 
 import (
 	"os"
+	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 
@@ -47,4 +49,34 @@ func allLines(page, part string) string {
 		}
 	}
 	return strings.Join(out, "\n")
+}
+
+var link = regexp.MustCompile(`\]\(([^)#:]+)\)`)
+
+// The README leads to every page, and no link of a page leads nowhere.
+func TestPagesAreLinked(t *testing.T) {
+	pages, err := filepath.Glob("../doc/*.md")
+	if err != nil || len(pages) == 0 {
+		t.Fatal(pages, err)
+	}
+	readme := map[string]bool{}
+	for _, page := range append(pages, "../README.md") {
+		text, err := os.ReadFile(page)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, m := range link.FindAllStringSubmatch(string(text), -1) {
+			to := filepath.Join(filepath.Dir(page), m[1])
+			if _, err := os.Stat(to); err != nil {
+				t.Errorf("%s: %v", page, err)
+			}
+			readme[to] = readme[to] || page == "../README.md"
+		}
+	}
+	for _, page := range pages {
+		// Written by make bench, and not there until then.
+		if !readme[page] && filepath.Base(page) != "benchmarks.md" {
+			t.Errorf("the README does not link %s", page)
+		}
+	}
 }
