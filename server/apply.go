@@ -80,7 +80,7 @@ func (a *applier) check() error {
 			return fault.New(fault.NotFound, "the app %q has no service %q", a.req.App, name)
 		}
 	}
-	return nil
+	return appKeysValid(a.req.Environment, a.req.Spec)
 }
 
 func (a *applier) environment() {
@@ -167,14 +167,14 @@ func (a *applier) volumes() error {
 		switch {
 		case !ok && v.External:
 			return fault.New(fault.NotFound, "the external volume %q does not exist", v.Key).
-				WithHint("gantry volume create %s", name)
+				WithHint("gantry volume create %s", nameIn(v.Key))
 		case v.External:
 		case !ok:
 			store.Put(a.tx, &gantryv1.Volume{Meta: labelled(v.Key, v.Labels), Driver: v.Driver, DriverOptions: v.DriverOptions})
 			a.note(create, "volume", v.Key, nil)
 		case old.Driver != v.Driver:
 			return fault.New(fault.Conflict, "the volume %q has the driver %q and cannot be given %q", v.Key, old.Driver, v.Driver).
-				WithHint("copy the data to a new volume, or remove this one: gantry volume rm %s", name)
+				WithHint("copy the data to a new volume, or remove this one: gantry volume rm %s", nameIn(v.Key))
 		}
 	}
 	return nil
@@ -195,7 +195,7 @@ func (a *applier) secret(name string, f *gantryv1.FileSpec) error {
 	old, ok := store.Get[*gantryv1.Secret](a.tx, f.Key)
 	if f.External {
 		if !ok {
-			return fault.New(fault.NotFound, "the external secret %q does not exist", f.Key).WithHint("gantry secret create %s FILE", name)
+			return fault.New(fault.NotFound, "the external secret %q does not exist", f.Key).WithHint("gantry secret create %s FILE", nameIn(f.Key))
 		}
 		return nil
 	}
@@ -230,7 +230,7 @@ func (a *applier) configs() error {
 		old, ok := store.Get[*gantryv1.Config](a.tx, f.Key)
 		if f.External {
 			if !ok {
-				return fault.New(fault.NotFound, "the external config %q does not exist", f.Key).WithHint("gantry config create %s FILE", name)
+				return fault.New(fault.NotFound, "the external config %q does not exist", f.Key).WithHint("gantry config create %s FILE", nameIn(f.Key))
 			}
 			continue
 		}
@@ -292,14 +292,14 @@ func (a *applier) resolve(spec *gantryv1.ServiceSpec) error {
 	for _, f := range c.Secrets {
 		s, ok := store.Get[*gantryv1.Secret](a.tx, f.Source)
 		if !ok {
-			return fault.New(fault.NotFound, "the secret %q does not exist", f.Source).WithHint("gantry secret create NAME FILE")
+			return fault.New(fault.NotFound, "the secret %q does not exist", f.Source).WithHint("gantry secret create %s FILE", nameIn(f.Source))
 		}
 		f.Version = s.Version
 	}
 	for _, f := range c.Configs {
 		s, ok := store.Get[*gantryv1.Config](a.tx, f.Source)
 		if !ok {
-			return fault.New(fault.NotFound, "the config %q does not exist", f.Source).WithHint("gantry config create NAME FILE")
+			return fault.New(fault.NotFound, "the config %q does not exist", f.Source).WithHint("gantry config create %s FILE", nameIn(f.Source))
 		}
 		f.Version = s.Version
 	}

@@ -156,30 +156,16 @@ func sameView(a, b *gantryv1.AppView) bool {
 	return true
 }
 
-// Remove implements the API.
+// Remove implements the API. With volumes, the app itself goes last, so that what was interrupted can be asked for again.
 func (h *apps) Remove(ctx context.Context, req *connect.Request[gantryv1.RemoveAppRequest]) (*connect.Response[gantryv1.RemoveAppResponse], error) {
-	key := req.Msg.Environment + "/" + req.Msg.App
+	m := req.Msg
+	key := m.Environment + "/" + m.App
 	var named []string
-	err := h.s.store.Update(ctx, func(tx *store.Tx) error {
-		app, ok := store.Get[*gantryv1.App](tx, key)
-		services := store.List[*gantryv1.Service](tx, key+"/")
-		if !ok && len(services) == 0 {
-			return errNoApp(req.Msg.Environment, req.Msg.App)
+	err := h.s.store.Update(ctx, func(tx *store.Tx) (err error) {
+		if named, err = takeDown(tx, m); err == nil && !m.Volumes {
+			dropApp(tx, key)
 		}
-		for _, s := range services {
-			if err := store.Modify(tx, s.Meta.Key, func(o *gantryv1.Service) error { o.Removing = true; return nil }); err != nil {
-				return err
-			}
-		}
-		named = named[:0]
-		for _, v := range app.GetSpec().GetVolumes() {
-			if !v.External {
-				named = append(named, v.Key)
-			}
-		}
-		dropFiles(tx, app)
-		store.Delete[*gantryv1.App](tx, key)
-		return nil
+		return err
 	})
 	if err != nil {
 		return nil, err
@@ -187,28 +173,66 @@ func (h *apps) Remove(ctx context.Context, req *connect.Request[gantryv1.RemoveA
 	if err := h.gone(ctx, key); err != nil {
 		return nil, err
 	}
-	if req.Msg.Volumes {
-		for _, v := range named {
-			if err := (&volumes{h.s}).remove(ctx, v); err != nil {
-				return nil, err
-			}
+	if !m.Volumes {
+		return connect.NewResponse(&gantryv1.RemoveAppResponse{}), nil
+	}
+	for _, v := range named {
+		if err := (&volumes{h.s}).remove(ctx, v); err != nil {
+			return nil, err
 		}
 	}
-	return connect.NewResponse(&gantryv1.RemoveAppResponse{}), nil
+	return respond(&gantryv1.RemoveAppResponse{}, h.s.store.Update(ctx, func(tx *store.Tx) error {
+		if len(store.List[*gantryv1.Service](tx, key+"/")) == 0 { // else it has been applied again meanwhile
+			dropApp(tx, key)
+		}
+		return nil
+	}))
 }
 
-// dropFiles removes the secrets and configs that the app itself defined.
-func dropFiles(tx *store.Tx, app *gantryv1.App) {
+// takeDown has all services of an app removed and tells the keys of its own volumes.
+func takeDown(tx *store.Tx, m *gantryv1.RemoveAppRequest) (volumes []string, err error) {
+	key := m.Environment + "/" + m.App
+	app, ok := store.Get[*gantryv1.App](tx, key)
+	services := store.List[*gantryv1.Service](tx, key+"/")
+	if !ok && len(services) == 0 {
+		return nil, errNoApp(m.Environment, m.App)
+	}
+	for _, s := range services {
+		if err := store.Modify(tx, s.Meta.Key, func(o *gantryv1.Service) error { o.Removing = true; return nil }); err != nil {
+			return nil, err
+		}
+	}
+	for _, v := range app.GetSpec().GetVolumes() {
+		if !v.External {
+			volumes = append(volumes, v.Key)
+		}
+	}
+	return volumes, nil
+}
+
+// dropApp removes an app's words, with the secrets and configs that it defined and nothing else uses.
+func dropApp(tx *store.Tx, key string) {
+	app, _ := store.Get[*gantryv1.App](tx, key)
 	for _, f := range app.GetSpec().GetSecrets() {
-		if !f.External {
+		if !f.External && !usedOutside(users(tx, secretKeys)[f.Key], key) {
 			store.Delete[*gantryv1.Secret](tx, f.Key)
 		}
 	}
 	for _, f := range app.GetSpec().GetConfigs() {
-		if !f.External {
+		if !f.External && !usedOutside(users(tx, configKeys)[f.Key], key) {
 			store.Delete[*gantryv1.Config](tx, f.Key)
 		}
 	}
+	store.Delete[*gantryv1.App](tx, key)
+}
+
+func usedOutside(users []string, app string) bool {
+	for _, u := range users {
+		if !strings.HasPrefix(u, app+"/") {
+			return true
+		}
+	}
+	return false
 }
 
 // gone waits until nothing of an app is left.

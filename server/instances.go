@@ -42,6 +42,9 @@ func (h *instances) newInstance(m *gantryv1.CreateInstanceRequest) (*gantryv1.In
 	if m.Spec == nil || m.Spec.Image == "" && m.Spec.Rootfs == "" {
 		return nil, fault.New(fault.Invalid, "no image and no rootfs is given").WithHint("gantry run IMAGE [COMMAND]")
 	}
+	if err := containerKeysValid(m.Environment, m.Spec); err != nil {
+		return nil, err
+	}
 	return &gantryv1.Instance{
 		Meta: labelled(id, m.Labels), Environment: m.Environment, Service: name, Spec: proto.Clone(m.Spec).(*gantryv1.ContainerSpec),
 		Desired: gantryv1.Instance_DESIRED_RUNNING, AutoRemove: m.AutoRemove, WaitAttach: m.WaitAttach,

@@ -2,6 +2,7 @@ package server
 
 import (
 	"context"
+	"slices"
 	"strings"
 
 	"connectrpc.com/connect"
@@ -22,7 +23,9 @@ func users(snap store.Reader, pick func(*gantryv1.ContainerSpec) []string) map[s
 	out := map[string][]string{}
 	add := func(user string, spec *gantryv1.ContainerSpec) {
 		for _, key := range pick(spec) {
-			out[key] = append(out[key], user)
+			if !slices.Contains(out[key], user) {
+				out[key] = append(out[key], user)
+			}
 		}
 	}
 	for _, s := range store.List[*gantryv1.Service](snap, "") {
@@ -35,6 +38,11 @@ func users(snap store.Reader, pick func(*gantryv1.ContainerSpec) []string) map[s
 	for _, i := range store.List[*gantryv1.Instance](snap, "") {
 		if i.Spec != nil {
 			add(progress.Name(i), i.Spec)
+			continue
+		}
+		// An instance that is on its way out may be of a release that its service has left.
+		if r, ok := store.Get[*gantryv1.Release](snap, rollout.ReleaseKey(progress.Key(i), i.Release)); ok {
+			add(progress.Key(i), r.GetSpec().GetContainer())
 		}
 	}
 	return out
@@ -130,18 +138,29 @@ func (h *volumes) Remove(ctx context.Context, req *connect.Request[gantryv1.Volu
 // remove deletes a volume that nothing uses: its data first, so that a crash between leaves a volume without data and
 // never data without a name.
 func (h *volumes) remove(ctx context.Context, key string) error {
-	if used := users(h.s.store.Snapshot(), volumeKeys)[key]; len(used) > 0 {
-		return fault.New(fault.Conflict, "the volume %q is used by %s", key, strings.Join(used, ", ")).
-			WithHint("remove those first: gantry down, or gantry rm")
+	if err := unused(h.s.store.Snapshot(), key); err != nil {
+		return err
 	}
 	_, err := h.s.local.Service.RemoveVolume(ctx, connect.NewRequest(&gantryv1.VolumeTarget{Name: key}))
-	if err != nil {
-		return wire.Decode(err)
+	if err = wire.Decode(err); err != nil && !fault.Is(err, fault.NotFound) {
+		return err
 	}
 	return h.s.store.Update(ctx, func(tx *store.Tx) error {
+		if err := unused(tx, key); err != nil {
+			return err
+		}
 		store.Delete[*gantryv1.Volume](tx, key)
 		return nil
 	})
+}
+
+func unused(r store.Reader, volume string) error {
+	used := users(r, volumeKeys)[volume]
+	if len(used) == 0 {
+		return nil
+	}
+	return fault.New(fault.Conflict, "the volume %q is used by %s", volume, strings.Join(used, ", ")).
+		WithHint("remove those first: gantry down, or gantry rm")
 }
 
 // Prune implements the API.
