@@ -19,10 +19,10 @@ const keptEvents = 4096
 
 // eventLog keeps the last events in memory and lets readers follow.
 type eventLog struct {
-	mu     sync.Mutex
-	events []*gantryv1.Event // at most keptEvents, oldest first
-	first  int               // number of events[0] since the start
-	grown  chan struct{}     // closed and replaced with every event
+	mu    sync.Mutex
+	ring  []*gantryv1.Event // event number n is at n % keptEvents
+	count int               // of all events since the start
+	grown chan struct{}     // closed and replaced with every event
 }
 
 func newEventLog() *eventLog { return &eventLog{grown: make(chan struct{})} }
@@ -54,11 +54,12 @@ func (l *eventLog) run(ctx context.Context, s *store.Store) error {
 func (l *eventLog) add(e *gantryv1.Event) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.events = append(l.events, e)
-	if over := len(l.events) - keptEvents; over > 0 {
-		l.events = append([]*gantryv1.Event(nil), l.events[over:]...)
-		l.first += over
+	if len(l.ring) < keptEvents {
+		l.ring = append(l.ring, e)
+	} else {
+		l.ring[l.count%keptEvents] = e
 	}
+	l.count++
 	close(l.grown)
 	l.grown = make(chan struct{})
 }
@@ -67,15 +68,17 @@ func (l *eventLog) add(e *gantryv1.Event) {
 func (l *eventLog) from(n int) ([]*gantryv1.Event, int, <-chan struct{}) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	n = max(n, l.first)
-	out := l.events[min(n-l.first, len(l.events)):]
-	return append([]*gantryv1.Event(nil), out...), l.first + len(l.events), l.grown
+	var out []*gantryv1.Event
+	for n = max(n, l.count-len(l.ring)); n < l.count; n++ {
+		out = append(out, l.ring[n%keptEvents])
+	}
+	return out, l.count, l.grown
 }
 
 func (l *eventLog) end() int {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.first + len(l.events)
+	return l.count
 }
 
 // toEvents names what a change means to people, in Docker's words.
