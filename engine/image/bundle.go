@@ -317,7 +317,36 @@ func (a *bundle) dockerManifest(ctx context.Context, e dockerEntry) (ocispec.Des
 		d.MediaType = t
 		m.Layers = append(m.Layers, d)
 	}
+	if err := a.s.checkLayers(ctx, m, e.Layers); err != nil {
+		return ocispec.Descriptor{}, err
+	}
 	return a.s.putJSON(ctx, ocispec.MediaTypeImageManifest, m)
+}
+
+// checkLayers compares the layers of a docker-archive, which names no digests of them, with those in the configuration. Later
+// it would be too late: what is unpacked already under a configuration's digests is not unpacked again.
+func (s *Service) checkLayers(ctx context.Context, m ocispec.Manifest, names []string) error {
+	body, err := content.ReadBlob(ctx, s.Content, m.Config)
+	if err != nil {
+		return err
+	}
+	var config ocispec.Image
+	if err := json.Unmarshal(body, &config); err != nil {
+		return fault.Wrap(fault.Corrupt, err, "the archive's configuration")
+	}
+	if len(config.RootFS.DiffIDs) != len(m.Layers) {
+		return fault.New(fault.Corrupt, "the archive has %d layers, its configuration names %d", len(m.Layers), len(config.RootFS.DiffIDs))
+	}
+	for i, d := range m.Layers {
+		got, err := images.GetDiffID(ctx, s.Content, d)
+		if err != nil {
+			return fault.Wrap(fault.Corrupt, err, "the archive's layer %s", names[i])
+		}
+		if got != config.RootFS.DiffIDs[i] {
+			return fault.New(fault.Corrupt, "the archive's layer %s is damaged: its content is not what the configuration names", names[i])
+		}
+	}
+	return nil
 }
 
 // putJSON stores a document.
