@@ -103,17 +103,24 @@ func (a *Agent) Run(ctx context.Context) error {
 
 // adopt frees what no recorded instance uses: containers and network attachments that a crash left half made.
 func (a *Agent) adopt(ctx context.Context, recs []*gantryv1.InstanceRecord) error {
+	states, err := a.Engine.List(ctx)
+	if err != nil {
+		return err
+	}
+	alive := map[string]bool{}
+	for _, s := range states {
+		alive[s.ID] = s.Status == engine.StatusRunning || s.Status == engine.StatusPaused
+	}
 	known := map[string]bool{}
 	ids := make([]string, 0, len(recs))
 	for _, r := range recs {
 		id := r.Assignment.Instance.Meta.Key
 		known[id] = true
 		ids = append(ids, id)
+		if !alive[id] {
+			bury(r.Status)
+		}
 		a.state.setLocal(r.Assignment.Instance, r.Status)
-	}
-	states, err := a.Engine.List(ctx)
-	if err != nil {
-		return err
 	}
 	for _, s := range states {
 		if known[s.ID] {
@@ -125,6 +132,15 @@ func (a *Agent) adopt(ctx context.Context, recs []*gantryv1.InstanceRecord) erro
 		}
 	}
 	return a.Network.Retain(ctx, ids)
+}
+
+// bury corrects the last status of an instance whose process ended while no daemon ran, so that nobody is told it lives.
+func bury(st *gantryv1.InstanceStatus) {
+	switch st.GetPhase() {
+	case gantryv1.InstanceStatus_PHASE_RUNNING, gantryv1.InstanceStatus_PHASE_PAUSED, gantryv1.InstanceStatus_PHASE_STOPPING:
+		st.Phase, st.Pid = gantryv1.InstanceStatus_PHASE_PENDING, 0
+		st.Health, st.HealthOutput = gantryv1.InstanceStatus_HEALTH_UNSPECIFIED, ""
+	}
 }
 
 // start runs a worker for a record unless one is there already.
