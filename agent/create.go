@@ -15,14 +15,15 @@ import (
 	"github.com/gantryd/gantry/engine"
 	"github.com/gantryd/gantry/fault"
 	"github.com/gantryd/gantry/network"
+	"github.com/gantryd/gantry/store/demands"
 )
 
 // create makes the container of an instance: image, volumes, network, files. What it made is found again by the next
 // attempt, or removed with the instance.
 func (w *worker) create(ctx context.Context, as *gantryv1.Assignment) error {
 	spec := as.Spec
-	if spec.GetPrivileged() && !as.AllowPrivileged {
-		return fault.New(fault.Denied, "privileged containers are not permitted in the environment %q", as.Instance.Environment).
+	if demand := demands.Privileged(spec, nil); demand != "" && !as.AllowPrivileged {
+		return fault.New(fault.Denied, "%s is not permitted in the environment %q", demand, as.Instance.Environment).
 			WithHint("gantry system set-environment %s --allow-privileged", as.Instance.Environment)
 	}
 	if err := w.haveImage(ctx, spec); err != nil {

@@ -216,7 +216,7 @@ func (b *Builder) granted(spec *gantryv1.BuildSpec) ([]string, error) {
 	}
 	if !b.opts.AllowInsecure {
 		return nil, fault.New(fault.Denied, "a privileged build is not allowed on this node").
-			WithHint("remove build.privileged, or start gantryd with privileged builds allowed")
+			WithHint("remove build.privileged")
 	}
 	return append(all, string(entitlements.EntitlementSecurityInsecure)), nil
 }
