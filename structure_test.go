@@ -418,9 +418,7 @@ func exported(decl ast.Decl) (all int, bare []string) {
 		return 1, bare
 	case *ast.GenDecl:
 		for _, spec := range decl.Specs {
-			for _, name := range bareNames(spec, decl.Doc != nil, &all) {
-				bare = append(bare, name)
-			}
+			bare = append(bare, bareNames(spec, decl.Doc != nil, &all)...)
 		}
 	}
 	return all, bare

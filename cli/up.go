@@ -24,11 +24,10 @@ import (
 type upFlags struct {
 	detach, build, noBuild bool
 	forceRecreate, orphans bool
-	noDeps                 bool
 	timeout                string
 	scale                  []string
 	pull                   string
-	noCache, quietPull     bool
+	noCache                bool
 }
 
 func (s *session) upCommand() *cobra.Command {

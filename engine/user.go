@@ -2,7 +2,6 @@ package engine
 
 import (
 	"bytes"
-	"fmt"
 	"slices"
 
 	"github.com/moby/sys/user"
@@ -33,13 +32,4 @@ func (a accounts) resolve(spec string, groups []string) (specs.User, error) {
 		}
 	}
 	return out, nil
-}
-
-// home returns the home directory of a user, "/" if there is no entry.
-func (a accounts) home(uid uint32) string {
-	u, err := user.GetExecUser(fmt.Sprint(uid), &user.ExecUser{Home: "/"}, bytes.NewReader(a.passwd), bytes.NewReader(a.group))
-	if err != nil {
-		return "/"
-	}
-	return u.Home
 }

@@ -68,7 +68,6 @@ type Network struct {
 
 	applying sync.Mutex
 	segments *segmentTable
-	state    State
 	applied  *model // nil until the first Apply
 	removed  bool   // by Cleanup: nobody may put the table back
 }

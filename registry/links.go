@@ -10,6 +10,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	bolt "go.etcd.io/bbolt"
+	bolterrors "go.etcd.io/bbolt/errors"
 
 	"github.com/gantryd/gantry/fault"
 )
@@ -46,7 +47,7 @@ const (
 
 func openLinks(file string) (*links, error) {
 	db, err := bolt.Open(file, 0o600, &bolt.Options{Timeout: time.Second})
-	if errors.Is(err, bolt.ErrTimeout) {
+	if errors.Is(err, bolterrors.ErrTimeout) {
 		return nil, fault.Wrap(fault.Conflict, err, "registry: %s is in use by another process", file)
 	}
 	if err != nil {
