@@ -72,7 +72,7 @@ func (x Dependency_Condition) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Dependency_Condition.Descriptor instead.
 func (Dependency_Condition) EnumDescriptor() ([]byte, []int) {
-	return file_gantry_v1_app_proto_rawDescGZIP(), []int{7, 0}
+	return file_gantry_v1_app_proto_rawDescGZIP(), []int{8, 0}
 }
 
 type Instance_Desired int32
@@ -126,7 +126,7 @@ func (x Instance_Desired) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Instance_Desired.Descriptor instead.
 func (Instance_Desired) EnumDescriptor() ([]byte, []int) {
-	return file_gantry_v1_app_proto_rawDescGZIP(), []int{12, 0}
+	return file_gantry_v1_app_proto_rawDescGZIP(), []int{14, 0}
 }
 
 type InstanceStatus_Phase int32
@@ -205,7 +205,7 @@ func (x InstanceStatus_Phase) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use InstanceStatus_Phase.Descriptor instead.
 func (InstanceStatus_Phase) EnumDescriptor() ([]byte, []int) {
-	return file_gantry_v1_app_proto_rawDescGZIP(), []int{13, 0}
+	return file_gantry_v1_app_proto_rawDescGZIP(), []int{15, 0}
 }
 
 type InstanceStatus_Health int32
@@ -257,7 +257,7 @@ func (x InstanceStatus_Health) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use InstanceStatus_Health.Descriptor instead.
 func (InstanceStatus_Health) EnumDescriptor() ([]byte, []int) {
-	return file_gantry_v1_app_proto_rawDescGZIP(), []int{13, 1}
+	return file_gantry_v1_app_proto_rawDescGZIP(), []int{15, 1}
 }
 
 // App is one Compose project inside an environment. Key: "env/app".
@@ -641,7 +641,11 @@ type ServiceSpec struct {
 	// Semantic version of the service, from x-gantry.
 	Version string `protobuf:"bytes,10,opt,name=version,proto3" json:"version,omitempty"`
 	// Ports only reachable from other services; documentation, nothing is opened.
-	Expose        []string `protobuf:"bytes,11,rep,name=expose,proto3" json:"expose,omitempty"`
+	Expose []string `protobuf:"bytes,11,rep,name=expose,proto3" json:"expose,omitempty"`
+	// Of the modes "replicated-job" and "global-job".
+	Job *JobSpec `protobuf:"bytes,12,opt,name=job,proto3" json:"job,omitempty"`
+	// Higher ones may take the place of lower ones when nothing is free. 0 is the default.
+	Priority      int32 `protobuf:"varint,13,opt,name=priority,proto3" json:"priority,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -753,6 +757,129 @@ func (x *ServiceSpec) GetExpose() []string {
 	return nil
 }
 
+func (x *ServiceSpec) GetJob() *JobSpec {
+	if x != nil {
+		return x.Job
+	}
+	return nil
+}
+
+func (x *ServiceSpec) GetPriority() int32 {
+	if x != nil {
+		return x.Priority
+	}
+	return 0
+}
+
+// JobSpec says how often a job runs and when it has done its work.
+type JobSpec struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Instances that must end with 0; 0 means replicas.
+	Completions int32 `protobuf:"varint,1,opt,name=completions,proto3" json:"completions,omitempty"`
+	// Instances at a time; 0 means all.
+	Parallelism int32 `protobuf:"varint,2,opt,name=parallelism,proto3" json:"parallelism,omitempty"`
+	// Failed runs allowed per slot.
+	Retries int32 `protobuf:"varint,3,opt,name=retries,proto3" json:"retries,omitempty"`
+	// Time for the whole job; unset means no limit.
+	Timeout *durationpb.Duration `protobuf:"bytes,4,opt,name=timeout,proto3" json:"timeout,omitempty"`
+	// Cron expression of five fields; empty means that the job runs once per release.
+	Schedule string `protobuf:"bytes,5,opt,name=schedule,proto3" json:"schedule,omitempty"`
+	// Time zone of the schedule, "Europe/Berlin"; empty means UTC.
+	TimeZone string `protobuf:"bytes,6,opt,name=time_zone,json=timeZone,proto3" json:"time_zone,omitempty"`
+	// What to do with a start that was missed: "skip" (default) or "once".
+	Missed string `protobuf:"bytes,7,opt,name=missed,proto3" json:"missed,omitempty"`
+	// What to do when the run before has not ended: "forbid" (default), "allow", "replace".
+	Overlap       string `protobuf:"bytes,8,opt,name=overlap,proto3" json:"overlap,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *JobSpec) Reset() {
+	*x = JobSpec{}
+	mi := &file_gantry_v1_app_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *JobSpec) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*JobSpec) ProtoMessage() {}
+
+func (x *JobSpec) ProtoReflect() protoreflect.Message {
+	mi := &file_gantry_v1_app_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use JobSpec.ProtoReflect.Descriptor instead.
+func (*JobSpec) Descriptor() ([]byte, []int) {
+	return file_gantry_v1_app_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *JobSpec) GetCompletions() int32 {
+	if x != nil {
+		return x.Completions
+	}
+	return 0
+}
+
+func (x *JobSpec) GetParallelism() int32 {
+	if x != nil {
+		return x.Parallelism
+	}
+	return 0
+}
+
+func (x *JobSpec) GetRetries() int32 {
+	if x != nil {
+		return x.Retries
+	}
+	return 0
+}
+
+func (x *JobSpec) GetTimeout() *durationpb.Duration {
+	if x != nil {
+		return x.Timeout
+	}
+	return nil
+}
+
+func (x *JobSpec) GetSchedule() string {
+	if x != nil {
+		return x.Schedule
+	}
+	return ""
+}
+
+func (x *JobSpec) GetTimeZone() string {
+	if x != nil {
+		return x.TimeZone
+	}
+	return ""
+}
+
+func (x *JobSpec) GetMissed() string {
+	if x != nil {
+		return x.Missed
+	}
+	return ""
+}
+
+func (x *JobSpec) GetOverlap() string {
+	if x != nil {
+		return x.Overlap
+	}
+	return ""
+}
+
 type BuildSpec struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Directory on the client.
@@ -784,7 +911,7 @@ type BuildSpec struct {
 
 func (x *BuildSpec) Reset() {
 	*x = BuildSpec{}
-	mi := &file_gantry_v1_app_proto_msgTypes[6]
+	mi := &file_gantry_v1_app_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -796,7 +923,7 @@ func (x *BuildSpec) String() string {
 func (*BuildSpec) ProtoMessage() {}
 
 func (x *BuildSpec) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_v1_app_proto_msgTypes[6]
+	mi := &file_gantry_v1_app_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -809,7 +936,7 @@ func (x *BuildSpec) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BuildSpec.ProtoReflect.Descriptor instead.
 func (*BuildSpec) Descriptor() ([]byte, []int) {
-	return file_gantry_v1_app_proto_rawDescGZIP(), []int{6}
+	return file_gantry_v1_app_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *BuildSpec) GetContext() string {
@@ -959,7 +1086,7 @@ type Dependency struct {
 
 func (x *Dependency) Reset() {
 	*x = Dependency{}
-	mi := &file_gantry_v1_app_proto_msgTypes[7]
+	mi := &file_gantry_v1_app_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -971,7 +1098,7 @@ func (x *Dependency) String() string {
 func (*Dependency) ProtoMessage() {}
 
 func (x *Dependency) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_v1_app_proto_msgTypes[7]
+	mi := &file_gantry_v1_app_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -984,7 +1111,7 @@ func (x *Dependency) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Dependency.ProtoReflect.Descriptor instead.
 func (*Dependency) Descriptor() ([]byte, []int) {
-	return file_gantry_v1_app_proto_rawDescGZIP(), []int{7}
+	return file_gantry_v1_app_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Dependency) GetService() string {
@@ -1025,13 +1152,19 @@ type UpdateConfig struct {
 	FailureAction   string               `protobuf:"bytes,4,opt,name=failure_action,json=failureAction,proto3" json:"failure_action,omitempty"`
 	Monitor         *durationpb.Duration `protobuf:"bytes,5,opt,name=monitor,proto3" json:"monitor,omitempty"`
 	MaxFailureRatio float64              `protobuf:"fixed64,6,opt,name=max_failure_ratio,json=maxFailureRatio,proto3" json:"max_failure_ratio,omitempty"`
-	unknownFields   protoimpl.UnknownFields
-	sizeCache       protoimpl.SizeCache
+	// "rolling" (default), "canary", "blue-green", "recreate".
+	Strategy string `protobuf:"bytes,7,opt,name=strategy,proto3" json:"strategy,omitempty"`
+	// Steps of a canary, in order.
+	Canary []*CanaryStep `protobuf:"bytes,8,rep,name=canary,proto3" json:"canary,omitempty"`
+	// blue-green: how long the old set is kept after the switch.
+	Keep          *durationpb.Duration `protobuf:"bytes,9,opt,name=keep,proto3" json:"keep,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *UpdateConfig) Reset() {
 	*x = UpdateConfig{}
-	mi := &file_gantry_v1_app_proto_msgTypes[8]
+	mi := &file_gantry_v1_app_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1043,7 +1176,7 @@ func (x *UpdateConfig) String() string {
 func (*UpdateConfig) ProtoMessage() {}
 
 func (x *UpdateConfig) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_v1_app_proto_msgTypes[8]
+	mi := &file_gantry_v1_app_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1056,7 +1189,7 @@ func (x *UpdateConfig) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateConfig.ProtoReflect.Descriptor instead.
 func (*UpdateConfig) Descriptor() ([]byte, []int) {
-	return file_gantry_v1_app_proto_rawDescGZIP(), []int{8}
+	return file_gantry_v1_app_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *UpdateConfig) GetParallelism() int32 {
@@ -1101,18 +1234,125 @@ func (x *UpdateConfig) GetMaxFailureRatio() float64 {
 	return 0
 }
 
+func (x *UpdateConfig) GetStrategy() string {
+	if x != nil {
+		return x.Strategy
+	}
+	return ""
+}
+
+func (x *UpdateConfig) GetCanary() []*CanaryStep {
+	if x != nil {
+		return x.Canary
+	}
+	return nil
+}
+
+func (x *UpdateConfig) GetKeep() *durationpb.Duration {
+	if x != nil {
+		return x.Keep
+	}
+	return nil
+}
+
+// CanaryStep is one step of a canary: so many instances of the new release, then a pause.
+type CanaryStep struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Instances of the new release; used when percent is 0.
+	Count   int32 `protobuf:"varint,1,opt,name=count,proto3" json:"count,omitempty"`
+	Percent int32 `protobuf:"varint,2,opt,name=percent,proto3" json:"percent,omitempty"`
+	// Share of the traffic in percent for the new release; 0 follows the number of instances.
+	Weight int32 `protobuf:"varint,3,opt,name=weight,proto3" json:"weight,omitempty"`
+	// Time to wait after the step; unset with approval waits for `gantry rollout resume`.
+	Pause         *durationpb.Duration `protobuf:"bytes,4,opt,name=pause,proto3" json:"pause,omitempty"`
+	Approval      bool                 `protobuf:"varint,5,opt,name=approval,proto3" json:"approval,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CanaryStep) Reset() {
+	*x = CanaryStep{}
+	mi := &file_gantry_v1_app_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CanaryStep) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CanaryStep) ProtoMessage() {}
+
+func (x *CanaryStep) ProtoReflect() protoreflect.Message {
+	mi := &file_gantry_v1_app_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CanaryStep.ProtoReflect.Descriptor instead.
+func (*CanaryStep) Descriptor() ([]byte, []int) {
+	return file_gantry_v1_app_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *CanaryStep) GetCount() int32 {
+	if x != nil {
+		return x.Count
+	}
+	return 0
+}
+
+func (x *CanaryStep) GetPercent() int32 {
+	if x != nil {
+		return x.Percent
+	}
+	return 0
+}
+
+func (x *CanaryStep) GetWeight() int32 {
+	if x != nil {
+		return x.Weight
+	}
+	return 0
+}
+
+func (x *CanaryStep) GetPause() *durationpb.Duration {
+	if x != nil {
+		return x.Pause
+	}
+	return nil
+}
+
+func (x *CanaryStep) GetApproval() bool {
+	if x != nil {
+		return x.Approval
+	}
+	return false
+}
+
 type Placement struct {
-	state              protoimpl.MessageState `protogen:"open.v1"`
-	Constraints        []string               `protobuf:"bytes,1,rep,name=constraints,proto3" json:"constraints,omitempty"`
-	Preferences        []string               `protobuf:"bytes,2,rep,name=preferences,proto3" json:"preferences,omitempty"`
-	MaxReplicasPerNode int32                  `protobuf:"varint,3,opt,name=max_replicas_per_node,json=maxReplicasPerNode,proto3" json:"max_replicas_per_node,omitempty"`
-	unknownFields      protoimpl.UnknownFields
-	sizeCache          protoimpl.SizeCache
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// "node.labels.rack == r1", "node.role != server", as Compose has them.
+	Constraints []string `protobuf:"bytes,1,rep,name=constraints,proto3" json:"constraints,omitempty"`
+	// Labels to spread over, "node.labels.rack".
+	Preferences        []string `protobuf:"bytes,2,rep,name=preferences,proto3" json:"preferences,omitempty"`
+	MaxReplicasPerNode int32    `protobuf:"varint,3,opt,name=max_replicas_per_node,json=maxReplicasPerNode,proto3" json:"max_replicas_per_node,omitempty"`
+	// "spread" (default) or "binpack".
+	Strategy string `protobuf:"bytes,4,opt,name=strategy,proto3" json:"strategy,omitempty"`
+	// Services of the app that must not share a node with this one.
+	AntiAffinity  []string `protobuf:"bytes,5,rep,name=anti_affinity,json=antiAffinity,proto3" json:"anti_affinity,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Placement) Reset() {
 	*x = Placement{}
-	mi := &file_gantry_v1_app_proto_msgTypes[9]
+	mi := &file_gantry_v1_app_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1124,7 +1364,7 @@ func (x *Placement) String() string {
 func (*Placement) ProtoMessage() {}
 
 func (x *Placement) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_v1_app_proto_msgTypes[9]
+	mi := &file_gantry_v1_app_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1137,7 +1377,7 @@ func (x *Placement) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Placement.ProtoReflect.Descriptor instead.
 func (*Placement) Descriptor() ([]byte, []int) {
-	return file_gantry_v1_app_proto_rawDescGZIP(), []int{9}
+	return file_gantry_v1_app_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Placement) GetConstraints() []string {
@@ -1159,6 +1399,20 @@ func (x *Placement) GetMaxReplicasPerNode() int32 {
 		return x.MaxReplicasPerNode
 	}
 	return 0
+}
+
+func (x *Placement) GetStrategy() string {
+	if x != nil {
+		return x.Strategy
+	}
+	return ""
+}
+
+func (x *Placement) GetAntiAffinity() []string {
+	if x != nil {
+		return x.AntiAffinity
+	}
+	return nil
 }
 
 // Service is one entry of an app. Key: "env/app/service".
@@ -1189,7 +1443,7 @@ type Service struct {
 
 func (x *Service) Reset() {
 	*x = Service{}
-	mi := &file_gantry_v1_app_proto_msgTypes[10]
+	mi := &file_gantry_v1_app_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1201,7 +1455,7 @@ func (x *Service) String() string {
 func (*Service) ProtoMessage() {}
 
 func (x *Service) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_v1_app_proto_msgTypes[10]
+	mi := &file_gantry_v1_app_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1214,7 +1468,7 @@ func (x *Service) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Service.ProtoReflect.Descriptor instead.
 func (*Service) Descriptor() ([]byte, []int) {
-	return file_gantry_v1_app_proto_rawDescGZIP(), []int{10}
+	return file_gantry_v1_app_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Service) GetMeta() *Meta {
@@ -1317,7 +1571,7 @@ type Release struct {
 
 func (x *Release) Reset() {
 	*x = Release{}
-	mi := &file_gantry_v1_app_proto_msgTypes[11]
+	mi := &file_gantry_v1_app_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1329,7 +1583,7 @@ func (x *Release) String() string {
 func (*Release) ProtoMessage() {}
 
 func (x *Release) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_v1_app_proto_msgTypes[11]
+	mi := &file_gantry_v1_app_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1342,7 +1596,7 @@ func (x *Release) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Release.ProtoReflect.Descriptor instead.
 func (*Release) Descriptor() ([]byte, []int) {
-	return file_gantry_v1_app_proto_rawDescGZIP(), []int{11}
+	return file_gantry_v1_app_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Release) GetMeta() *Meta {
@@ -1417,7 +1671,7 @@ type Instance struct {
 
 func (x *Instance) Reset() {
 	*x = Instance{}
-	mi := &file_gantry_v1_app_proto_msgTypes[12]
+	mi := &file_gantry_v1_app_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1429,7 +1683,7 @@ func (x *Instance) String() string {
 func (*Instance) ProtoMessage() {}
 
 func (x *Instance) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_v1_app_proto_msgTypes[12]
+	mi := &file_gantry_v1_app_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1442,7 +1696,7 @@ func (x *Instance) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Instance.ProtoReflect.Descriptor instead.
 func (*Instance) Descriptor() ([]byte, []int) {
-	return file_gantry_v1_app_proto_rawDescGZIP(), []int{12}
+	return file_gantry_v1_app_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Instance) GetMeta() *Meta {
@@ -1575,7 +1829,7 @@ type InstanceStatus struct {
 
 func (x *InstanceStatus) Reset() {
 	*x = InstanceStatus{}
-	mi := &file_gantry_v1_app_proto_msgTypes[13]
+	mi := &file_gantry_v1_app_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1587,7 +1841,7 @@ func (x *InstanceStatus) String() string {
 func (*InstanceStatus) ProtoMessage() {}
 
 func (x *InstanceStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_v1_app_proto_msgTypes[13]
+	mi := &file_gantry_v1_app_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1600,7 +1854,7 @@ func (x *InstanceStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InstanceStatus.ProtoReflect.Descriptor instead.
 func (*InstanceStatus) Descriptor() ([]byte, []int) {
-	return file_gantry_v1_app_proto_rawDescGZIP(), []int{13}
+	return file_gantry_v1_app_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *InstanceStatus) GetMeta() *Meta {
@@ -1752,7 +2006,7 @@ type Volume struct {
 
 func (x *Volume) Reset() {
 	*x = Volume{}
-	mi := &file_gantry_v1_app_proto_msgTypes[14]
+	mi := &file_gantry_v1_app_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1764,7 +2018,7 @@ func (x *Volume) String() string {
 func (*Volume) ProtoMessage() {}
 
 func (x *Volume) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_v1_app_proto_msgTypes[14]
+	mi := &file_gantry_v1_app_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1777,7 +2031,7 @@ func (x *Volume) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Volume.ProtoReflect.Descriptor instead.
 func (*Volume) Descriptor() ([]byte, []int) {
-	return file_gantry_v1_app_proto_rawDescGZIP(), []int{14}
+	return file_gantry_v1_app_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Volume) GetMeta() *Meta {
@@ -1828,7 +2082,7 @@ type Network struct {
 
 func (x *Network) Reset() {
 	*x = Network{}
-	mi := &file_gantry_v1_app_proto_msgTypes[15]
+	mi := &file_gantry_v1_app_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1840,7 +2094,7 @@ func (x *Network) String() string {
 func (*Network) ProtoMessage() {}
 
 func (x *Network) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_v1_app_proto_msgTypes[15]
+	mi := &file_gantry_v1_app_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1853,7 +2107,7 @@ func (x *Network) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Network.ProtoReflect.Descriptor instead.
 func (*Network) Descriptor() ([]byte, []int) {
-	return file_gantry_v1_app_proto_rawDescGZIP(), []int{15}
+	return file_gantry_v1_app_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Network) GetMeta() *Meta {
@@ -1892,7 +2146,7 @@ type Secret struct {
 
 func (x *Secret) Reset() {
 	*x = Secret{}
-	mi := &file_gantry_v1_app_proto_msgTypes[16]
+	mi := &file_gantry_v1_app_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1904,7 +2158,7 @@ func (x *Secret) String() string {
 func (*Secret) ProtoMessage() {}
 
 func (x *Secret) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_v1_app_proto_msgTypes[16]
+	mi := &file_gantry_v1_app_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1917,7 +2171,7 @@ func (x *Secret) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Secret.ProtoReflect.Descriptor instead.
 func (*Secret) Descriptor() ([]byte, []int) {
-	return file_gantry_v1_app_proto_rawDescGZIP(), []int{16}
+	return file_gantry_v1_app_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Secret) GetMeta() *Meta {
@@ -1960,7 +2214,7 @@ type Config struct {
 
 func (x *Config) Reset() {
 	*x = Config{}
-	mi := &file_gantry_v1_app_proto_msgTypes[17]
+	mi := &file_gantry_v1_app_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1972,7 +2226,7 @@ func (x *Config) String() string {
 func (*Config) ProtoMessage() {}
 
 func (x *Config) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_v1_app_proto_msgTypes[17]
+	mi := &file_gantry_v1_app_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1985,7 +2239,7 @@ func (x *Config) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Config.ProtoReflect.Descriptor instead.
 func (*Config) Descriptor() ([]byte, []int) {
-	return file_gantry_v1_app_proto_rawDescGZIP(), []int{17}
+	return file_gantry_v1_app_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Config) GetMeta() *Meta {
@@ -2009,7 +2263,7 @@ func (x *Config) GetContent() []byte {
 	return nil
 }
 
-// Node is one machine. Key: node ID.
+// Node is one machine. Key: node ID. Its labels are those of meta.
 type Node struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Meta  *Meta                  `protobuf:"bytes,1,opt,name=meta,proto3" json:"meta,omitempty"`
@@ -2018,14 +2272,24 @@ type Node struct {
 	Subnet  string `protobuf:"bytes,3,opt,name=subnet,proto3" json:"subnet,omitempty"`
 	Subnet6 string `protobuf:"bytes,4,opt,name=subnet6,proto3" json:"subnet6,omitempty"`
 	// "active", "drain".
-	Availability  string `protobuf:"bytes,5,opt,name=availability,proto3" json:"availability,omitempty"`
+	Availability string `protobuf:"bytes,5,opt,name=availability,proto3" json:"availability,omitempty"`
+	// Address other machines reach it at; empty for a machine that stands alone.
+	Address string `protobuf:"bytes,6,opt,name=address,proto3" json:"address,omitempty"`
+	// "host:port" of its API for servers and nodes.
+	ApiAddress string `protobuf:"bytes,7,opt,name=api_address,json=apiAddress,proto3" json:"api_address,omitempty"`
+	// "server" (holds state and runs instances) or "node".
+	Role string `protobuf:"bytes,8,opt,name=role,proto3" json:"role,omitempty"`
+	// etcd member of a server, in hex.
+	Member string `protobuf:"bytes,9,opt,name=member,proto3" json:"member,omitempty"`
+	// Public key of its end of the encrypted overlay, base64; empty without encryption.
+	OverlayKey    string `protobuf:"bytes,10,opt,name=overlay_key,json=overlayKey,proto3" json:"overlay_key,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Node) Reset() {
 	*x = Node{}
-	mi := &file_gantry_v1_app_proto_msgTypes[18]
+	mi := &file_gantry_v1_app_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2037,7 +2301,7 @@ func (x *Node) String() string {
 func (*Node) ProtoMessage() {}
 
 func (x *Node) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_v1_app_proto_msgTypes[18]
+	mi := &file_gantry_v1_app_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2050,7 +2314,7 @@ func (x *Node) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Node.ProtoReflect.Descriptor instead.
 func (*Node) Descriptor() ([]byte, []int) {
-	return file_gantry_v1_app_proto_rawDescGZIP(), []int{18}
+	return file_gantry_v1_app_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Node) GetMeta() *Meta {
@@ -2088,25 +2352,67 @@ func (x *Node) GetAvailability() string {
 	return ""
 }
 
-// NodeStatus is what a node said of itself. In memory only.
+func (x *Node) GetAddress() string {
+	if x != nil {
+		return x.Address
+	}
+	return ""
+}
+
+func (x *Node) GetApiAddress() string {
+	if x != nil {
+		return x.ApiAddress
+	}
+	return ""
+}
+
+func (x *Node) GetRole() string {
+	if x != nil {
+		return x.Role
+	}
+	return ""
+}
+
+func (x *Node) GetMember() string {
+	if x != nil {
+		return x.Member
+	}
+	return ""
+}
+
+func (x *Node) GetOverlayKey() string {
+	if x != nil {
+		return x.OverlayKey
+	}
+	return ""
+}
+
+// NodeStatus is what a node said of itself, and what its server thinks of it. In memory only.
 type NodeStatus struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Meta  *Meta                  `protobuf:"bytes,1,opt,name=meta,proto3" json:"meta,omitempty"`
 	// "ready", "suspect", "down".
-	State         string                 `protobuf:"bytes,2,opt,name=state,proto3" json:"state,omitempty"`
-	LastSeen      *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=last_seen,json=lastSeen,proto3" json:"last_seen,omitempty"`
-	NanoCpus      int64                  `protobuf:"varint,4,opt,name=nano_cpus,json=nanoCpus,proto3" json:"nano_cpus,omitempty"`
-	Memory        int64                  `protobuf:"varint,5,opt,name=memory,proto3" json:"memory,omitempty"`
-	Architecture  string                 `protobuf:"bytes,6,opt,name=architecture,proto3" json:"architecture,omitempty"`
-	Kernel        string                 `protobuf:"bytes,7,opt,name=kernel,proto3" json:"kernel,omitempty"`
-	Version       string                 `protobuf:"bytes,8,opt,name=version,proto3" json:"version,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	State        string                 `protobuf:"bytes,2,opt,name=state,proto3" json:"state,omitempty"`
+	LastSeen     *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=last_seen,json=lastSeen,proto3" json:"last_seen,omitempty"`
+	NanoCpus     int64                  `protobuf:"varint,4,opt,name=nano_cpus,json=nanoCpus,proto3" json:"nano_cpus,omitempty"`
+	Memory       int64                  `protobuf:"varint,5,opt,name=memory,proto3" json:"memory,omitempty"`
+	Architecture string                 `protobuf:"bytes,6,opt,name=architecture,proto3" json:"architecture,omitempty"`
+	Kernel       string                 `protobuf:"bytes,7,opt,name=kernel,proto3" json:"kernel,omitempty"`
+	Version      string                 `protobuf:"bytes,8,opt,name=version,proto3" json:"version,omitempty"`
+	Os           string                 `protobuf:"bytes,9,opt,name=os,proto3" json:"os,omitempty"`
+	// Named devices that instances can ask for, with their number.
+	Devices map[string]int32 `protobuf:"bytes,10,rep,name=devices,proto3" json:"devices,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"`
+	// Time on the node's clock when it sent this.
+	Clock *timestamppb.Timestamp `protobuf:"bytes,11,opt,name=clock,proto3" json:"clock,omitempty"`
+	// When its certificate ends.
+	CertificateEnd *timestamppb.Timestamp `protobuf:"bytes,12,opt,name=certificate_end,json=certificateEnd,proto3" json:"certificate_end,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *NodeStatus) Reset() {
 	*x = NodeStatus{}
-	mi := &file_gantry_v1_app_proto_msgTypes[19]
+	mi := &file_gantry_v1_app_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2118,7 +2424,7 @@ func (x *NodeStatus) String() string {
 func (*NodeStatus) ProtoMessage() {}
 
 func (x *NodeStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_v1_app_proto_msgTypes[19]
+	mi := &file_gantry_v1_app_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2131,7 +2437,7 @@ func (x *NodeStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeStatus.ProtoReflect.Descriptor instead.
 func (*NodeStatus) Descriptor() ([]byte, []int) {
-	return file_gantry_v1_app_proto_rawDescGZIP(), []int{19}
+	return file_gantry_v1_app_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *NodeStatus) GetMeta() *Meta {
@@ -2188,6 +2494,236 @@ func (x *NodeStatus) GetVersion() string {
 		return x.Version
 	}
 	return ""
+}
+
+func (x *NodeStatus) GetOs() string {
+	if x != nil {
+		return x.Os
+	}
+	return ""
+}
+
+func (x *NodeStatus) GetDevices() map[string]int32 {
+	if x != nil {
+		return x.Devices
+	}
+	return nil
+}
+
+func (x *NodeStatus) GetClock() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Clock
+	}
+	return nil
+}
+
+func (x *NodeStatus) GetCertificateEnd() *timestamppb.Timestamp {
+	if x != nil {
+		return x.CertificateEnd
+	}
+	return nil
+}
+
+// Cluster is what all machines share. There is one, with the key "cluster".
+type Cluster struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Meta  *Meta                  `protobuf:"bytes,1,opt,name=meta,proto3" json:"meta,omitempty"`
+	// Made up once; names the cluster in tokens and certificates.
+	Id string `protobuf:"bytes,2,opt,name=id,proto3" json:"id,omitempty"`
+	// PEM of the root certificates that are trusted, the one that signs first.
+	Roots []byte `protobuf:"bytes,3,opt,name=roots,proto3" json:"roots,omitempty"`
+	// PEM of the signing key, sealed with the cluster's key.
+	SealedKey []byte `protobuf:"bytes,4,opt,name=sealed_key,json=sealedKey,proto3" json:"sealed_key,omitempty"`
+	// Range from which nodes are given theirs, "10.64.0.0/12", and the length of a node's prefix.
+	NodeRange  string `protobuf:"bytes,5,opt,name=node_range,json=nodeRange,proto3" json:"node_range,omitempty"`
+	NodePrefix int32  `protobuf:"varint,6,opt,name=node_prefix,json=nodePrefix,proto3" json:"node_prefix,omitempty"`
+	VirtualIps string `protobuf:"bytes,7,opt,name=virtual_ips,json=virtualIps,proto3" json:"virtual_ips,omitempty"`
+	// "vxlan" or "wireguard".
+	Overlay         string               `protobuf:"bytes,8,opt,name=overlay,proto3" json:"overlay,omitempty"`
+	CertificateLife *durationpb.Duration `protobuf:"bytes,9,opt,name=certificate_life,json=certificateLife,proto3" json:"certificate_life,omitempty"`
+	// Silence after which a node is suspect and down; unset for 2 s and 5 s.
+	SuspectAfter  *durationpb.Duration `protobuf:"bytes,10,opt,name=suspect_after,json=suspectAfter,proto3" json:"suspect_after,omitempty"`
+	DownAfter     *durationpb.Duration `protobuf:"bytes,11,opt,name=down_after,json=downAfter,proto3" json:"down_after,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Cluster) Reset() {
+	*x = Cluster{}
+	mi := &file_gantry_v1_app_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Cluster) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Cluster) ProtoMessage() {}
+
+func (x *Cluster) ProtoReflect() protoreflect.Message {
+	mi := &file_gantry_v1_app_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Cluster.ProtoReflect.Descriptor instead.
+func (*Cluster) Descriptor() ([]byte, []int) {
+	return file_gantry_v1_app_proto_rawDescGZIP(), []int{22}
+}
+
+func (x *Cluster) GetMeta() *Meta {
+	if x != nil {
+		return x.Meta
+	}
+	return nil
+}
+
+func (x *Cluster) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *Cluster) GetRoots() []byte {
+	if x != nil {
+		return x.Roots
+	}
+	return nil
+}
+
+func (x *Cluster) GetSealedKey() []byte {
+	if x != nil {
+		return x.SealedKey
+	}
+	return nil
+}
+
+func (x *Cluster) GetNodeRange() string {
+	if x != nil {
+		return x.NodeRange
+	}
+	return ""
+}
+
+func (x *Cluster) GetNodePrefix() int32 {
+	if x != nil {
+		return x.NodePrefix
+	}
+	return 0
+}
+
+func (x *Cluster) GetVirtualIps() string {
+	if x != nil {
+		return x.VirtualIps
+	}
+	return ""
+}
+
+func (x *Cluster) GetOverlay() string {
+	if x != nil {
+		return x.Overlay
+	}
+	return ""
+}
+
+func (x *Cluster) GetCertificateLife() *durationpb.Duration {
+	if x != nil {
+		return x.CertificateLife
+	}
+	return nil
+}
+
+func (x *Cluster) GetSuspectAfter() *durationpb.Duration {
+	if x != nil {
+		return x.SuspectAfter
+	}
+	return nil
+}
+
+func (x *Cluster) GetDownAfter() *durationpb.Duration {
+	if x != nil {
+		return x.DownAfter
+	}
+	return nil
+}
+
+// JoinToken admits machines. Key: its ID.
+type JoinToken struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Meta  *Meta                  `protobuf:"bytes,1,opt,name=meta,proto3" json:"meta,omitempty"`
+	// "server" or "node".
+	Role string `protobuf:"bytes,2,opt,name=role,proto3" json:"role,omitempty"`
+	// SHA-256 of the secret part.
+	SecretHash    []byte                 `protobuf:"bytes,3,opt,name=secret_hash,json=secretHash,proto3" json:"secret_hash,omitempty"`
+	ExpiresAt     *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=expires_at,json=expiresAt,proto3" json:"expires_at,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *JoinToken) Reset() {
+	*x = JoinToken{}
+	mi := &file_gantry_v1_app_proto_msgTypes[23]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *JoinToken) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*JoinToken) ProtoMessage() {}
+
+func (x *JoinToken) ProtoReflect() protoreflect.Message {
+	mi := &file_gantry_v1_app_proto_msgTypes[23]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use JoinToken.ProtoReflect.Descriptor instead.
+func (*JoinToken) Descriptor() ([]byte, []int) {
+	return file_gantry_v1_app_proto_rawDescGZIP(), []int{23}
+}
+
+func (x *JoinToken) GetMeta() *Meta {
+	if x != nil {
+		return x.Meta
+	}
+	return nil
+}
+
+func (x *JoinToken) GetRole() string {
+	if x != nil {
+		return x.Role
+	}
+	return ""
+}
+
+func (x *JoinToken) GetSecretHash() []byte {
+	if x != nil {
+		return x.SecretHash
+	}
+	return nil
+}
+
+func (x *JoinToken) GetExpiresAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.ExpiresAt
+	}
+	return nil
 }
 
 var File_gantry_v1_app_proto protoreflect.FileDescriptor
@@ -2249,7 +2785,7 @@ const file_gantry_v1_app_proto_rawDesc = "" +
 	"\x06labels\x18\x04 \x03(\v2\x1f.gantry.v1.FileSpec.LabelsEntryR\x06labels\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x9a\x04\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xdc\x04\n" +
 	"\vServiceSpec\x126\n" +
 	"\tcontainer\x18\x01 \x01(\v2\x18.gantry.v1.ContainerSpecR\tcontainer\x12*\n" +
 	"\x05build\x18\x02 \x01(\v2\x14.gantry.v1.BuildSpecR\x05build\x12\x1a\n" +
@@ -2263,10 +2799,21 @@ const file_gantry_v1_app_proto_rawDesc = "" +
 	"\tplacement\x18\t \x01(\v2\x14.gantry.v1.PlacementR\tplacement\x12\x18\n" +
 	"\aversion\x18\n" +
 	" \x01(\tR\aversion\x12\x16\n" +
-	"\x06expose\x18\v \x03(\tR\x06expose\x1a9\n" +
+	"\x06expose\x18\v \x03(\tR\x06expose\x12$\n" +
+	"\x03job\x18\f \x01(\v2\x12.gantry.v1.JobSpecR\x03job\x12\x1a\n" +
+	"\bpriority\x18\r \x01(\x05R\bpriority\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xae\a\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x87\x02\n" +
+	"\aJobSpec\x12 \n" +
+	"\vcompletions\x18\x01 \x01(\x05R\vcompletions\x12 \n" +
+	"\vparallelism\x18\x02 \x01(\x05R\vparallelism\x12\x18\n" +
+	"\aretries\x18\x03 \x01(\x05R\aretries\x123\n" +
+	"\atimeout\x18\x04 \x01(\v2\x19.google.protobuf.DurationR\atimeout\x12\x1a\n" +
+	"\bschedule\x18\x05 \x01(\tR\bschedule\x12\x1b\n" +
+	"\ttime_zone\x18\x06 \x01(\tR\btimeZone\x12\x16\n" +
+	"\x06missed\x18\a \x01(\tR\x06missed\x12\x18\n" +
+	"\aoverlap\x18\b \x01(\tR\aoverlap\"\xae\a\n" +
 	"\tBuildSpec\x12\x18\n" +
 	"\acontext\x18\x01 \x01(\tR\acontext\x12\x1e\n" +
 	"\n" +
@@ -2316,18 +2863,30 @@ const file_gantry_v1_app_proto_rawDesc = "" +
 	"\x15CONDITION_UNSPECIFIED\x10\x00\x12\x15\n" +
 	"\x11CONDITION_STARTED\x10\x01\x12\x15\n" +
 	"\x11CONDITION_HEALTHY\x10\x02\x12$\n" +
-	" CONDITION_COMPLETED_SUCCESSFULLY\x10\x03\"\xff\x01\n" +
+	" CONDITION_COMPLETED_SUCCESSFULLY\x10\x03\"\xf9\x02\n" +
 	"\fUpdateConfig\x12 \n" +
 	"\vparallelism\x18\x01 \x01(\x05R\vparallelism\x12/\n" +
 	"\x05delay\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\x05delay\x12\x14\n" +
 	"\x05order\x18\x03 \x01(\tR\x05order\x12%\n" +
 	"\x0efailure_action\x18\x04 \x01(\tR\rfailureAction\x123\n" +
 	"\amonitor\x18\x05 \x01(\v2\x19.google.protobuf.DurationR\amonitor\x12*\n" +
-	"\x11max_failure_ratio\x18\x06 \x01(\x01R\x0fmaxFailureRatio\"\x82\x01\n" +
+	"\x11max_failure_ratio\x18\x06 \x01(\x01R\x0fmaxFailureRatio\x12\x1a\n" +
+	"\bstrategy\x18\a \x01(\tR\bstrategy\x12-\n" +
+	"\x06canary\x18\b \x03(\v2\x15.gantry.v1.CanaryStepR\x06canary\x12-\n" +
+	"\x04keep\x18\t \x01(\v2\x19.google.protobuf.DurationR\x04keep\"\xa1\x01\n" +
+	"\n" +
+	"CanaryStep\x12\x14\n" +
+	"\x05count\x18\x01 \x01(\x05R\x05count\x12\x18\n" +
+	"\apercent\x18\x02 \x01(\x05R\apercent\x12\x16\n" +
+	"\x06weight\x18\x03 \x01(\x05R\x06weight\x12/\n" +
+	"\x05pause\x18\x04 \x01(\v2\x19.google.protobuf.DurationR\x05pause\x12\x1a\n" +
+	"\bapproval\x18\x05 \x01(\bR\bapproval\"\xc3\x01\n" +
 	"\tPlacement\x12 \n" +
 	"\vconstraints\x18\x01 \x03(\tR\vconstraints\x12 \n" +
 	"\vpreferences\x18\x02 \x03(\tR\vpreferences\x121\n" +
-	"\x15max_replicas_per_node\x18\x03 \x01(\x05R\x12maxReplicasPerNode\"\x87\x03\n" +
+	"\x15max_replicas_per_node\x18\x03 \x01(\x05R\x12maxReplicasPerNode\x12\x1a\n" +
+	"\bstrategy\x18\x04 \x01(\tR\bstrategy\x12#\n" +
+	"\ranti_affinity\x18\x05 \x03(\tR\fantiAffinity\"\x87\x03\n" +
 	"\aService\x12#\n" +
 	"\x04meta\x18\x01 \x01(\v2\x0f.gantry.v1.MetaR\x04meta\x12 \n" +
 	"\venvironment\x18\x02 \x01(\tR\venvironment\x12\x10\n" +
@@ -2439,13 +2998,21 @@ const file_gantry_v1_app_proto_rawDesc = "" +
 	"\x06Config\x12#\n" +
 	"\x04meta\x18\x01 \x01(\v2\x0f.gantry.v1.MetaR\x04meta\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\x03R\aversion\x12\x18\n" +
-	"\acontent\x18\x03 \x01(\fR\acontent\"\x95\x01\n" +
+	"\acontent\x18\x03 \x01(\fR\acontent\"\x9d\x02\n" +
 	"\x04Node\x12#\n" +
 	"\x04meta\x18\x01 \x01(\v2\x0f.gantry.v1.MetaR\x04meta\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x16\n" +
 	"\x06subnet\x18\x03 \x01(\tR\x06subnet\x12\x18\n" +
 	"\asubnet6\x18\x04 \x01(\tR\asubnet6\x12\"\n" +
-	"\favailability\x18\x05 \x01(\tR\favailability\"\x8b\x02\n" +
+	"\favailability\x18\x05 \x01(\tR\favailability\x12\x18\n" +
+	"\aaddress\x18\x06 \x01(\tR\aaddress\x12\x1f\n" +
+	"\vapi_address\x18\a \x01(\tR\n" +
+	"apiAddress\x12\x12\n" +
+	"\x04role\x18\b \x01(\tR\x04role\x12\x16\n" +
+	"\x06member\x18\t \x01(\tR\x06member\x12\x1f\n" +
+	"\voverlay_key\x18\n" +
+	" \x01(\tR\n" +
+	"overlayKey\"\x8c\x04\n" +
 	"\n" +
 	"NodeStatus\x12#\n" +
 	"\x04meta\x18\x01 \x01(\v2\x0f.gantry.v1.MetaR\x04meta\x12\x14\n" +
@@ -2455,7 +3022,40 @@ const file_gantry_v1_app_proto_rawDesc = "" +
 	"\x06memory\x18\x05 \x01(\x03R\x06memory\x12\"\n" +
 	"\farchitecture\x18\x06 \x01(\tR\farchitecture\x12\x16\n" +
 	"\x06kernel\x18\a \x01(\tR\x06kernel\x12\x18\n" +
-	"\aversion\x18\b \x01(\tR\aversionB6Z4github.com/gantryd/gantry/api/gen/gantry/v1;gantryv1b\x06proto3"
+	"\aversion\x18\b \x01(\tR\aversion\x12\x0e\n" +
+	"\x02os\x18\t \x01(\tR\x02os\x12<\n" +
+	"\adevices\x18\n" +
+	" \x03(\v2\".gantry.v1.NodeStatus.DevicesEntryR\adevices\x120\n" +
+	"\x05clock\x18\v \x01(\v2\x1a.google.protobuf.TimestampR\x05clock\x12C\n" +
+	"\x0fcertificate_end\x18\f \x01(\v2\x1a.google.protobuf.TimestampR\x0ecertificateEnd\x1a:\n" +
+	"\fDevicesEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\x05R\x05value:\x028\x01\"\xae\x03\n" +
+	"\aCluster\x12#\n" +
+	"\x04meta\x18\x01 \x01(\v2\x0f.gantry.v1.MetaR\x04meta\x12\x0e\n" +
+	"\x02id\x18\x02 \x01(\tR\x02id\x12\x14\n" +
+	"\x05roots\x18\x03 \x01(\fR\x05roots\x12\x1d\n" +
+	"\n" +
+	"sealed_key\x18\x04 \x01(\fR\tsealedKey\x12\x1d\n" +
+	"\n" +
+	"node_range\x18\x05 \x01(\tR\tnodeRange\x12\x1f\n" +
+	"\vnode_prefix\x18\x06 \x01(\x05R\n" +
+	"nodePrefix\x12\x1f\n" +
+	"\vvirtual_ips\x18\a \x01(\tR\n" +
+	"virtualIps\x12\x18\n" +
+	"\aoverlay\x18\b \x01(\tR\aoverlay\x12D\n" +
+	"\x10certificate_life\x18\t \x01(\v2\x19.google.protobuf.DurationR\x0fcertificateLife\x12>\n" +
+	"\rsuspect_after\x18\n" +
+	" \x01(\v2\x19.google.protobuf.DurationR\fsuspectAfter\x128\n" +
+	"\n" +
+	"down_after\x18\v \x01(\v2\x19.google.protobuf.DurationR\tdownAfter\"\xa0\x01\n" +
+	"\tJoinToken\x12#\n" +
+	"\x04meta\x18\x01 \x01(\v2\x0f.gantry.v1.MetaR\x04meta\x12\x12\n" +
+	"\x04role\x18\x02 \x01(\tR\x04role\x12\x1f\n" +
+	"\vsecret_hash\x18\x03 \x01(\fR\n" +
+	"secretHash\x129\n" +
+	"\n" +
+	"expires_at\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\texpiresAtB6Z4github.com/gantryd/gantry/api/gen/gantry/v1;gantryv1b\x06proto3"
 
 var (
 	file_gantry_v1_app_proto_rawDescOnce sync.Once
@@ -2470,7 +3070,7 @@ func file_gantry_v1_app_proto_rawDescGZIP() []byte {
 }
 
 var file_gantry_v1_app_proto_enumTypes = make([]protoimpl.EnumInfo, 4)
-var file_gantry_v1_app_proto_msgTypes = make([]protoimpl.MessageInfo, 35)
+var file_gantry_v1_app_proto_msgTypes = make([]protoimpl.MessageInfo, 40)
 var file_gantry_v1_app_proto_goTypes = []any{
 	(Dependency_Condition)(0),     // 0: gantry.v1.Dependency.Condition
 	(Instance_Desired)(0),         // 1: gantry.v1.Instance.Desired
@@ -2482,99 +3082,118 @@ var file_gantry_v1_app_proto_goTypes = []any{
 	(*VolumeSpec)(nil),            // 7: gantry.v1.VolumeSpec
 	(*FileSpec)(nil),              // 8: gantry.v1.FileSpec
 	(*ServiceSpec)(nil),           // 9: gantry.v1.ServiceSpec
-	(*BuildSpec)(nil),             // 10: gantry.v1.BuildSpec
-	(*Dependency)(nil),            // 11: gantry.v1.Dependency
-	(*UpdateConfig)(nil),          // 12: gantry.v1.UpdateConfig
-	(*Placement)(nil),             // 13: gantry.v1.Placement
-	(*Service)(nil),               // 14: gantry.v1.Service
-	(*Release)(nil),               // 15: gantry.v1.Release
-	(*Instance)(nil),              // 16: gantry.v1.Instance
-	(*InstanceStatus)(nil),        // 17: gantry.v1.InstanceStatus
-	(*Volume)(nil),                // 18: gantry.v1.Volume
-	(*Network)(nil),               // 19: gantry.v1.Network
-	(*Secret)(nil),                // 20: gantry.v1.Secret
-	(*Config)(nil),                // 21: gantry.v1.Config
-	(*Node)(nil),                  // 22: gantry.v1.Node
-	(*NodeStatus)(nil),            // 23: gantry.v1.NodeStatus
-	nil,                           // 24: gantry.v1.AppSpec.ServicesEntry
-	nil,                           // 25: gantry.v1.AppSpec.NetworksEntry
-	nil,                           // 26: gantry.v1.AppSpec.VolumesEntry
-	nil,                           // 27: gantry.v1.AppSpec.SecretsEntry
-	nil,                           // 28: gantry.v1.AppSpec.ConfigsEntry
-	nil,                           // 29: gantry.v1.NetworkSpec.LabelsEntry
-	nil,                           // 30: gantry.v1.VolumeSpec.DriverOptionsEntry
-	nil,                           // 31: gantry.v1.VolumeSpec.LabelsEntry
-	nil,                           // 32: gantry.v1.FileSpec.LabelsEntry
-	nil,                           // 33: gantry.v1.ServiceSpec.LabelsEntry
-	nil,                           // 34: gantry.v1.BuildSpec.ArgsEntry
-	nil,                           // 35: gantry.v1.BuildSpec.LabelsEntry
-	nil,                           // 36: gantry.v1.BuildSpec.SecretsEntry
-	nil,                           // 37: gantry.v1.BuildSpec.AdditionalContextsEntry
-	nil,                           // 38: gantry.v1.Volume.DriverOptionsEntry
-	(*Meta)(nil),                  // 39: gantry.v1.Meta
-	(*ContainerSpec)(nil),         // 40: gantry.v1.ContainerSpec
-	(*durationpb.Duration)(nil),   // 41: google.protobuf.Duration
-	(*timestamppb.Timestamp)(nil), // 42: google.protobuf.Timestamp
-	(*PortPublish)(nil),           // 43: gantry.v1.PortPublish
+	(*JobSpec)(nil),               // 10: gantry.v1.JobSpec
+	(*BuildSpec)(nil),             // 11: gantry.v1.BuildSpec
+	(*Dependency)(nil),            // 12: gantry.v1.Dependency
+	(*UpdateConfig)(nil),          // 13: gantry.v1.UpdateConfig
+	(*CanaryStep)(nil),            // 14: gantry.v1.CanaryStep
+	(*Placement)(nil),             // 15: gantry.v1.Placement
+	(*Service)(nil),               // 16: gantry.v1.Service
+	(*Release)(nil),               // 17: gantry.v1.Release
+	(*Instance)(nil),              // 18: gantry.v1.Instance
+	(*InstanceStatus)(nil),        // 19: gantry.v1.InstanceStatus
+	(*Volume)(nil),                // 20: gantry.v1.Volume
+	(*Network)(nil),               // 21: gantry.v1.Network
+	(*Secret)(nil),                // 22: gantry.v1.Secret
+	(*Config)(nil),                // 23: gantry.v1.Config
+	(*Node)(nil),                  // 24: gantry.v1.Node
+	(*NodeStatus)(nil),            // 25: gantry.v1.NodeStatus
+	(*Cluster)(nil),               // 26: gantry.v1.Cluster
+	(*JoinToken)(nil),             // 27: gantry.v1.JoinToken
+	nil,                           // 28: gantry.v1.AppSpec.ServicesEntry
+	nil,                           // 29: gantry.v1.AppSpec.NetworksEntry
+	nil,                           // 30: gantry.v1.AppSpec.VolumesEntry
+	nil,                           // 31: gantry.v1.AppSpec.SecretsEntry
+	nil,                           // 32: gantry.v1.AppSpec.ConfigsEntry
+	nil,                           // 33: gantry.v1.NetworkSpec.LabelsEntry
+	nil,                           // 34: gantry.v1.VolumeSpec.DriverOptionsEntry
+	nil,                           // 35: gantry.v1.VolumeSpec.LabelsEntry
+	nil,                           // 36: gantry.v1.FileSpec.LabelsEntry
+	nil,                           // 37: gantry.v1.ServiceSpec.LabelsEntry
+	nil,                           // 38: gantry.v1.BuildSpec.ArgsEntry
+	nil,                           // 39: gantry.v1.BuildSpec.LabelsEntry
+	nil,                           // 40: gantry.v1.BuildSpec.SecretsEntry
+	nil,                           // 41: gantry.v1.BuildSpec.AdditionalContextsEntry
+	nil,                           // 42: gantry.v1.Volume.DriverOptionsEntry
+	nil,                           // 43: gantry.v1.NodeStatus.DevicesEntry
+	(*Meta)(nil),                  // 44: gantry.v1.Meta
+	(*ContainerSpec)(nil),         // 45: gantry.v1.ContainerSpec
+	(*durationpb.Duration)(nil),   // 46: google.protobuf.Duration
+	(*timestamppb.Timestamp)(nil), // 47: google.protobuf.Timestamp
+	(*PortPublish)(nil),           // 48: gantry.v1.PortPublish
 }
 var file_gantry_v1_app_proto_depIdxs = []int32{
-	39, // 0: gantry.v1.App.meta:type_name -> gantry.v1.Meta
+	44, // 0: gantry.v1.App.meta:type_name -> gantry.v1.Meta
 	5,  // 1: gantry.v1.App.spec:type_name -> gantry.v1.AppSpec
-	24, // 2: gantry.v1.AppSpec.services:type_name -> gantry.v1.AppSpec.ServicesEntry
-	25, // 3: gantry.v1.AppSpec.networks:type_name -> gantry.v1.AppSpec.NetworksEntry
-	26, // 4: gantry.v1.AppSpec.volumes:type_name -> gantry.v1.AppSpec.VolumesEntry
-	27, // 5: gantry.v1.AppSpec.secrets:type_name -> gantry.v1.AppSpec.SecretsEntry
-	28, // 6: gantry.v1.AppSpec.configs:type_name -> gantry.v1.AppSpec.ConfigsEntry
-	29, // 7: gantry.v1.NetworkSpec.labels:type_name -> gantry.v1.NetworkSpec.LabelsEntry
-	30, // 8: gantry.v1.VolumeSpec.driver_options:type_name -> gantry.v1.VolumeSpec.DriverOptionsEntry
-	31, // 9: gantry.v1.VolumeSpec.labels:type_name -> gantry.v1.VolumeSpec.LabelsEntry
-	32, // 10: gantry.v1.FileSpec.labels:type_name -> gantry.v1.FileSpec.LabelsEntry
-	40, // 11: gantry.v1.ServiceSpec.container:type_name -> gantry.v1.ContainerSpec
-	10, // 12: gantry.v1.ServiceSpec.build:type_name -> gantry.v1.BuildSpec
-	11, // 13: gantry.v1.ServiceSpec.depends_on:type_name -> gantry.v1.Dependency
-	12, // 14: gantry.v1.ServiceSpec.update:type_name -> gantry.v1.UpdateConfig
-	12, // 15: gantry.v1.ServiceSpec.rollback:type_name -> gantry.v1.UpdateConfig
-	33, // 16: gantry.v1.ServiceSpec.labels:type_name -> gantry.v1.ServiceSpec.LabelsEntry
-	13, // 17: gantry.v1.ServiceSpec.placement:type_name -> gantry.v1.Placement
-	34, // 18: gantry.v1.BuildSpec.args:type_name -> gantry.v1.BuildSpec.ArgsEntry
-	35, // 19: gantry.v1.BuildSpec.labels:type_name -> gantry.v1.BuildSpec.LabelsEntry
-	36, // 20: gantry.v1.BuildSpec.secrets:type_name -> gantry.v1.BuildSpec.SecretsEntry
-	37, // 21: gantry.v1.BuildSpec.additional_contexts:type_name -> gantry.v1.BuildSpec.AdditionalContextsEntry
-	0,  // 22: gantry.v1.Dependency.condition:type_name -> gantry.v1.Dependency.Condition
-	41, // 23: gantry.v1.UpdateConfig.delay:type_name -> google.protobuf.Duration
-	41, // 24: gantry.v1.UpdateConfig.monitor:type_name -> google.protobuf.Duration
-	39, // 25: gantry.v1.Service.meta:type_name -> gantry.v1.Meta
-	9,  // 26: gantry.v1.Service.spec:type_name -> gantry.v1.ServiceSpec
-	39, // 27: gantry.v1.Release.meta:type_name -> gantry.v1.Meta
-	9,  // 28: gantry.v1.Release.spec:type_name -> gantry.v1.ServiceSpec
-	39, // 29: gantry.v1.Instance.meta:type_name -> gantry.v1.Meta
-	40, // 30: gantry.v1.Instance.spec:type_name -> gantry.v1.ContainerSpec
-	1,  // 31: gantry.v1.Instance.desired:type_name -> gantry.v1.Instance.Desired
-	41, // 32: gantry.v1.Instance.stop_grace:type_name -> google.protobuf.Duration
-	39, // 33: gantry.v1.InstanceStatus.meta:type_name -> gantry.v1.Meta
-	2,  // 34: gantry.v1.InstanceStatus.phase:type_name -> gantry.v1.InstanceStatus.Phase
-	3,  // 35: gantry.v1.InstanceStatus.health:type_name -> gantry.v1.InstanceStatus.Health
-	42, // 36: gantry.v1.InstanceStatus.started_at:type_name -> google.protobuf.Timestamp
-	42, // 37: gantry.v1.InstanceStatus.finished_at:type_name -> google.protobuf.Timestamp
-	43, // 38: gantry.v1.InstanceStatus.ports:type_name -> gantry.v1.PortPublish
-	39, // 39: gantry.v1.Volume.meta:type_name -> gantry.v1.Meta
-	38, // 40: gantry.v1.Volume.driver_options:type_name -> gantry.v1.Volume.DriverOptionsEntry
-	39, // 41: gantry.v1.Network.meta:type_name -> gantry.v1.Meta
-	39, // 42: gantry.v1.Secret.meta:type_name -> gantry.v1.Meta
-	39, // 43: gantry.v1.Config.meta:type_name -> gantry.v1.Meta
-	39, // 44: gantry.v1.Node.meta:type_name -> gantry.v1.Meta
-	39, // 45: gantry.v1.NodeStatus.meta:type_name -> gantry.v1.Meta
-	42, // 46: gantry.v1.NodeStatus.last_seen:type_name -> google.protobuf.Timestamp
-	9,  // 47: gantry.v1.AppSpec.ServicesEntry.value:type_name -> gantry.v1.ServiceSpec
-	6,  // 48: gantry.v1.AppSpec.NetworksEntry.value:type_name -> gantry.v1.NetworkSpec
-	7,  // 49: gantry.v1.AppSpec.VolumesEntry.value:type_name -> gantry.v1.VolumeSpec
-	8,  // 50: gantry.v1.AppSpec.SecretsEntry.value:type_name -> gantry.v1.FileSpec
-	8,  // 51: gantry.v1.AppSpec.ConfigsEntry.value:type_name -> gantry.v1.FileSpec
-	52, // [52:52] is the sub-list for method output_type
-	52, // [52:52] is the sub-list for method input_type
-	52, // [52:52] is the sub-list for extension type_name
-	52, // [52:52] is the sub-list for extension extendee
-	0,  // [0:52] is the sub-list for field type_name
+	28, // 2: gantry.v1.AppSpec.services:type_name -> gantry.v1.AppSpec.ServicesEntry
+	29, // 3: gantry.v1.AppSpec.networks:type_name -> gantry.v1.AppSpec.NetworksEntry
+	30, // 4: gantry.v1.AppSpec.volumes:type_name -> gantry.v1.AppSpec.VolumesEntry
+	31, // 5: gantry.v1.AppSpec.secrets:type_name -> gantry.v1.AppSpec.SecretsEntry
+	32, // 6: gantry.v1.AppSpec.configs:type_name -> gantry.v1.AppSpec.ConfigsEntry
+	33, // 7: gantry.v1.NetworkSpec.labels:type_name -> gantry.v1.NetworkSpec.LabelsEntry
+	34, // 8: gantry.v1.VolumeSpec.driver_options:type_name -> gantry.v1.VolumeSpec.DriverOptionsEntry
+	35, // 9: gantry.v1.VolumeSpec.labels:type_name -> gantry.v1.VolumeSpec.LabelsEntry
+	36, // 10: gantry.v1.FileSpec.labels:type_name -> gantry.v1.FileSpec.LabelsEntry
+	45, // 11: gantry.v1.ServiceSpec.container:type_name -> gantry.v1.ContainerSpec
+	11, // 12: gantry.v1.ServiceSpec.build:type_name -> gantry.v1.BuildSpec
+	12, // 13: gantry.v1.ServiceSpec.depends_on:type_name -> gantry.v1.Dependency
+	13, // 14: gantry.v1.ServiceSpec.update:type_name -> gantry.v1.UpdateConfig
+	13, // 15: gantry.v1.ServiceSpec.rollback:type_name -> gantry.v1.UpdateConfig
+	37, // 16: gantry.v1.ServiceSpec.labels:type_name -> gantry.v1.ServiceSpec.LabelsEntry
+	15, // 17: gantry.v1.ServiceSpec.placement:type_name -> gantry.v1.Placement
+	10, // 18: gantry.v1.ServiceSpec.job:type_name -> gantry.v1.JobSpec
+	46, // 19: gantry.v1.JobSpec.timeout:type_name -> google.protobuf.Duration
+	38, // 20: gantry.v1.BuildSpec.args:type_name -> gantry.v1.BuildSpec.ArgsEntry
+	39, // 21: gantry.v1.BuildSpec.labels:type_name -> gantry.v1.BuildSpec.LabelsEntry
+	40, // 22: gantry.v1.BuildSpec.secrets:type_name -> gantry.v1.BuildSpec.SecretsEntry
+	41, // 23: gantry.v1.BuildSpec.additional_contexts:type_name -> gantry.v1.BuildSpec.AdditionalContextsEntry
+	0,  // 24: gantry.v1.Dependency.condition:type_name -> gantry.v1.Dependency.Condition
+	46, // 25: gantry.v1.UpdateConfig.delay:type_name -> google.protobuf.Duration
+	46, // 26: gantry.v1.UpdateConfig.monitor:type_name -> google.protobuf.Duration
+	14, // 27: gantry.v1.UpdateConfig.canary:type_name -> gantry.v1.CanaryStep
+	46, // 28: gantry.v1.UpdateConfig.keep:type_name -> google.protobuf.Duration
+	46, // 29: gantry.v1.CanaryStep.pause:type_name -> google.protobuf.Duration
+	44, // 30: gantry.v1.Service.meta:type_name -> gantry.v1.Meta
+	9,  // 31: gantry.v1.Service.spec:type_name -> gantry.v1.ServiceSpec
+	44, // 32: gantry.v1.Release.meta:type_name -> gantry.v1.Meta
+	9,  // 33: gantry.v1.Release.spec:type_name -> gantry.v1.ServiceSpec
+	44, // 34: gantry.v1.Instance.meta:type_name -> gantry.v1.Meta
+	45, // 35: gantry.v1.Instance.spec:type_name -> gantry.v1.ContainerSpec
+	1,  // 36: gantry.v1.Instance.desired:type_name -> gantry.v1.Instance.Desired
+	46, // 37: gantry.v1.Instance.stop_grace:type_name -> google.protobuf.Duration
+	44, // 38: gantry.v1.InstanceStatus.meta:type_name -> gantry.v1.Meta
+	2,  // 39: gantry.v1.InstanceStatus.phase:type_name -> gantry.v1.InstanceStatus.Phase
+	3,  // 40: gantry.v1.InstanceStatus.health:type_name -> gantry.v1.InstanceStatus.Health
+	47, // 41: gantry.v1.InstanceStatus.started_at:type_name -> google.protobuf.Timestamp
+	47, // 42: gantry.v1.InstanceStatus.finished_at:type_name -> google.protobuf.Timestamp
+	48, // 43: gantry.v1.InstanceStatus.ports:type_name -> gantry.v1.PortPublish
+	44, // 44: gantry.v1.Volume.meta:type_name -> gantry.v1.Meta
+	42, // 45: gantry.v1.Volume.driver_options:type_name -> gantry.v1.Volume.DriverOptionsEntry
+	44, // 46: gantry.v1.Network.meta:type_name -> gantry.v1.Meta
+	44, // 47: gantry.v1.Secret.meta:type_name -> gantry.v1.Meta
+	44, // 48: gantry.v1.Config.meta:type_name -> gantry.v1.Meta
+	44, // 49: gantry.v1.Node.meta:type_name -> gantry.v1.Meta
+	44, // 50: gantry.v1.NodeStatus.meta:type_name -> gantry.v1.Meta
+	47, // 51: gantry.v1.NodeStatus.last_seen:type_name -> google.protobuf.Timestamp
+	43, // 52: gantry.v1.NodeStatus.devices:type_name -> gantry.v1.NodeStatus.DevicesEntry
+	47, // 53: gantry.v1.NodeStatus.clock:type_name -> google.protobuf.Timestamp
+	47, // 54: gantry.v1.NodeStatus.certificate_end:type_name -> google.protobuf.Timestamp
+	44, // 55: gantry.v1.Cluster.meta:type_name -> gantry.v1.Meta
+	46, // 56: gantry.v1.Cluster.certificate_life:type_name -> google.protobuf.Duration
+	46, // 57: gantry.v1.Cluster.suspect_after:type_name -> google.protobuf.Duration
+	46, // 58: gantry.v1.Cluster.down_after:type_name -> google.protobuf.Duration
+	44, // 59: gantry.v1.JoinToken.meta:type_name -> gantry.v1.Meta
+	47, // 60: gantry.v1.JoinToken.expires_at:type_name -> google.protobuf.Timestamp
+	9,  // 61: gantry.v1.AppSpec.ServicesEntry.value:type_name -> gantry.v1.ServiceSpec
+	6,  // 62: gantry.v1.AppSpec.NetworksEntry.value:type_name -> gantry.v1.NetworkSpec
+	7,  // 63: gantry.v1.AppSpec.VolumesEntry.value:type_name -> gantry.v1.VolumeSpec
+	8,  // 64: gantry.v1.AppSpec.SecretsEntry.value:type_name -> gantry.v1.FileSpec
+	8,  // 65: gantry.v1.AppSpec.ConfigsEntry.value:type_name -> gantry.v1.FileSpec
+	66, // [66:66] is the sub-list for method output_type
+	66, // [66:66] is the sub-list for method input_type
+	66, // [66:66] is the sub-list for extension type_name
+	66, // [66:66] is the sub-list for extension extendee
+	0,  // [0:66] is the sub-list for field type_name
 }
 
 func init() { file_gantry_v1_app_proto_init() }
@@ -2590,7 +3209,7 @@ func file_gantry_v1_app_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_gantry_v1_app_proto_rawDesc), len(file_gantry_v1_app_proto_rawDesc)),
 			NumEnums:      4,
-			NumMessages:   35,
+			NumMessages:   40,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -101,9 +101,12 @@ func (x *NodeReport) GetVolumes() []*Volume {
 }
 
 type NodeHello struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Node          string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
-	Name          string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Node  string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
+	Name  string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	// "host:port" of the node's API, and its address, as it knows them now.
+	ApiAddress    string `protobuf:"bytes,3,opt,name=api_address,json=apiAddress,proto3" json:"api_address,omitempty"`
+	Address       string `protobuf:"bytes,4,opt,name=address,proto3" json:"address,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -152,6 +155,20 @@ func (x *NodeHello) GetName() string {
 	return ""
 }
 
+func (x *NodeHello) GetApiAddress() string {
+	if x != nil {
+		return x.ApiAddress
+	}
+	return ""
+}
+
+func (x *NodeHello) GetAddress() string {
+	if x != nil {
+		return x.Address
+	}
+	return ""
+}
+
 type NodeUpdate struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The update replaces everything the node knows.
@@ -165,8 +182,14 @@ type NodeUpdate struct {
 	Node             *Node      `protobuf:"bytes,6,opt,name=node,proto3" json:"node,omitempty"`
 	Networks         []*Network `protobuf:"bytes,7,rep,name=networks,proto3" json:"networks,omitempty"`
 	RemovedNetworks  []string   `protobuf:"bytes,8,rep,name=removed_networks,json=removedNetworks,proto3" json:"removed_networks,omitempty"`
-	unknownFields    protoimpl.UnknownFields
-	sizeCache        protoimpl.SizeCache
+	// All machines of the cluster, for routes between instances.
+	Nodes        []*Node  `protobuf:"bytes,9,rep,name=nodes,proto3" json:"nodes,omitempty"`
+	RemovedNodes []string `protobuf:"bytes,10,rep,name=removed_nodes,json=removedNodes,proto3" json:"removed_nodes,omitempty"`
+	// API addresses of the servers; empty if unchanged.
+	Servers       []string `protobuf:"bytes,11,rep,name=servers,proto3" json:"servers,omitempty"`
+	Cluster       *Cluster `protobuf:"bytes,12,opt,name=cluster,proto3" json:"cluster,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *NodeUpdate) Reset() {
@@ -251,6 +274,34 @@ func (x *NodeUpdate) GetNetworks() []*Network {
 func (x *NodeUpdate) GetRemovedNetworks() []string {
 	if x != nil {
 		return x.RemovedNetworks
+	}
+	return nil
+}
+
+func (x *NodeUpdate) GetNodes() []*Node {
+	if x != nil {
+		return x.Nodes
+	}
+	return nil
+}
+
+func (x *NodeUpdate) GetRemovedNodes() []string {
+	if x != nil {
+		return x.RemovedNodes
+	}
+	return nil
+}
+
+func (x *NodeUpdate) GetServers() []string {
+	if x != nil {
+		return x.Servers
+	}
+	return nil
+}
+
+func (x *NodeUpdate) GetCluster() *Cluster {
+	if x != nil {
+		return x.Cluster
 	}
 	return nil
 }
@@ -454,7 +505,9 @@ type Endpoint struct {
 	Address6 string                 `protobuf:"bytes,4,opt,name=address6,proto3" json:"address6,omitempty"`
 	Node     string                 `protobuf:"bytes,5,opt,name=node,proto3" json:"node,omitempty"`
 	// Takes new connections.
-	Ready         bool `protobuf:"varint,6,opt,name=ready,proto3" json:"ready,omitempty"`
+	Ready bool `protobuf:"varint,6,opt,name=ready,proto3" json:"ready,omitempty"`
+	// Share of new connections beside the others of the service; 0 means 1.
+	Weight        int32 `protobuf:"varint,7,opt,name=weight,proto3" json:"weight,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -529,6 +582,13 @@ func (x *Endpoint) GetReady() bool {
 		return x.Ready
 	}
 	return false
+}
+
+func (x *Endpoint) GetWeight() int32 {
+	if x != nil {
+		return x.Weight
+	}
+	return 0
 }
 
 // InstanceRecord is what a node keeps on its disk of one instance, so that it goes on without a server.
@@ -651,10 +711,13 @@ const file_gantry_v1_node_proto_rawDesc = "" +
 	"\bstatuses\x18\x02 \x03(\v2\x19.gantry.v1.InstanceStatusR\bstatuses\x12\x18\n" +
 	"\aremoved\x18\x03 \x03(\tR\aremoved\x12-\n" +
 	"\x06status\x18\x04 \x01(\v2\x15.gantry.v1.NodeStatusR\x06status\x12+\n" +
-	"\avolumes\x18\x05 \x03(\v2\x11.gantry.v1.VolumeR\avolumes\"3\n" +
+	"\avolumes\x18\x05 \x03(\v2\x11.gantry.v1.VolumeR\avolumes\"n\n" +
 	"\tNodeHello\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12\x12\n" +
-	"\x04name\x18\x02 \x01(\tR\x04name\"\xe1\x02\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x12\x1f\n" +
+	"\vapi_address\x18\x03 \x01(\tR\n" +
+	"apiAddress\x12\x18\n" +
+	"\aaddress\x18\x04 \x01(\tR\aaddress\"\xf5\x03\n" +
 	"\n" +
 	"NodeUpdate\x12\x12\n" +
 	"\x04full\x18\x01 \x01(\bR\x04full\x127\n" +
@@ -666,7 +729,12 @@ const file_gantry_v1_node_proto_rawDesc = "" +
 	"\x11removed_endpoints\x18\x05 \x03(\tR\x10removedEndpoints\x12#\n" +
 	"\x04node\x18\x06 \x01(\v2\x0f.gantry.v1.NodeR\x04node\x12.\n" +
 	"\bnetworks\x18\a \x03(\v2\x12.gantry.v1.NetworkR\bnetworks\x12)\n" +
-	"\x10removed_networks\x18\b \x03(\tR\x0fremovedNetworks\"\x97\x04\n" +
+	"\x10removed_networks\x18\b \x03(\tR\x0fremovedNetworks\x12%\n" +
+	"\x05nodes\x18\t \x03(\v2\x0f.gantry.v1.NodeR\x05nodes\x12#\n" +
+	"\rremoved_nodes\x18\n" +
+	" \x03(\tR\fremovedNodes\x12\x18\n" +
+	"\aservers\x18\v \x03(\tR\aservers\x12,\n" +
+	"\acluster\x18\f \x01(\v2\x12.gantry.v1.ClusterR\acluster\"\x97\x04\n" +
 	"\n" +
 	"Assignment\x12/\n" +
 	"\binstance\x18\x01 \x01(\v2\x13.gantry.v1.InstanceR\binstance\x12,\n" +
@@ -693,14 +761,15 @@ const file_gantry_v1_node_proto_rawDesc = "" +
 	"virtual_ip\x18\x05 \x01(\tR\tvirtualIp\x121\n" +
 	"\tendpoints\x18\x06 \x03(\v2\x13.gantry.v1.EndpointR\tendpoints\x12,\n" +
 	"\x05ports\x18\a \x03(\v2\x16.gantry.v1.PortPublishR\x05ports\x12>\n" +
-	"\vattachments\x18\b \x03(\v2\x1c.gantry.v1.NetworkAttachmentR\vattachments\"\x9a\x01\n" +
+	"\vattachments\x18\b \x03(\v2\x1c.gantry.v1.NetworkAttachmentR\vattachments\"\xb2\x01\n" +
 	"\bEndpoint\x12\x1a\n" +
 	"\binstance\x18\x01 \x01(\tR\binstance\x12\x12\n" +
 	"\x04slot\x18\x02 \x01(\x05R\x04slot\x12\x18\n" +
 	"\aaddress\x18\x03 \x01(\tR\aaddress\x12\x1a\n" +
 	"\baddress6\x18\x04 \x01(\tR\baddress6\x12\x12\n" +
 	"\x04node\x18\x05 \x01(\tR\x04node\x12\x14\n" +
-	"\x05ready\x18\x06 \x01(\bR\x05ready\"\xdd\x02\n" +
+	"\x05ready\x18\x06 \x01(\bR\x05ready\x12\x16\n" +
+	"\x06weight\x18\a \x01(\x05R\x06weight\"\xdd\x02\n" +
 	"\x0eInstanceRecord\x125\n" +
 	"\n" +
 	"assignment\x18\x01 \x01(\v2\x15.gantry.v1.AssignmentR\n" +
@@ -760,31 +829,32 @@ var file_gantry_v1_node_proto_goTypes = []any{
 	(*Volume)(nil),                 // 12: gantry.v1.Volume
 	(*Node)(nil),                   // 13: gantry.v1.Node
 	(*Network)(nil),                // 14: gantry.v1.Network
-	(*Instance)(nil),               // 15: gantry.v1.Instance
-	(*ContainerSpec)(nil),          // 16: gantry.v1.ContainerSpec
-	(*PortPublish)(nil),            // 17: gantry.v1.PortPublish
-	(*NetworkAttachment)(nil),      // 18: gantry.v1.NetworkAttachment
-	(*Healthcheck)(nil),            // 19: gantry.v1.Healthcheck
-	(*LogsRequest)(nil),            // 20: gantry.v1.LogsRequest
-	(*ExecInput)(nil),              // 21: gantry.v1.ExecInput
-	(*StatsRequest)(nil),           // 22: gantry.v1.StatsRequest
-	(*KillRequest)(nil),            // 23: gantry.v1.KillRequest
-	(*InstanceTarget)(nil),         // 24: gantry.v1.InstanceTarget
-	(*CopyChunk)(nil),              // 25: gantry.v1.CopyChunk
-	(*CopyFromRequest)(nil),        // 26: gantry.v1.CopyFromRequest
-	(*VolumeTarget)(nil),           // 27: gantry.v1.VolumeTarget
-	(*InfoRequest)(nil),            // 28: gantry.v1.InfoRequest
-	(*DiskUsageRequest)(nil),       // 29: gantry.v1.DiskUsageRequest
-	(*LogEntry)(nil),               // 30: gantry.v1.LogEntry
-	(*ExecOutput)(nil),             // 31: gantry.v1.ExecOutput
-	(*StatsResponse)(nil),          // 32: gantry.v1.StatsResponse
-	(*InstanceActionResponse)(nil), // 33: gantry.v1.InstanceActionResponse
-	(*TopResponse)(nil),            // 34: gantry.v1.TopResponse
-	(*DiffResponse)(nil),           // 35: gantry.v1.DiffResponse
-	(*VolumeView)(nil),             // 36: gantry.v1.VolumeView
-	(*RemoveVolumeResponse)(nil),   // 37: gantry.v1.RemoveVolumeResponse
-	(*InfoResponse)(nil),           // 38: gantry.v1.InfoResponse
-	(*DiskUsageResponse)(nil),      // 39: gantry.v1.DiskUsageResponse
+	(*Cluster)(nil),                // 15: gantry.v1.Cluster
+	(*Instance)(nil),               // 16: gantry.v1.Instance
+	(*ContainerSpec)(nil),          // 17: gantry.v1.ContainerSpec
+	(*PortPublish)(nil),            // 18: gantry.v1.PortPublish
+	(*NetworkAttachment)(nil),      // 19: gantry.v1.NetworkAttachment
+	(*Healthcheck)(nil),            // 20: gantry.v1.Healthcheck
+	(*LogsRequest)(nil),            // 21: gantry.v1.LogsRequest
+	(*ExecInput)(nil),              // 22: gantry.v1.ExecInput
+	(*StatsRequest)(nil),           // 23: gantry.v1.StatsRequest
+	(*KillRequest)(nil),            // 24: gantry.v1.KillRequest
+	(*InstanceTarget)(nil),         // 25: gantry.v1.InstanceTarget
+	(*CopyChunk)(nil),              // 26: gantry.v1.CopyChunk
+	(*CopyFromRequest)(nil),        // 27: gantry.v1.CopyFromRequest
+	(*VolumeTarget)(nil),           // 28: gantry.v1.VolumeTarget
+	(*InfoRequest)(nil),            // 29: gantry.v1.InfoRequest
+	(*DiskUsageRequest)(nil),       // 30: gantry.v1.DiskUsageRequest
+	(*LogEntry)(nil),               // 31: gantry.v1.LogEntry
+	(*ExecOutput)(nil),             // 32: gantry.v1.ExecOutput
+	(*StatsResponse)(nil),          // 33: gantry.v1.StatsResponse
+	(*InstanceActionResponse)(nil), // 34: gantry.v1.InstanceActionResponse
+	(*TopResponse)(nil),            // 35: gantry.v1.TopResponse
+	(*DiffResponse)(nil),           // 36: gantry.v1.DiffResponse
+	(*VolumeView)(nil),             // 37: gantry.v1.VolumeView
+	(*RemoveVolumeResponse)(nil),   // 38: gantry.v1.RemoveVolumeResponse
+	(*InfoResponse)(nil),           // 39: gantry.v1.InfoResponse
+	(*DiskUsageResponse)(nil),      // 40: gantry.v1.DiskUsageResponse
 }
 var file_gantry_v1_node_proto_depIdxs = []int32{
 	1,  // 0: gantry.v1.NodeReport.hello:type_name -> gantry.v1.NodeHello
@@ -795,55 +865,57 @@ var file_gantry_v1_node_proto_depIdxs = []int32{
 	4,  // 5: gantry.v1.NodeUpdate.endpoints:type_name -> gantry.v1.ServiceEndpoints
 	13, // 6: gantry.v1.NodeUpdate.node:type_name -> gantry.v1.Node
 	14, // 7: gantry.v1.NodeUpdate.networks:type_name -> gantry.v1.Network
-	15, // 8: gantry.v1.Assignment.instance:type_name -> gantry.v1.Instance
-	16, // 9: gantry.v1.Assignment.spec:type_name -> gantry.v1.ContainerSpec
-	7,  // 10: gantry.v1.Assignment.secrets:type_name -> gantry.v1.Assignment.SecretsEntry
-	8,  // 11: gantry.v1.Assignment.configs:type_name -> gantry.v1.Assignment.ConfigsEntry
-	9,  // 12: gantry.v1.Assignment.volumes:type_name -> gantry.v1.Assignment.VolumesEntry
-	5,  // 13: gantry.v1.ServiceEndpoints.endpoints:type_name -> gantry.v1.Endpoint
-	17, // 14: gantry.v1.ServiceEndpoints.ports:type_name -> gantry.v1.PortPublish
-	18, // 15: gantry.v1.ServiceEndpoints.attachments:type_name -> gantry.v1.NetworkAttachment
-	3,  // 16: gantry.v1.InstanceRecord.assignment:type_name -> gantry.v1.Assignment
-	10, // 17: gantry.v1.InstanceRecord.status:type_name -> gantry.v1.InstanceStatus
-	19, // 18: gantry.v1.InstanceRecord.healthcheck:type_name -> gantry.v1.Healthcheck
-	12, // 19: gantry.v1.Assignment.VolumesEntry.value:type_name -> gantry.v1.Volume
-	0,  // 20: gantry.v1.NodeSessionService.Session:input_type -> gantry.v1.NodeReport
-	20, // 21: gantry.v1.NodeService.Logs:input_type -> gantry.v1.LogsRequest
-	21, // 22: gantry.v1.NodeService.Exec:input_type -> gantry.v1.ExecInput
-	21, // 23: gantry.v1.NodeService.Attach:input_type -> gantry.v1.ExecInput
-	22, // 24: gantry.v1.NodeService.Stats:input_type -> gantry.v1.StatsRequest
-	23, // 25: gantry.v1.NodeService.Kill:input_type -> gantry.v1.KillRequest
-	24, // 26: gantry.v1.NodeService.Pause:input_type -> gantry.v1.InstanceTarget
-	24, // 27: gantry.v1.NodeService.Unpause:input_type -> gantry.v1.InstanceTarget
-	24, // 28: gantry.v1.NodeService.Top:input_type -> gantry.v1.InstanceTarget
-	24, // 29: gantry.v1.NodeService.Diff:input_type -> gantry.v1.InstanceTarget
-	25, // 30: gantry.v1.NodeService.CopyTo:input_type -> gantry.v1.CopyChunk
-	26, // 31: gantry.v1.NodeService.CopyFrom:input_type -> gantry.v1.CopyFromRequest
-	27, // 32: gantry.v1.NodeService.InspectVolume:input_type -> gantry.v1.VolumeTarget
-	27, // 33: gantry.v1.NodeService.RemoveVolume:input_type -> gantry.v1.VolumeTarget
-	28, // 34: gantry.v1.NodeService.Info:input_type -> gantry.v1.InfoRequest
-	29, // 35: gantry.v1.NodeService.DiskUsage:input_type -> gantry.v1.DiskUsageRequest
-	2,  // 36: gantry.v1.NodeSessionService.Session:output_type -> gantry.v1.NodeUpdate
-	30, // 37: gantry.v1.NodeService.Logs:output_type -> gantry.v1.LogEntry
-	31, // 38: gantry.v1.NodeService.Exec:output_type -> gantry.v1.ExecOutput
-	31, // 39: gantry.v1.NodeService.Attach:output_type -> gantry.v1.ExecOutput
-	32, // 40: gantry.v1.NodeService.Stats:output_type -> gantry.v1.StatsResponse
-	33, // 41: gantry.v1.NodeService.Kill:output_type -> gantry.v1.InstanceActionResponse
-	33, // 42: gantry.v1.NodeService.Pause:output_type -> gantry.v1.InstanceActionResponse
-	33, // 43: gantry.v1.NodeService.Unpause:output_type -> gantry.v1.InstanceActionResponse
-	34, // 44: gantry.v1.NodeService.Top:output_type -> gantry.v1.TopResponse
-	35, // 45: gantry.v1.NodeService.Diff:output_type -> gantry.v1.DiffResponse
-	33, // 46: gantry.v1.NodeService.CopyTo:output_type -> gantry.v1.InstanceActionResponse
-	25, // 47: gantry.v1.NodeService.CopyFrom:output_type -> gantry.v1.CopyChunk
-	36, // 48: gantry.v1.NodeService.InspectVolume:output_type -> gantry.v1.VolumeView
-	37, // 49: gantry.v1.NodeService.RemoveVolume:output_type -> gantry.v1.RemoveVolumeResponse
-	38, // 50: gantry.v1.NodeService.Info:output_type -> gantry.v1.InfoResponse
-	39, // 51: gantry.v1.NodeService.DiskUsage:output_type -> gantry.v1.DiskUsageResponse
-	36, // [36:52] is the sub-list for method output_type
-	20, // [20:36] is the sub-list for method input_type
-	20, // [20:20] is the sub-list for extension type_name
-	20, // [20:20] is the sub-list for extension extendee
-	0,  // [0:20] is the sub-list for field type_name
+	13, // 8: gantry.v1.NodeUpdate.nodes:type_name -> gantry.v1.Node
+	15, // 9: gantry.v1.NodeUpdate.cluster:type_name -> gantry.v1.Cluster
+	16, // 10: gantry.v1.Assignment.instance:type_name -> gantry.v1.Instance
+	17, // 11: gantry.v1.Assignment.spec:type_name -> gantry.v1.ContainerSpec
+	7,  // 12: gantry.v1.Assignment.secrets:type_name -> gantry.v1.Assignment.SecretsEntry
+	8,  // 13: gantry.v1.Assignment.configs:type_name -> gantry.v1.Assignment.ConfigsEntry
+	9,  // 14: gantry.v1.Assignment.volumes:type_name -> gantry.v1.Assignment.VolumesEntry
+	5,  // 15: gantry.v1.ServiceEndpoints.endpoints:type_name -> gantry.v1.Endpoint
+	18, // 16: gantry.v1.ServiceEndpoints.ports:type_name -> gantry.v1.PortPublish
+	19, // 17: gantry.v1.ServiceEndpoints.attachments:type_name -> gantry.v1.NetworkAttachment
+	3,  // 18: gantry.v1.InstanceRecord.assignment:type_name -> gantry.v1.Assignment
+	10, // 19: gantry.v1.InstanceRecord.status:type_name -> gantry.v1.InstanceStatus
+	20, // 20: gantry.v1.InstanceRecord.healthcheck:type_name -> gantry.v1.Healthcheck
+	12, // 21: gantry.v1.Assignment.VolumesEntry.value:type_name -> gantry.v1.Volume
+	0,  // 22: gantry.v1.NodeSessionService.Session:input_type -> gantry.v1.NodeReport
+	21, // 23: gantry.v1.NodeService.Logs:input_type -> gantry.v1.LogsRequest
+	22, // 24: gantry.v1.NodeService.Exec:input_type -> gantry.v1.ExecInput
+	22, // 25: gantry.v1.NodeService.Attach:input_type -> gantry.v1.ExecInput
+	23, // 26: gantry.v1.NodeService.Stats:input_type -> gantry.v1.StatsRequest
+	24, // 27: gantry.v1.NodeService.Kill:input_type -> gantry.v1.KillRequest
+	25, // 28: gantry.v1.NodeService.Pause:input_type -> gantry.v1.InstanceTarget
+	25, // 29: gantry.v1.NodeService.Unpause:input_type -> gantry.v1.InstanceTarget
+	25, // 30: gantry.v1.NodeService.Top:input_type -> gantry.v1.InstanceTarget
+	25, // 31: gantry.v1.NodeService.Diff:input_type -> gantry.v1.InstanceTarget
+	26, // 32: gantry.v1.NodeService.CopyTo:input_type -> gantry.v1.CopyChunk
+	27, // 33: gantry.v1.NodeService.CopyFrom:input_type -> gantry.v1.CopyFromRequest
+	28, // 34: gantry.v1.NodeService.InspectVolume:input_type -> gantry.v1.VolumeTarget
+	28, // 35: gantry.v1.NodeService.RemoveVolume:input_type -> gantry.v1.VolumeTarget
+	29, // 36: gantry.v1.NodeService.Info:input_type -> gantry.v1.InfoRequest
+	30, // 37: gantry.v1.NodeService.DiskUsage:input_type -> gantry.v1.DiskUsageRequest
+	2,  // 38: gantry.v1.NodeSessionService.Session:output_type -> gantry.v1.NodeUpdate
+	31, // 39: gantry.v1.NodeService.Logs:output_type -> gantry.v1.LogEntry
+	32, // 40: gantry.v1.NodeService.Exec:output_type -> gantry.v1.ExecOutput
+	32, // 41: gantry.v1.NodeService.Attach:output_type -> gantry.v1.ExecOutput
+	33, // 42: gantry.v1.NodeService.Stats:output_type -> gantry.v1.StatsResponse
+	34, // 43: gantry.v1.NodeService.Kill:output_type -> gantry.v1.InstanceActionResponse
+	34, // 44: gantry.v1.NodeService.Pause:output_type -> gantry.v1.InstanceActionResponse
+	34, // 45: gantry.v1.NodeService.Unpause:output_type -> gantry.v1.InstanceActionResponse
+	35, // 46: gantry.v1.NodeService.Top:output_type -> gantry.v1.TopResponse
+	36, // 47: gantry.v1.NodeService.Diff:output_type -> gantry.v1.DiffResponse
+	34, // 48: gantry.v1.NodeService.CopyTo:output_type -> gantry.v1.InstanceActionResponse
+	26, // 49: gantry.v1.NodeService.CopyFrom:output_type -> gantry.v1.CopyChunk
+	37, // 50: gantry.v1.NodeService.InspectVolume:output_type -> gantry.v1.VolumeView
+	38, // 51: gantry.v1.NodeService.RemoveVolume:output_type -> gantry.v1.RemoveVolumeResponse
+	39, // 52: gantry.v1.NodeService.Info:output_type -> gantry.v1.InfoResponse
+	40, // 53: gantry.v1.NodeService.DiskUsage:output_type -> gantry.v1.DiskUsageResponse
+	38, // [38:54] is the sub-list for method output_type
+	22, // [22:38] is the sub-list for method input_type
+	22, // [22:22] is the sub-list for extension type_name
+	22, // [22:22] is the sub-list for extension extendee
+	0,  // [0:22] is the sub-list for field type_name
 }
 
 func init() { file_gantry_v1_node_proto_init() }
