@@ -142,7 +142,7 @@ func (d *daemon) run(ctx context.Context) error {
 	}
 	nodeHandler := ag.Handler(server.HandlerOptions()...)
 	srv := server.New(st, localNode(inner.Addr().String(), nodeHandler), server.Options{
-		Node: node.Meta.Key, VirtualIPs: d.VirtualIPs, Sealer: sealer, Version: d.Version,
+		Node: node.Meta.Key, VirtualIPs: d.VirtualIPs, Sealer: sealer, Version: d.Version, Leadership: alone{},
 		Guarded: []string{d.Root, d.Config.Run}, Logger: d.Logger,
 	})
 	group.Go(func() error { return srv.Run(ctx) })
@@ -277,6 +277,13 @@ func unixClient(listen string) *http.Client {
 		},
 	}}
 }
+
+// alone is the leadership of a server that has no others.
+type alone struct{}
+
+func (alone) Leading() bool { return true }
+
+func (alone) LeaderAddress() string { return "" }
 
 func localNode(socket string, images http.Handler) server.Node {
 	c := unixClient("unix://" + socket)

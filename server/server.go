@@ -34,9 +34,19 @@ type Node struct {
 	ImageHandler http.Handler
 }
 
+// Leadership says which server leads. Only the leader changes the store and has the sessions of nodes.
+type Leadership interface {
+	Leading() bool
+	// LeaderAddress is the "host:port" of the leader's API for machines; empty while there is none.
+	LeaderAddress() string
+}
+
 // Options says what a server needs to know of its cluster.
 type Options struct {
 	Node       string // ID of the local node
+	Leadership Leadership
+	// Reach makes the way to another machine of the cluster.
+	Reach      func(*gantryv1.Node) Node
 	VirtualIPs netip.Prefix
 	Sealer     Sealer
 	Version    *gantryv1.VersionResponse
@@ -87,12 +97,16 @@ func (s *Server) Handler() http.Handler {
 
 const maxMessage = 64 << 20 // bytes of one request message
 
-// node is the way to a node; there is one machine so far.
+// node is the way to a machine of the cluster.
 func (s *Server) node(id string) (Node, error) {
 	if id == s.o.Node {
 		return s.local, nil
 	}
-	return Node{}, errNoNode(id)
+	n, ok := store.Get[*gantryv1.Node](s.store.Snapshot(), id)
+	if !ok || n.ApiAddress == "" {
+		return Node{}, errNoNode(id)
+	}
+	return s.o.Reach(n), nil
 }
 
 // faults turns errors of kinds into their form on the wire.
