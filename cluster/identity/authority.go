@@ -1,0 +1,206 @@
+// Package identity is who a machine is in its cluster: the cluster's certificate authority, join tokens, the certificates of
+// machines and the TLS configurations made from them.
+//
+// A cluster begins with NewAuthority; its servers open it with OpenAuthority and Sign what machines ask for with a Request.
+// A machine keeps what it was given in a Keeper, which hands out TLS configurations that always use the newest certificate.
+// Keepers and authorities are safe in parallel. Certificates are ECDSA P-256, connections TLS 1.3. The package talks to no
+// machine and stores nothing but the keeper's files.
+package identity
+
+import (
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/sha256"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/hex"
+	"encoding/pem"
+	"math/big"
+	"net"
+	"time"
+
+	"github.com/gantryd/gantry/fault"
+)
+
+// Role is what a machine may do in its cluster.
+type Role string
+
+// The roles.
+const (
+	Server Role = "server" // holds the cluster's state, and runs instances
+	Node   Role = "node"   // runs instances
+)
+
+const (
+	// AnyMachine is a name that every machine's certificate has.
+	AnyMachine = "node.gantry"
+	// AnyServer is a name that only the certificates of servers have.
+	AnyServer = "server.gantry"
+
+	rootLife = 20 * 365 * 24 * time.Hour
+	// backdate covers clocks that differ between machines.
+	backdate = 5 * time.Minute
+)
+
+// Authority signs the certificates of a cluster's machines.
+type Authority struct {
+	key   *ecdsa.PrivateKey
+	root  *x509.Certificate
+	roots []byte // PEM, the signing one first
+}
+
+// NewAuthority makes a root for a cluster. It returns the PEM of the root and of its key besides.
+func NewAuthority(cluster string) (a *Authority, roots, key []byte, err error) {
+	signer, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return nil, nil, nil, fault.Wrap(fault.Internal, err, "cannot make a key")
+	}
+	now := time.Now()
+	template := &x509.Certificate{
+		SerialNumber: serial(), Subject: pkix.Name{CommonName: "gantry cluster " + cluster},
+		NotBefore: now.Add(-backdate), NotAfter: now.Add(rootLife),
+		IsCA: true, BasicConstraintsValid: true, MaxPathLenZero: true,
+		KeyUsage: x509.KeyUsageCertSign | x509.KeyUsageCRLSign,
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, signer.Public(), signer)
+	if err != nil {
+		return nil, nil, nil, fault.Wrap(fault.Internal, err, "cannot make the cluster's root certificate")
+	}
+	if key, err = encodeKey(signer); err != nil {
+		return nil, nil, nil, err
+	}
+	roots = encodeCertificate(der)
+	a, err = OpenAuthority(roots, key)
+	return a, roots, key, err
+}
+
+// OpenAuthority reads what NewAuthority returned; roots may hold further certificates that are trusted but do not sign.
+func OpenAuthority(roots, key []byte) (*Authority, error) {
+	certs, err := decodeCertificates(roots)
+	if err != nil {
+		return nil, err
+	}
+	signer, err := decodeKey(key)
+	if err != nil {
+		return nil, err
+	}
+	if !certs[0].PublicKey.(*ecdsa.PublicKey).Equal(signer.Public()) {
+		return nil, fault.New(fault.Corrupt, "the cluster's signing key does not belong to its root certificate")
+	}
+	return &Authority{key: signer, root: certs[0], roots: roots}, nil
+}
+
+// RootHash is the SHA-256 of the signing root, in hex.
+func (a *Authority) RootHash() string { return hashOf(a.root) }
+
+func hashOf(c *x509.Certificate) string {
+	sum := sha256.Sum256(c.Raw)
+	return hex.EncodeToString(sum[:])
+}
+
+// Sign makes the certificate of a machine. Of the request only its public key is used: who the machine is and what it may do
+// is for the cluster to say.
+func (a *Authority) Sign(request []byte, node string, role Role, address string, life time.Duration) ([]byte, error) {
+	csr, err := x509.ParseCertificateRequest(request)
+	if err == nil {
+		err = csr.CheckSignature()
+	}
+	if err != nil {
+		return nil, fault.Wrap(fault.Invalid, err, "the certificate request cannot be read")
+	}
+	if role != Server && role != Node {
+		return nil, fault.New(fault.Invalid, "there is no role %q", role)
+	}
+	now := time.Now()
+	template := &x509.Certificate{
+		SerialNumber: serial(),
+		Subject:      pkix.Name{CommonName: node, OrganizationalUnit: []string{string(role)}},
+		NotBefore:    now.Add(-backdate), NotAfter: now.Add(life),
+		KeyUsage:    x509.KeyUsageDigitalSignature,
+		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
+		DNSNames:    []string{AnyMachine, node},
+	}
+	if role == Server {
+		template.DNSNames = append(template.DNSNames, AnyServer)
+	}
+	if ip := net.ParseIP(address); ip != nil {
+		template.IPAddresses = []net.IP{ip}
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, a.root, csr.PublicKey, a.key)
+	if err != nil {
+		return nil, fault.Wrap(fault.Internal, err, "cannot sign the certificate of node %s", node)
+	}
+	return encodeCertificate(der), nil
+}
+
+// Request makes a key and the request for its certificate: the key in PEM, the request in DER.
+func Request() (key, request []byte, err error) {
+	k, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return nil, nil, fault.Wrap(fault.Internal, err, "cannot make a key")
+	}
+	request, err = x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{}, k)
+	if err != nil {
+		return nil, nil, fault.Wrap(fault.Internal, err, "cannot make a certificate request")
+	}
+	key, err = encodeKey(k)
+	return key, request, err
+}
+
+func serial() *big.Int {
+	b := make([]byte, 16)
+	_, _ = rand.Read(b) // never fails: crypto/rand ends the program instead
+	b[0] &= 0x7f
+	return new(big.Int).SetBytes(b)
+}
+
+func encodeCertificate(der []byte) []byte {
+	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})
+}
+
+func decodeCertificates(text []byte) ([]*x509.Certificate, error) {
+	var out []*x509.Certificate
+	for rest := text; ; {
+		var block *pem.Block
+		if block, rest = pem.Decode(rest); block == nil {
+			break
+		}
+		c, err := x509.ParseCertificate(block.Bytes)
+		if err != nil {
+			return nil, fault.Wrap(fault.Corrupt, err, "a certificate cannot be read")
+		}
+		if _, ok := c.PublicKey.(*ecdsa.PublicKey); !ok {
+			return nil, fault.New(fault.Corrupt, "a certificate has a key of an unknown kind")
+		}
+		out = append(out, c)
+	}
+	if len(out) == 0 {
+		return nil, fault.New(fault.Corrupt, "a certificate is missing")
+	}
+	return out, nil
+}
+
+func encodeKey(k *ecdsa.PrivateKey) ([]byte, error) {
+	der, err := x509.MarshalPKCS8PrivateKey(k)
+	if err != nil {
+		return nil, fault.Wrap(fault.Internal, err, "cannot encode a key")
+	}
+	return pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}), nil
+}
+
+func decodeKey(text []byte) (*ecdsa.PrivateKey, error) {
+	block, _ := pem.Decode(text)
+	if block == nil {
+		return nil, fault.New(fault.Corrupt, "a private key is missing")
+	}
+	k, err := x509.ParsePKCS8PrivateKey(block.Bytes)
+	if err != nil {
+		return nil, fault.Wrap(fault.Corrupt, err, "a private key cannot be read")
+	}
+	key, ok := k.(*ecdsa.PrivateKey)
+	if !ok {
+		return nil, fault.New(fault.Corrupt, "a private key is of an unknown kind")
+	}
+	return key, nil
+}

@@ -1,0 +1,198 @@
+package identity_test
+
+import (
+	"bytes"
+	"crypto/tls"
+	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/gantryd/gantry/cluster/identity"
+	"github.com/gantryd/gantry/fault"
+)
+
+// machine makes a keeper signed by the authority.
+func machine(t *testing.T, a *identity.Authority, roots []byte, node string, role identity.Role, life time.Duration) *identity.Keeper {
+	t.Helper()
+	key, request, err := identity.Request()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cert, err := a.Sign(request, node, role, "127.0.0.1", life)
+	if err != nil {
+		t.Fatal(err)
+	}
+	k, err := identity.NewKeeper(t.TempDir(), cert, key, roots)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return k
+}
+
+func authority(t *testing.T) (*identity.Authority, []byte) {
+	t.Helper()
+	a, roots, _, err := identity.NewAuthority("test")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return a, roots
+}
+
+// serve answers with who called.
+func serve(t *testing.T, k *identity.Keeper) string {
+	t.Helper()
+	s := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		c, ok := identity.CallerOf(r)
+		fmt.Fprintf(w, "%s %s %t", c.Node, c.Role, ok)
+	}))
+	s.TLS = k.ServerTLS()
+	s.StartTLS()
+	t.Cleanup(s.Close)
+	return s.URL
+}
+
+func get(t *testing.T, url string, c *http.Client) (string, error) {
+	t.Helper()
+	defer c.CloseIdleConnections()
+	resp, err := c.Get(url)
+	if err != nil {
+		return "", err
+	}
+	defer resp.Body.Close()
+	b, err := io.ReadAll(resp.Body)
+	return string(b), err
+}
+
+// plain is a client with a configuration of its own.
+func plain(c *tls.Config) *http.Client {
+	return &http.Client{Transport: &http.Transport{TLSClientConfig: c, ForceAttemptHTTP2: true}}
+}
+
+func TestMachinesKnowOneAnother(t *testing.T) {
+	a, roots := authority(t)
+	server := machine(t, a, roots, "s1", identity.Server, time.Hour)
+	node := machine(t, a, roots, "n1", identity.Node, time.Hour)
+	url := serve(t, server)
+	for name, want := range map[string]bool{identity.AnyServer: true, identity.AnyMachine: true, "s1": true, "n1": false} {
+		got, err := get(t, url, node.Client(name))
+		if want != (err == nil) || want && got != "n1 node true" {
+			t.Errorf("calling %q: %q, %v", name, got, err)
+		}
+	}
+	if _, err := get(t, serve(t, node), server.Client(identity.AnyServer)); err == nil {
+		t.Error("a node passed for a server")
+	}
+}
+
+func TestStrangersAreRefused(t *testing.T) {
+	a, roots := authority(t)
+	b, others := authority(t)
+	url := serve(t, machine(t, a, roots, "s1", identity.Server, time.Hour))
+	foreign := machine(t, b, others, "n1", identity.Server, time.Hour).ClientTLS(identity.AnyServer)
+	foreign.InsecureSkipVerify = true
+	if got, err := get(t, url, plain(foreign)); err == nil {
+		t.Errorf("a certificate of another cluster was let in: %q", got)
+	}
+	expired := machine(t, a, roots, "n2", identity.Node, -time.Second)
+	if got, err := get(t, url, expired.Client(identity.AnyServer)); err == nil {
+		t.Errorf("a certificate that has ended was let in: %q", got)
+	}
+	none := expired.ClientTLS(identity.AnyServer)
+	none.Certificates = nil
+	if got, err := get(t, url, plain(none)); err != nil || got != "  false" {
+		t.Errorf("a caller without a certificate: %q, %v", got, err)
+	}
+}
+
+func TestJoinTLS(t *testing.T) {
+	a, roots := authority(t)
+	b, _ := authority(t)
+	url := serve(t, machine(t, a, roots, "s1", identity.Server, time.Hour))
+	if _, err := get(t, url, identity.JoinClient(identity.NewToken(identity.Node, a.RootHash()))); err != nil {
+		t.Errorf("the token's own cluster: %v", err)
+	}
+	_, err := get(t, url, identity.JoinClient(identity.NewToken(identity.Node, b.RootHash())))
+	if err == nil || !strings.Contains(err.Error(), "not the one that the token names") {
+		t.Errorf("another cluster: %v", err)
+	}
+	node := serve(t, machine(t, a, roots, "n1", identity.Node, time.Hour))
+	if _, err := get(t, node, identity.JoinClient(identity.NewToken(identity.Node, a.RootHash()))); err == nil {
+		t.Error("a node passed for a server")
+	}
+}
+
+func TestReplace(t *testing.T) {
+	a, roots := authority(t)
+	k := machine(t, a, roots, "n1", identity.Node, time.Hour)
+	url := serve(t, k)
+	changed := k.Changed()
+	key, request, err := identity.Request()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cert, err := a.Sign(request, "n1", identity.Server, "127.0.0.1", 2*time.Hour)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := k.Replace(cert, []byte("nonsense"), roots); !fault.Is(err, fault.Corrupt) {
+		t.Fatalf("a key that does not fit: %v", err)
+	}
+	if err := k.Replace(cert, key, roots); err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case <-changed:
+	default:
+		t.Error("nobody was told")
+	}
+	if k.Role() != identity.Server || k.Life() != 2*time.Hour {
+		t.Errorf("role %s, life %s", k.Role(), k.Life())
+	}
+	if _, err := get(t, url, k.Client(identity.AnyServer)); err != nil {
+		t.Errorf("the listener shows its old certificate: %v", err)
+	}
+	pair, _ := k.Files()
+	again, err := identity.OpenKeeper(filepath.Dir(pair))
+	if err != nil || again.Role() != identity.Server || !bytes.Equal(again.Roots(), roots) {
+		t.Errorf("opened again: %v", err)
+	}
+	if info, err := os.Stat(pair); err != nil || info.Mode().Perm() != 0o600 {
+		t.Errorf("mode of the key: %v, %v", info.Mode(), err)
+	}
+}
+
+func TestToken(t *testing.T) {
+	a, _ := authority(t)
+	want := identity.NewToken(identity.Server, a.RootHash())
+	got, err := identity.ParseToken(" " + want.String() + "\n")
+	if err != nil || got != want {
+		t.Fatalf("%v, %v", got, err)
+	}
+	if !got.Matches(want.Hash()) || identity.NewToken(identity.Server, a.RootHash()).Matches(want.Hash()) {
+		t.Error("secrets are not told apart")
+	}
+	for _, bad := range []string{"", "gantry", "gantry-node-1-2-3", "x" + want.String(), want.String()[:40], strings.Replace(want.String(), "server", "king", 1)} {
+		if _, err := identity.ParseToken(bad); !fault.Is(err, fault.Invalid) {
+			t.Errorf("%q: %v", bad, err)
+		}
+	}
+}
+
+func FuzzParseToken(f *testing.F) {
+	f.Add("gantry-node-00-00-0000000000000000000000000000000000000000000000000000000000000000")
+	f.Fuzz(func(t *testing.T, s string) {
+		tok, err := identity.ParseToken(s)
+		if err != nil {
+			return
+		}
+		if again, err := identity.ParseToken(tok.String()); err != nil || again != tok {
+			t.Errorf("%q became %q", s, tok)
+		}
+	})
+}
