@@ -11,16 +11,17 @@ import (
 	gantryv1 "github.com/gantryd/gantry/api/gen/gantry/v1"
 	"github.com/gantryd/gantry/cli/builder"
 	"github.com/gantryd/gantry/cli/human"
+	"github.com/gantryd/gantry/cli/verb"
 	"github.com/gantryd/gantry/fault"
 )
 
 // buildImage runs one build with this session's display.
 func (s *session) buildImage(ctx context.Context, spec *gantryv1.BuildSpec, job builder.Job) (*gantryv1.Image, error) {
-	c, err := s.client()
+	c, err := s.Client()
 	if err != nil {
 		return nil, err
 	}
-	b := &builder.Builder{Client: c, Auths: s.auths, Out: s.err, NewLive: s.live, Style: s.style(), Warn: s.warn}
+	b := &builder.Builder{Client: c, Auths: s.auths, Out: s.Err, NewLive: s.Live, Style: s.Style(), Warn: s.Warn}
 	return b.Build(ctx, spec, job)
 }
 
@@ -42,7 +43,7 @@ func (s *session) buildCommand() *cobra.Command {
 		Long: `Without arguments, or with names of services, build builds the services of the Compose file.
 With -t, or with a path like ".", "./app" or "-" (a tar stream on standard input), it builds a directory.
 -f names Compose files in the first case and the Dockerfile in the second.`,
-		Args: between(0, -1),
+		Args: verb.Between(0, -1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if len(args) == 1 && (len(f.tags) > 0 || looksLikePath(args[0])) {
 				return s.buildDirectory(cmd.Context(), f, args[0])
@@ -52,10 +53,10 @@ With -t, or with a path like ".", "./app" or "-" (a tar stream on standard input
 	}
 	fs := cmd.Flags()
 	fs.StringArrayVarP(&f.file, "file", "f", nil, "Compose file, or the Dockerfile when building a directory")
-	fs.StringVarP(&s.compose.project, "project-name", "p", "", "name of the app")
-	fs.StringVar(&s.compose.dir, "project-directory", "", "directory that paths in the file are relative to")
-	fs.StringArrayVar(&s.compose.profiles, "profile", nil, "enable a profile")
-	fs.StringArrayVar(&s.compose.envFiles, "env-file", nil, "read variables from this file instead of .env")
+	fs.StringVarP(&s.Compose.Project, "project-name", "p", "", "name of the app")
+	fs.StringVar(&s.Compose.Dir, "project-directory", "", "directory that paths in the file are relative to")
+	fs.StringArrayVar(&s.Compose.Profiles, "profile", nil, "enable a profile")
+	fs.StringArrayVar(&s.Compose.EnvFiles, "env-file", nil, "read variables from this file instead of .env")
 	fs.StringArrayVarP(&f.tags, "tag", "t", nil, "name of the result")
 	fs.StringArrayVar(&f.args, "build-arg", nil, "set a build argument: NAME=VALUE, or NAME to pass on")
 	fs.StringArrayVar(&f.labels, "label", nil, "set a label of the image: NAME=VALUE")
@@ -96,7 +97,7 @@ func (s *session) buildDirectory(ctx context.Context, f buildFlags, dir string) 
 	job := builder.Job{Title: dir, Tags: f.tags, Dir: here, Quiet: f.quiet}
 	switch {
 	case dir == "-":
-		job.Tar, job.Title, spec.Context, spec.Dockerfile = s.in, "standard input", "", strings.Join(f.file, "")
+		job.Tar, job.Title, spec.Context, spec.Dockerfile = s.In, "standard input", "", strings.Join(f.file, "")
 	case !builder.IsRemote(dir):
 		if info, err := os.Stat(dir); err != nil || !info.IsDir() {
 			return fault.New(fault.NotFound, "%q is not a directory to build", dir).WithHint("gantry build --help")
@@ -112,7 +113,7 @@ func (s *session) buildDirectory(ctx context.Context, f buildFlags, dir string) 
 	if err != nil {
 		return err
 	}
-	s.put("%s", image.GetDigest())
+	s.Put("%s", image.GetDigest())
 	return nil
 }
 
@@ -208,8 +209,8 @@ func secretFlag(s string) (id, from string, err error) {
 }
 
 func (s *session) buildServices(ctx context.Context, f buildFlags, names []string) error {
-	s.compose.files = f.file
-	p, err := s.load(ctx)
+	s.Compose.Files = f.file
+	p, err := s.Load(ctx)
 	if err != nil {
 		if fault.Is(err, fault.NotFound) && len(f.file) == 0 && len(names) == 0 {
 			return fault.Wrap(fault.NotFound, err, "nothing to build").WithHint("gantry build -t NAME . builds a directory")
@@ -229,7 +230,7 @@ func (s *session) buildServices(ctx context.Context, f buildFlags, names []strin
 		svc := p.Spec.GetServices()[name]
 		if svc.GetBuild() == nil {
 			if len(names) > 0 {
-				s.say("service %q has no build section, nothing to build", name)
+				s.Say("service %q has no build section, nothing to build", name)
 			}
 			continue
 		}
@@ -242,10 +243,10 @@ func (s *session) buildServices(ctx context.Context, f buildFlags, names []strin
 			return err
 		}
 		built++
-		s.put("%s", svc.GetContainer().GetImage()+"@"+image.GetDigest())
+		s.Put("%s", svc.GetContainer().GetImage()+"@"+image.GetDigest())
 	}
 	if built == 0 && len(names) == 0 {
-		s.say("no service of app %q has a build section, nothing to build", p.Name)
+		s.Say("no service of app %q has a build section, nothing to build", p.Name)
 	}
 	return nil
 }

@@ -7,29 +7,13 @@ package cli
 
 import (
 	"context"
-	"errors"
-	"fmt"
 	"os"
 	"os/signal"
-	"strings"
 	"syscall"
 
 	"github.com/spf13/cobra"
 
-	"github.com/gantryd/gantry/cli/printable"
-	"github.com/gantryd/gantry/fault"
-)
-
-// Exit codes besides those of processes that run, exec, attach and wait pass on.
-const (
-	exitOK          = 0
-	exitFailed      = 1
-	exitChanges     = 2
-	exitUsage       = 64
-	exitRunFailed   = 125
-	exitNotRunnable = 126
-	exitNotThere    = 127
-	exitInterrupted = 130
+	"github.com/gantryd/gantry/cli/verb"
 )
 
 // Options is the surroundings of a command.
@@ -41,7 +25,7 @@ type Options struct {
 
 // Run runs the command line args (without the program's name) and returns the exit code.
 func Run(ctx context.Context, args []string, opts Options) int {
-	s := &session{in: opts.In, out: opts.Out, err: opts.Err, version: opts.Version, commit: opts.Commit}
+	s := &session{&verb.Session{In: opts.In, Out: opts.Out, Err: opts.Err, Version: opts.Version, Commit: opts.Commit}}
 	ctx, stop := signal.NotifyContext(ctx, os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	root := newRoot(s)
@@ -50,68 +34,14 @@ func Run(ctx context.Context, args []string, opts Options) int {
 	root.SetOut(opts.Out)
 	root.SetErr(opts.Err)
 	cmd, err := root.ExecuteContextC(ctx)
-	s.close()
-	return s.report(cmd, err)
+	s.Close()
+	return s.Report(cmd, err)
 }
-
-// exit is an error that ends the program with a code; without a cause nothing is printed.
-type exit struct {
-	code  int
-	cause error
-}
-
-func (e *exit) Error() string {
-	if e.cause == nil {
-		return fmt.Sprintf("exit code %d", e.code)
-	}
-	return e.cause.Error()
-}
-
-func (e *exit) Unwrap() error { return e.cause }
-
-// usage is a command line that is wrong.
-func usage(cmd *cobra.Command, format string, args ...any) error {
-	err := fault.New(fault.Invalid, format, args...).WithHint("%s --help", cmd.CommandPath())
-	return &exit{code: exitUsage, cause: err}
-}
-
-// report prints err and finds the exit code.
-func (s *session) report(cmd *cobra.Command, err error) int {
-	if err == nil {
-		return exitOK
-	}
-	code := exitFailed
-	if e, ok := errors.AsType[*exit](err); ok {
-		code, err = e.code, e.cause
-	} else if fault.Is(err, fault.Canceled) || errors.Is(err, context.Canceled) {
-		code = exitInterrupted
-	}
-	if code == exitUsage && cmd.Annotations[annotationProcess] != "" {
-		code = exitRunFailed
-	}
-	if err == nil {
-		return code
-	}
-	if code == exitInterrupted && strings.HasSuffix(err.Error(), context.Canceled.Error()) {
-		err = fault.New(fault.Canceled, "interrupted")
-	}
-	s.complain(err)
-	return code
-}
-
-// complain prints an error with its hint.
-func (s *session) complain(err error) {
-	message := strings.ReplaceAll(strings.TrimSpace(printable.Text(err.Error())), "\n", "\n  ")
-	fmt.Fprintf(s.err, "gantry: %s\n", message)
-	if hint := fault.HintOf(err); hint != "" {
-		fmt.Fprintf(s.err, "hint: %s\n", printable.Line(hint))
-	}
-}
-
-// annotationProcess marks commands whose exit codes below 125 belong to a process.
-const annotationProcess = "process"
 
 const groupApp, groupOne, groupKeep, groupHost = "app", "one", "keep", "host"
+
+// session gives the verbs of this package what all share.
+type session struct{ *verb.Session }
 
 // newRoot builds the tree of verbs: the list of everything the command can do.
 func newRoot(s *session) *cobra.Command {
@@ -122,10 +52,10 @@ func newRoot(s *session) *cobra.Command {
 		SilenceUsage:      true,
 		Args:              cobra.ArbitraryArgs,
 		CompletionOptions: cobra.CompletionOptions{HiddenDefaultCmd: true},
-		RunE:              needVerb,
+		RunE:              verb.NeedVerb,
 	}
-	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error { return usage(cmd, "%s", err) })
-	s.globalFlags(root)
+	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error { return verb.Usage(cmd, "%s", err) })
+	s.GlobalFlags(root)
 	root.AddGroup(
 		&cobra.Group{ID: groupApp, Title: "Apps, from the Compose file here or -p NAME:"},
 		&cobra.Group{ID: groupOne, Title: "Instances:"},
@@ -147,37 +77,4 @@ func newRoot(s *session) *cobra.Command {
 	add(groupHost, s.systemCommand(), s.initCommand(), s.versionCommand(), s.completionCommand())
 	root.SetHelpCommandGroupID(groupHost)
 	return root
-}
-
-// needVerb is what a command that only holds others runs.
-func needVerb(cmd *cobra.Command, args []string) error {
-	if len(args) == 0 {
-		return cmd.Help()
-	}
-	if near := cmd.SuggestionsFor(args[0]); len(near) > 0 {
-		err := fault.New(fault.Invalid, "there is no command %q", cmd.CommandPath()+" "+args[0])
-		return &exit{code: exitUsage, cause: err.WithHint("%s %s", cmd.CommandPath(), near[0])}
-	}
-	return usage(cmd, "there is no command %q", cmd.CommandPath()+" "+args[0])
-}
-
-// group makes a command that only holds others.
-func group(use, short string, commands ...*cobra.Command) *cobra.Command {
-	c := &cobra.Command{Use: use, Short: short, Args: cobra.ArbitraryArgs, RunE: needVerb, SuggestionsMinimumDistance: 2}
-	c.AddCommand(commands...)
-	return c
-}
-
-// between checks the number of arguments; a negative most means any number.
-func between(least, most int) cobra.PositionalArgs {
-	return func(cmd *cobra.Command, args []string) error {
-		form := strings.TrimSuffix(strings.TrimPrefix(cmd.UseLine(), cmd.Root().Name()+" "), " [flags]")
-		if len(args) < least {
-			return usage(cmd, "%s needs more: gantry %s", cmd.CommandPath(), form)
-		}
-		if most >= 0 && len(args) > most {
-			return usage(cmd, "%s does not take %q: gantry %s", cmd.CommandPath(), args[most], form)
-		}
-		return nil
-	}
 }

@@ -16,6 +16,7 @@ import (
 
 	gantryv1 "github.com/gantryd/gantry/api/gen/gantry/v1"
 	"github.com/gantryd/gantry/cli/archive"
+	"github.com/gantryd/gantry/cli/verb"
 	"github.com/gantryd/gantry/client"
 	"github.com/gantryd/gantry/fault"
 )
@@ -26,13 +27,13 @@ func (s *session) cpCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "cp TARGET:PATH DESTINATION | SOURCE TARGET:PATH",
 		Short: "Copy files out of or into a container; - is a tar stream",
-		Args:  between(2, 2),
+		Args:  verb.Between(2, 2),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			app, err := s.maybeApp(cmd.Context())
+			app, err := s.MaybeApp(cmd.Context())
 			if err != nil {
 				return err
 			}
-			c, err := s.client()
+			c, err := s.Client()
 			if err != nil {
 				return err
 			}
@@ -40,29 +41,23 @@ func (s *session) cpCommand() *cobra.Command {
 			to, toPath, toThere := splitRemote(args[1])
 			switch {
 			case fromThere && toThere:
-				return usage(cmd, "cp does not copy from container to container").(*exit).hinted("copy to a directory here in between")
+				return &verb.Exit{Code: verb.ExitUsage, Cause: fault.New(fault.Invalid, "cp does not copy from container to container").
+					WithHint("copy to a directory here in between")}
 			case fromThere:
-				p := &copying{s: s, c: c, target: s.target(app, indexed(from, index)), follow: follow, owners: owners}
+				p := &copying{s: s, c: c, target: s.Target(app, indexed(from, index)), follow: follow, owners: owners}
 				return p.out(cmd.Context(), fromPath, args[1])
 			case toThere:
-				p := &copying{s: s, c: c, target: s.target(app, indexed(to, index)), follow: follow, owners: owners}
+				p := &copying{s: s, c: c, target: s.Target(app, indexed(to, index)), follow: follow, owners: owners}
 				return p.in(cmd.Context(), args[0], toPath)
 			}
-			return usage(cmd, "neither %q nor %q names a container", args[0], args[1])
+			return verb.Usage(cmd, "neither %q nor %q names a container", args[0], args[1])
 		},
 	}
-	s.compose.register(cmd.Flags(), "", "p")
+	s.Compose.Register(cmd.Flags(), "", "p")
 	cmd.Flags().BoolVarP(&follow, "follow-link", "L", false, "copy what a link points to")
 	cmd.Flags().BoolVarP(&owners, "archive", "a", false, "keep user and group numbers")
 	cmd.Flags().IntVar(&index, "index", 0, "number of the service's container")
 	return cmd
-}
-
-func (e *exit) hinted(hint string) error {
-	if f, ok := errors.AsType[*fault.Error](e.cause); ok {
-		return &exit{code: e.code, cause: f.WithHint("%s", hint)}
-	}
-	return e
 }
 
 // splitRemote tells TARGET:PATH from a path here; a path with a colon is written with ./ or / in front.
@@ -90,7 +85,7 @@ func (p *copying) out(ctx context.Context, from, to string) error {
 	r := p.read(ctx, from)
 	defer r.Close()
 	if to == "-" {
-		_, err := io.Copy(p.s.out, r)
+		_, err := io.Copy(p.s.Out, r)
 		return err
 	}
 	content := strings.HasSuffix(from, "/.")
@@ -149,7 +144,7 @@ func (p *copying) read(ctx context.Context, from string) io.ReadCloser {
 func (p *copying) in(ctx context.Context, from, to string) error {
 	if from == "-" {
 		return p.write(ctx, to, func(w io.Writer) error {
-			_, err := io.Copy(w, p.s.in)
+			_, err := io.Copy(w, p.s.In)
 			return err
 		})
 	}

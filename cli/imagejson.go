@@ -7,6 +7,7 @@ import (
 
 	gantryv1 "github.com/gantryd/gantry/api/gen/gantry/v1"
 	"github.com/gantryd/gantry/cli/outline"
+	"github.com/gantryd/gantry/cli/verb"
 	"github.com/gantryd/gantry/fault"
 )
 
@@ -14,7 +15,7 @@ import (
 func (s *session) putImages(found []*gantryv1.InspectImageResponse) error {
 	all := []any{}
 	for _, image := range found {
-		v, err := decoded(image)
+		v, err := verb.Decoded(image)
 		if err != nil {
 			return err
 		}
@@ -28,16 +29,16 @@ func (s *session) putImages(found []*gantryv1.InspectImageResponse) error {
 		}
 		all = append(all, v)
 	}
-	if s.output != "json" {
+	if s.Output != "json" {
 		for _, v := range all {
-			outline.Write(s.out, v.(map[string]any), "")
+			outline.Write(s.Out, v.(map[string]any), "")
 		}
 		return nil
 	}
-	text, err := jsonText(all)
+	text, err := verb.JSONText(all)
 	if err != nil {
 		return fault.Wrap(fault.Internal, err, "the answer has no JSON form")
 	}
-	_, err = fmt.Fprintln(s.out, text)
+	_, err = fmt.Fprintln(s.Out, text)
 	return err
 }

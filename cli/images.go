@@ -8,7 +8,6 @@ import (
 	"path/filepath"
 	"sort"
 	"strings"
-	"time"
 
 	"github.com/spf13/cobra"
 
@@ -17,12 +16,13 @@ import (
 	"github.com/gantryd/gantry/cli/imagearchive"
 	"github.com/gantryd/gantry/cli/table"
 	"github.com/gantryd/gantry/cli/terminal"
+	"github.com/gantryd/gantry/cli/verb"
 	"github.com/gantryd/gantry/client"
 	"github.com/gantryd/gantry/fault"
 )
 
 func (s *session) imageCommand() *cobra.Command {
-	return group("image", "Images: pull, push, import, export, bootstrap, …",
+	return verb.Group("image", "Images: pull, push, import, export, bootstrap, …",
 		s.imageLs(), s.imagePull(), s.imagePush(), s.imageImport(), s.imageExport(), s.imageBootstrap(),
 		s.imageTag(), s.imageRm(), s.imagePrune(), s.imageInspect(), s.imageHistory())
 }
@@ -30,9 +30,9 @@ func (s *session) imageCommand() *cobra.Command {
 func (s *session) imageLs() *cobra.Command {
 	var quiet, digests bool
 	cmd := &cobra.Command{
-		Use: "ls [NAME]", Short: "List images", Aliases: []string{"list"}, Args: between(0, 1),
+		Use: "ls [NAME]", Short: "List images", Aliases: []string{"list"}, Args: verb.Between(0, 1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			c, err := s.client()
+			c, err := s.Client()
 			if err != nil {
 				return err
 			}
@@ -40,12 +40,12 @@ func (s *session) imageLs() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return list(s, got.GetImages(), func() error { return s.printImages(got.GetImages(), quiet, digests) })
+			return verb.List(s.Session, got.GetImages(), func() error { return s.printImages(got.GetImages(), quiet, digests) })
 		},
 	}
 	cmd.Flags().BoolVarP(&quiet, "quiet", "q", false, "print digests only")
 	cmd.Flags().BoolVar(&digests, "digests", false, "print whole digests")
-	return s.outputFlag(cmd, "table")
+	return s.OutputFlag(cmd, "table")
 }
 
 func (s *session) printImages(images []*gantryv1.Image, quiet, digests bool) error {
@@ -53,11 +53,11 @@ func (s *session) printImages(images []*gantryv1.Image, quiet, digests bool) err
 	for _, image := range images {
 		digest := image.GetDigest()
 		if quiet {
-			s.put("%s", digest)
+			s.Put("%s", digest)
 			continue
 		}
 		if !digests {
-			digest = short(strings.TrimPrefix(digest, "sha256:"))
+			digest = verb.Short(strings.TrimPrefix(digest, "sha256:"))
 		}
 		refs := image.GetReferences()
 		if len(refs) == 0 {
@@ -65,14 +65,14 @@ func (s *session) printImages(images []*gantryv1.Image, quiet, digests bool) err
 		}
 		sort.Strings(refs)
 		for _, ref := range refs {
-			name, tag := splitTag(shortImage(ref))
-			tab.Row(name, tag, digest, strings.Join(image.GetPlatforms(), ", "), ago(image.GetCreatedAt()), human.Size(image.GetSize()))
+			name, tag := splitTag(verb.ShortImage(ref))
+			tab.Row(name, tag, digest, strings.Join(image.GetPlatforms(), ", "), verb.Ago(image.GetCreatedAt()), human.Size(image.GetSize()))
 		}
 	}
 	if quiet {
 		return nil
 	}
-	return tab.Write(s.out)
+	return tab.Write(s.Out)
 }
 
 // splitTag takes the tag off a reference; a colon before a slash belongs to a port.
@@ -83,24 +83,11 @@ func splitTag(ref string) (name, tag string) {
 	return ref, "-"
 }
 
-// moment is a protobuf time that may be absent.
-type moment interface {
-	AsTime() time.Time
-	IsValid() bool
-}
-
-func ago(t moment) string {
-	if !t.IsValid() || t.AsTime().Unix() <= 0 {
-		return "-"
-	}
-	return human.Age(time.Since(t.AsTime())) + " ago"
-}
-
 func (s *session) imagePull() *cobra.Command {
 	var platform string
 	var quiet bool
 	cmd := &cobra.Command{
-		Use: "pull IMAGE...", Short: "Pull images from their registries", Args: between(1, -1),
+		Use: "pull IMAGE...", Short: "Pull images from their registries", Args: verb.Between(1, -1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			var failed []error
 			for _, image := range args {
@@ -109,9 +96,9 @@ func (s *session) imagePull() *cobra.Command {
 					failed = append(failed, err)
 					continue
 				}
-				s.put("%s@%s", image, digest)
+				s.Put("%s@%s", image, digest)
 			}
-			return s.join(failed)
+			return s.Join(failed)
 		},
 	}
 	cmd.Flags().StringVar(&platform, "platform", "", "platform to pull: linux/arm64")
@@ -122,10 +109,10 @@ func (s *session) imagePull() *cobra.Command {
 func (s *session) imagePush() *cobra.Command {
 	var all, quiet bool
 	cmd := &cobra.Command{
-		Use: "push IMAGE", Short: "Push an image to its registry", Args: between(1, 1),
+		Use: "push IMAGE", Short: "Push an image to its registry", Args: verb.Between(1, 1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			ctx := cmd.Context()
-			c, err := s.client()
+			c, err := s.Client()
 			if err != nil {
 				return err
 			}
@@ -143,7 +130,7 @@ func (s *session) imagePush() *cobra.Command {
 				return nil
 			})
 			if err == nil {
-				s.put("%s@%s", args[0], digest)
+				s.Put("%s@%s", args[0], digest)
 			}
 			return err
 		},
@@ -156,7 +143,7 @@ func (s *session) imagePush() *cobra.Command {
 func (s *session) imageImport() *cobra.Command {
 	var input string
 	cmd := &cobra.Command{
-		Use: "import [FILE|DIRECTORY|-] [NAME]", Short: "Read images from an OCI layout or an archive of docker save", Aliases: []string{"load"}, Args: between(0, 2),
+		Use: "import [FILE|DIRECTORY|-] [NAME]", Short: "Read images from an OCI layout or an archive of docker save", Aliases: []string{"load"}, Args: verb.Between(0, 2),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if input != "" {
 				args = append([]string{input}, args...)
@@ -164,8 +151,8 @@ func (s *session) imageImport() *cobra.Command {
 			if len(args) == 0 {
 				args = []string{"-"}
 			}
-			if args[0] == "-" && terminal.Is(s.in) {
-				return usage(cmd, "import needs a file, or an archive on standard input")
+			if args[0] == "-" && terminal.Is(s.In) {
+				return verb.Usage(cmd, "import needs a file, or an archive on standard input")
 			}
 			reference := ""
 			if len(args) == 2 {
@@ -180,7 +167,7 @@ func (s *session) imageImport() *cobra.Command {
 
 // importFrom loads an archive; an error about what is in it names it.
 func (s *session) importFrom(ctx context.Context, path, reference string) error {
-	var from io.Reader = s.in
+	var from io.Reader = s.In
 	if path != "-" {
 		f, err := imagearchive.Open(path)
 		if err != nil {
@@ -189,7 +176,7 @@ func (s *session) importFrom(ctx context.Context, path, reference string) error 
 		defer f.Close()
 		from = f
 	}
-	c, err := s.client()
+	c, err := s.Client()
 	if err != nil {
 		return err
 	}
@@ -206,7 +193,7 @@ func (s *session) importFrom(ctx context.Context, path, reference string) error 
 			names = []string{image.GetDigest()}
 		}
 		for _, name := range names {
-			s.put("%s", name)
+			s.Put("%s", name)
 		}
 	}
 	return nil
@@ -215,10 +202,10 @@ func (s *session) importFrom(ctx context.Context, path, reference string) error 
 func (s *session) imageExport() *cobra.Command {
 	var output, platform string
 	cmd := &cobra.Command{
-		Use: "export IMAGE... -o FILE", Short: "Write images as an OCI layout that docker load reads too", Aliases: []string{"save"}, Args: between(1, -1),
+		Use: "export IMAGE... -o FILE", Short: "Write images as an OCI layout that docker load reads too", Aliases: []string{"save"}, Args: verb.Between(1, -1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			if output == "" && terminal.Is(s.out) {
-				return usage(cmd, "an archive is not for terminals; name a file with -o")
+			if output == "" && terminal.Is(s.Out) {
+				return verb.Usage(cmd, "an archive is not for terminals; name a file with -o")
 			}
 			return s.export(cmd.Context(), output, &gantryv1.ExportRequest{Images: args, Platform: platform})
 		},
@@ -229,13 +216,13 @@ func (s *session) imageExport() *cobra.Command {
 }
 
 func (s *session) export(ctx context.Context, output string, req *gantryv1.ExportRequest) (err error) {
-	c, err := s.client()
+	c, err := s.Client()
 	if err != nil {
 		return err
 	}
 	if output == "" || output == "-" {
 		return client.Each(ctx, c.Images.Export, req, func(chunk *gantryv1.ExportChunk) error {
-			_, err := s.out.Write(chunk.GetData())
+			_, err := s.Out.Write(chunk.GetData())
 			return err
 		})
 	}
@@ -267,9 +254,9 @@ func (s *session) imageBootstrap() *cobra.Command {
 		Long: `Make a base image from a distribution's signed packages, from the mirrors that this machine is configured with:
 
   gantry image bootstrap debian:bookworm --include ca-certificates,python3`,
-		Args: between(1, 1),
+		Args: verb.Between(1, 1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			c, err := s.client()
+			c, err := s.Client()
 			if err != nil {
 				return err
 			}
@@ -284,7 +271,7 @@ func (s *session) imageBootstrap() *cobra.Command {
 				return nil
 			})
 			if err == nil {
-				s.put("%s@%s", args[0], image.GetDigest())
+				s.Put("%s@%s", args[0], image.GetDigest())
 			}
 			return err
 		},
@@ -299,9 +286,9 @@ func (s *session) imageBootstrap() *cobra.Command {
 
 func (s *session) imageTag() *cobra.Command {
 	return &cobra.Command{
-		Use: "tag IMAGE NAME", Short: "Give an image another name", Args: between(2, 2),
+		Use: "tag IMAGE NAME", Short: "Give an image another name", Args: verb.Between(2, 2),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			c, err := s.client()
+			c, err := s.Client()
 			if err != nil {
 				return err
 			}
@@ -314,9 +301,9 @@ func (s *session) imageTag() *cobra.Command {
 func (s *session) imageRm() *cobra.Command {
 	var force bool
 	cmd := &cobra.Command{
-		Use: "rm IMAGE...", Short: "Remove images", Aliases: []string{"remove"}, Args: between(1, -1),
+		Use: "rm IMAGE...", Short: "Remove images", Aliases: []string{"remove"}, Args: verb.Between(1, -1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			c, err := s.client()
+			c, err := s.Client()
 			if err != nil {
 				return err
 			}
@@ -328,13 +315,13 @@ func (s *session) imageRm() *cobra.Command {
 					continue
 				}
 				for _, name := range got.GetUntagged() {
-					s.put("Untagged: %s", name)
+					s.Put("Untagged: %s", name)
 				}
 				for _, digest := range got.GetDeleted() {
-					s.put("Deleted: %s", digest)
+					s.Put("Deleted: %s", digest)
 				}
 			}
-			return s.join(failed)
+			return s.Join(failed)
 		},
 	}
 	cmd.Flags().BoolVarP(&force, "force", "f", false, "even if something uses it")
@@ -344,13 +331,13 @@ func (s *session) imageRm() *cobra.Command {
 func (s *session) imagePrune() *cobra.Command {
 	var all, force bool
 	cmd := &cobra.Command{
-		Use: "prune", Short: "Remove images without a name, with -a all that nothing uses", Args: between(0, 0),
+		Use: "prune", Short: "Remove images without a name, with -a all that nothing uses", Args: verb.Between(0, 0),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			what := "all images without a name"
 			if all {
 				what = "all images that no container and no kept release uses"
 			}
-			if err := s.confirm(force, what); err != nil {
+			if err := s.Confirm(force, what); err != nil {
 				return err
 			}
 			return s.pruneImages(cmd.Context(), all)
@@ -362,7 +349,7 @@ func (s *session) imagePrune() *cobra.Command {
 }
 
 func (s *session) pruneImages(ctx context.Context, all bool) error {
-	c, err := s.client()
+	c, err := s.Client()
 	if err != nil {
 		return err
 	}
@@ -371,14 +358,14 @@ func (s *session) pruneImages(ctx context.Context, all bool) error {
 		return err
 	}
 	for _, name := range got.GetRemoved() {
-		s.put("%s", name)
+		s.Put("%s", name)
 	}
-	s.say("%s removed, %s reclaimed", count(len(got.GetRemoved()), "image"), human.Size(got.GetReclaimed()))
+	s.Say("%s removed, %s reclaimed", verb.Count(len(got.GetRemoved()), "image"), human.Size(got.GetReclaimed()))
 	return nil
 }
 
 func (s *session) inspectImages(ctx context.Context, names []string, platform string) ([]*gantryv1.InspectImageResponse, error) {
-	c, err := s.client()
+	c, err := s.Client()
 	if err != nil {
 		return nil, err
 	}
@@ -392,49 +379,49 @@ func (s *session) inspectImages(ctx context.Context, names []string, platform st
 		}
 		found = append(found, got)
 	}
-	return found, s.join(failed)
+	return found, s.Join(failed)
 }
 
 func (s *session) imageInspect() *cobra.Command {
 	var platform string
 	cmd := &cobra.Command{
-		Use: "inspect IMAGE...", Short: "Print all that is known of images", Args: between(1, -1),
+		Use: "inspect IMAGE...", Short: "Print all that is known of images", Args: verb.Between(1, -1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			found, failed := s.inspectImages(cmd.Context(), args, platform)
 			return errors.Join(s.putImages(found), failed)
 		},
 	}
 	cmd.Flags().StringVar(&platform, "platform", "", "platform to look at")
-	return s.outputFlag(cmd, "json")
+	return s.OutputFlag(cmd, "json")
 }
 
 func (s *session) imageHistory() *cobra.Command {
 	var noTrunc bool
 	cmd := &cobra.Command{
-		Use: "history IMAGE", Short: "Print how an image was made, newest step first", Args: between(1, 1),
+		Use: "history IMAGE", Short: "Print how an image was made, newest step first", Args: verb.Between(1, 1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			found, err := s.inspectImages(cmd.Context(), args, "")
 			if err != nil {
 				return err
 			}
 			steps := found[0].GetHistory()
-			return list(s, steps, func() error {
+			return verb.List(s.Session, steps, func() error {
 				tab := table.New("LAYER", "CREATED", "SIZE", "MADE BY", "COMMENT")
 				for i := len(steps) - 1; i >= 0; i-- {
 					h := steps[i]
-					by, layer := h.GetCreatedBy(), short(strings.TrimPrefix(h.GetLayer(), "sha256:"))
+					by, layer := h.GetCreatedBy(), verb.Short(strings.TrimPrefix(h.GetLayer(), "sha256:"))
 					if r := []rune(by); len(r) > 60 && !noTrunc {
 						by = string(r[:59]) + "…"
 					}
 					if h.GetEmpty() {
 						layer = "-"
 					}
-					tab.Row(layer, ago(h.GetCreatedAt()), human.Size(h.GetSize()), by, h.GetComment())
+					tab.Row(layer, verb.Ago(h.GetCreatedAt()), human.Size(h.GetSize()), by, h.GetComment())
 				}
-				return tab.Write(s.out)
+				return tab.Write(s.Out)
 			})
 		},
 	}
 	cmd.Flags().BoolVar(&noTrunc, "no-trunc", false, "print whole commands")
-	return s.outputFlag(cmd, "table")
+	return s.OutputFlag(cmd, "table")
 }

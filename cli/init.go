@@ -10,6 +10,7 @@ import (
 
 	gantryv1 "github.com/gantryd/gantry/api/gen/gantry/v1"
 	"github.com/gantryd/gantry/cli/hostinit"
+	"github.com/gantryd/gantry/cli/verb"
 	"github.com/gantryd/gantry/client"
 	"github.com/gantryd/gantry/fault"
 )
@@ -20,13 +21,13 @@ func (s *session) initCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "init",
 		Short: "Install and start the daemon on this machine (needs root)",
-		Args:  between(0, 0),
+		Args:  verb.Between(0, 0),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			limit, err := timeoutOf(timeout)
 			if err != nil {
 				return err
 			}
-			o.Say = s.say
+			o.Say = s.Say
 			return s.initHost(cmd.Context(), o, limit)
 		},
 	}
@@ -49,7 +50,7 @@ func (s *session) initHost(ctx context.Context, o hostinit.Options, timeout time
 	}
 	defer c.Close()
 	if v, err := client.Call(ctx, c.System.Version, &gantryv1.VersionRequest{}); err == nil {
-		s.say("gantryd %s runs already at %s", v.GetVersion(), listen)
+		s.Say("gantryd %s runs already at %s", v.GetVersion(), listen)
 		return nil
 	}
 	result, err := hostinit.Run(ctx, o)
@@ -66,9 +67,9 @@ func (s *session) firstAnswer(ctx context.Context, c *client.Client, result *hos
 	for {
 		v, err := client.Call(ctx, c.System.Version, &gantryv1.VersionRequest{})
 		if err == nil {
-			s.say("gantryd %s runs at %s", v.GetVersion(), result.Listen)
+			s.Say("gantryd %s runs at %s", v.GetVersion(), result.Listen)
 			if result.Listen != client.DefaultHost {
-				s.say("hint: export GANTRY_HOST=%s", result.Listen)
+				s.Say("hint: export GANTRY_HOST=%s", result.Listen)
 			}
 			return nil
 		}

@@ -13,6 +13,7 @@ import (
 	gantryv1 "github.com/gantryd/gantry/api/gen/gantry/v1"
 	"github.com/gantryd/gantry/cli/appwait"
 	"github.com/gantryd/gantry/cli/table"
+	"github.com/gantryd/gantry/cli/verb"
 	"github.com/gantryd/gantry/client"
 	"github.com/gantryd/gantry/fault"
 )
@@ -30,13 +31,13 @@ type sorted struct {
 
 // sortTargets tells services from instances. No words at all mean every service of the app here.
 func (s *session) sortTargets(ctx context.Context, c *client.Client, words []string) (*sorted, error) {
-	app, err := s.maybeApp(ctx)
+	app, err := s.MaybeApp(ctx)
 	if err != nil {
 		return nil, err
 	}
 	out := &sorted{services: map[string][]string{}, app: app}
 	if len(words) == 0 {
-		if out.app, err = s.app(ctx); err != nil {
+		if out.app, err = s.App(ctx); err != nil {
 			return nil, err
 		}
 		out.apps, out.services[out.app] = []string{out.app}, nil
@@ -68,7 +69,7 @@ func (s *session) serviceNames(ctx context.Context, c *client.Client, app string
 	if names, ok := known[app]; ok || app == "" {
 		return names, nil
 	}
-	view, err := client.Call(ctx, c.Apps.Get, &gantryv1.GetAppRequest{Environment: s.environment, App: app})
+	view, err := client.Call(ctx, c.Apps.Get, &gantryv1.GetAppRequest{Environment: s.Environment, App: app})
 	if err != nil && !fault.Is(err, fault.NotFound) {
 		return nil, err
 	}
@@ -77,31 +78,6 @@ func (s *session) serviceNames(ctx context.Context, c *client.Client, app string
 		known[app] = append(known[app], v.GetService().GetName())
 	}
 	return known[app], nil
-}
-
-// forEach acts on every target even if one fails, prints the names of those that worked, and joins the failures.
-func (s *session) forEach(names []string, act func(name string) error) error {
-	var failed []error
-	for _, name := range names {
-		if err := act(name); err != nil {
-			failed = append(failed, err)
-			continue
-		}
-		s.put("%s", name)
-	}
-	return s.join(failed)
-}
-
-// join reports all errors but the last, which it returns.
-func (s *session) join(failed []error) error {
-	if len(failed) == 0 {
-		return nil
-	}
-	last := len(failed) - 1
-	for _, err := range failed[:last] {
-		s.complain(err)
-	}
-	return failed[last]
 }
 
 type lifecycle struct {
@@ -138,12 +114,12 @@ func (s *session) stopCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "stop [TARGET...]",
 		Short: "Stop services or instances; they keep their files",
-		Args:  between(0, -1),
+		Args:  verb.Between(0, -1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return s.setStopped(cmd.Context(), l, args, true)
 		},
 	}
-	s.compose.register(cmd.Flags(), "f", "p")
+	s.Compose.Register(cmd.Flags(), "f", "p")
 	l.timeFlags(cmd)
 	return cmd
 }
@@ -153,18 +129,18 @@ func (s *session) startCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "start [TARGET...]",
 		Short: "Start stopped services or instances",
-		Args:  between(0, -1),
+		Args:  verb.Between(0, -1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return s.setStopped(cmd.Context(), l, args, false)
 		},
 	}
-	s.compose.register(cmd.Flags(), "f", "p")
+	s.Compose.Register(cmd.Flags(), "f", "p")
 	l.waitFlags(cmd)
 	return cmd
 }
 
 func (s *session) setStopped(ctx context.Context, l lifecycle, words []string, stopped bool) error {
-	c, err := s.client()
+	c, err := s.Client()
 	if err != nil {
 		return err
 	}
@@ -177,7 +153,7 @@ func (s *session) setStopped(ctx context.Context, l lifecycle, words []string, s
 		return err
 	}
 	for _, app := range t.apps {
-		_, err := client.Call(ctx, c.Apps.SetStopped, &gantryv1.SetStoppedRequest{Environment: s.environment, App: app, Services: t.services[app], Stopped: stopped})
+		_, err := client.Call(ctx, c.Apps.SetStopped, &gantryv1.SetStoppedRequest{Environment: s.Environment, App: app, Services: t.services[app], Stopped: stopped})
 		if err != nil {
 			return err
 		}
@@ -189,12 +165,12 @@ func (s *session) setStopped(ctx context.Context, l lifecycle, words []string, s
 			return err
 		}
 	}
-	return s.forEach(t.instances, func(name string) error {
+	return s.ForEach(t.instances, func(name string) error {
 		if stopped {
-			_, err := client.Call(ctx, c.Instances.Stop, &gantryv1.StopInstanceRequest{Target: s.target(t.app, name), GracePeriod: grace})
+			_, err := client.Call(ctx, c.Instances.Stop, &gantryv1.StopInstanceRequest{Target: s.Target(t.app, name), GracePeriod: grace})
 			return err
 		}
-		_, err := client.Call(ctx, c.Instances.Start, s.target(t.app, name))
+		_, err := client.Call(ctx, c.Instances.Start, s.Target(t.app, name))
 		return err
 	})
 }
@@ -217,10 +193,10 @@ func (s *session) restartCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "restart [TARGET...]",
 		Short: "Restart services or instances",
-		Args:  between(0, -1),
+		Args:  verb.Between(0, -1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			ctx := cmd.Context()
-			c, err := s.client()
+			c, err := s.Client()
 			if err != nil {
 				return err
 			}
@@ -233,7 +209,7 @@ func (s *session) restartCommand() *cobra.Command {
 				return err
 			}
 			for _, app := range t.apps {
-				_, err := client.Call(ctx, c.Apps.Restart, &gantryv1.RestartRequest{Environment: s.environment, App: app, Services: t.services[app]})
+				_, err := client.Call(ctx, c.Apps.Restart, &gantryv1.RestartRequest{Environment: s.Environment, App: app, Services: t.services[app]})
 				if err != nil {
 					return err
 				}
@@ -241,13 +217,13 @@ func (s *session) restartCommand() *cobra.Command {
 					return err
 				}
 			}
-			return s.forEach(t.instances, func(name string) error {
-				_, err := client.Call(ctx, c.Instances.Restart, &gantryv1.StopInstanceRequest{Target: s.target(t.app, name), GracePeriod: grace})
+			return s.ForEach(t.instances, func(name string) error {
+				_, err := client.Call(ctx, c.Instances.Restart, &gantryv1.StopInstanceRequest{Target: s.Target(t.app, name), GracePeriod: grace})
 				return err
 			})
 		},
 	}
-	s.compose.register(cmd.Flags(), "f", "p")
+	s.Compose.Register(cmd.Flags(), "f", "p")
 	l.timeFlags(cmd)
 	return cmd
 }
@@ -260,7 +236,7 @@ func (s *session) instances(ctx context.Context, c *client.Client, words []strin
 	}
 	names = t.instances
 	for _, app := range t.apps {
-		all, err := client.Call(ctx, c.Instances.List, &gantryv1.ListInstancesRequest{Environment: s.environment, App: app, All: true})
+		all, err := client.Call(ctx, c.Instances.List, &gantryv1.ListInstancesRequest{Environment: s.Environment, App: app, All: true})
 		if err != nil {
 			return "", nil, err
 		}
@@ -277,9 +253,9 @@ func (s *session) instances(ctx context.Context, c *client.Client, words []strin
 // single makes a command that acts on each of the instances named.
 func (s *session) single(use, short string, act func(context.Context, *client.Client, *gantryv1.InstanceTarget) error) *cobra.Command {
 	cmd := &cobra.Command{
-		Use: use, Short: short, Args: between(1, -1),
+		Use: use, Short: short, Args: verb.Between(1, -1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			c, err := s.client()
+			c, err := s.Client()
 			if err != nil {
 				return err
 			}
@@ -287,10 +263,10 @@ func (s *session) single(use, short string, act func(context.Context, *client.Cl
 			if err != nil {
 				return err
 			}
-			return s.forEach(names, func(name string) error { return act(cmd.Context(), c, s.target(app, name)) })
+			return s.ForEach(names, func(name string) error { return act(cmd.Context(), c, s.Target(app, name)) })
 		},
 	}
-	s.compose.register(cmd.Flags(), "", "p")
+	s.Compose.Register(cmd.Flags(), "", "p")
 	return cmd
 }
 
@@ -332,85 +308,85 @@ func (s *session) unpauseCommand() *cobra.Command {
 // oneInstance makes a command that reads a single instance.
 func (s *session) oneInstance(use, short string, most int, act func(context.Context, *client.Client, *gantryv1.InstanceTarget, []string) error) *cobra.Command {
 	cmd := &cobra.Command{
-		Use: use, Short: short, Args: between(1, most),
+		Use: use, Short: short, Args: verb.Between(1, most),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			app, err := s.maybeApp(cmd.Context())
+			app, err := s.MaybeApp(cmd.Context())
 			if err != nil {
 				return err
 			}
-			c, err := s.client()
+			c, err := s.Client()
 			if err != nil {
 				return err
 			}
-			return act(cmd.Context(), c, s.target(app, args[0]), args[1:])
+			return act(cmd.Context(), c, s.Target(app, args[0]), args[1:])
 		},
 	}
-	s.compose.register(cmd.Flags(), "", "p")
+	s.Compose.Register(cmd.Flags(), "", "p")
 	return cmd
 }
 
 func (s *session) waitCommand() *cobra.Command {
 	cmd := &cobra.Command{
-		Use: "wait TARGET...", Short: "Wait until instances end, and print their exit codes", Args: between(1, -1),
+		Use: "wait TARGET...", Short: "Wait until instances end, and print their exit codes", Args: verb.Between(1, -1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			app, err := s.maybeApp(cmd.Context())
+			app, err := s.MaybeApp(cmd.Context())
 			if err != nil {
 				return err
 			}
-			c, err := s.client()
+			c, err := s.Client()
 			if err != nil {
 				return err
 			}
 			var failed []error
 			for _, name := range args {
-				w, err := client.Call(cmd.Context(), c.Instances.Wait, s.target(app, name))
+				w, err := client.Call(cmd.Context(), c.Instances.Wait, s.Target(app, name))
 				if err != nil {
 					failed = append(failed, err)
 					continue
 				}
-				s.put("%d", w.GetExitCode())
+				s.Put("%d", w.GetExitCode())
 				if w.GetOomKilled() {
-					s.say("%s was killed for lack of memory", name)
+					s.Say("%s was killed for lack of memory", name)
 				}
 				if w.GetError() != "" {
-					s.say("%s: %s", name, w.GetError())
+					s.Say("%s: %s", name, w.GetError())
 				}
 			}
-			return s.join(failed)
+			return s.Join(failed)
 		},
 	}
-	s.compose.register(cmd.Flags(), "f", "p")
+	s.Compose.Register(cmd.Flags(), "f", "p")
 	return cmd
 }
 
 func (s *session) topCommand() *cobra.Command {
-	return s.outputFlag(s.oneInstance("top TARGET", "List an instance's processes", 1,
+	return s.OutputFlag(s.oneInstance("top TARGET", "List an instance's processes", 1,
 		func(ctx context.Context, c *client.Client, t *gantryv1.InstanceTarget, _ []string) error {
 			top, err := client.Call(ctx, c.Instances.Top, t)
 			if err != nil {
 				return err
 			}
-			if s.output == "json" {
-				return one(s, top)
+			if s.Output == "json" {
+				return verb.One(s.Session, top)
 			}
 			tab := table.New(top.GetTitles()...)
 			for _, p := range top.GetProcesses() {
 				tab.Row(p.GetValues()...)
 			}
-			return tab.Write(s.out)
+			return tab.Write(s.Out)
 		}), "table")
 }
 
 func (s *session) diffCommand() *cobra.Command {
-	return s.outputFlag(s.oneInstance("diff TARGET", "List files that differ from the image: A added, C changed, D deleted", 1,
+	return s.OutputFlag(s.oneInstance("diff TARGET", "List files that differ from the image: A added, C changed, D deleted", 1,
 		func(ctx context.Context, c *client.Client, t *gantryv1.InstanceTarget, _ []string) error {
 			diff, err := client.Call(ctx, c.Instances.Diff, t)
 			if err != nil {
 				return err
 			}
-			return list(s, diff.GetEntries(), func() error {
+			return verb.List(s.Session, diff.GetEntries(), func() error {
 				for _, e := range diff.GetEntries() {
-					s.put("%s %s", e.GetKind(), e.GetPath())
+					s.Put("%s %s", e.GetKind(), e.GetPath())
 				}
 				return nil
 			})
@@ -418,7 +394,7 @@ func (s *session) diffCommand() *cobra.Command {
 }
 
 func (s *session) portCommand() *cobra.Command {
-	return s.outputFlag(s.oneInstance("port TARGET [PORT[/udp]]", "Print where a container's ports can be reached", 2,
+	return s.OutputFlag(s.oneInstance("port TARGET [PORT[/udp]]", "Print where a container's ports can be reached", 2,
 		func(ctx context.Context, c *client.Client, t *gantryv1.InstanceTarget, args []string) error {
 			v, err := client.Call(ctx, c.Instances.Inspect, t)
 			if err != nil {
@@ -437,12 +413,12 @@ func (s *session) portCommand() *cobra.Command {
 					return fault.New(fault.NotFound, "%s does not publish port %s", t.GetTarget(), args[0]).WithHint("gantry port %s", t.GetTarget())
 				}
 			}
-			return list(s, ports, func() error {
+			return verb.List(s.Session, ports, func() error {
 				for _, p := range ports {
 					if len(args) > 0 {
-						s.put("%s", hostPort(p))
+						s.Put("%s", hostPort(p))
 					} else {
-						s.put("%d/%s -> %s", p.GetContainerPort(), protocolOf(p), hostPort(p))
+						s.Put("%d/%s -> %s", p.GetContainerPort(), protocolOf(p), hostPort(p))
 					}
 				}
 				return nil
@@ -452,51 +428,51 @@ func (s *session) portCommand() *cobra.Command {
 
 func (s *session) inspectCommand() *cobra.Command {
 	cmd := &cobra.Command{
-		Use: "inspect TARGET...", Short: "Print all that is known of instances", Args: between(1, -1),
+		Use: "inspect TARGET...", Short: "Print all that is known of instances", Args: verb.Between(1, -1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			app, err := s.maybeApp(cmd.Context())
+			app, err := s.MaybeApp(cmd.Context())
 			if err != nil {
 				return err
 			}
-			c, err := s.client()
+			c, err := s.Client()
 			if err != nil {
 				return err
 			}
 			var found []*gantryv1.InstanceView
 			var failed []error
 			for _, name := range args {
-				v, err := client.Call(cmd.Context(), c.Instances.Inspect, s.target(app, name))
+				v, err := client.Call(cmd.Context(), c.Instances.Inspect, s.Target(app, name))
 				if err != nil {
 					failed = append(failed, err)
 					continue
 				}
 				found = append(found, v)
 			}
-			return errors.Join(inspect(s, found), s.join(failed))
+			return errors.Join(verb.Inspect(s.Session, found), s.Join(failed))
 		},
 	}
-	s.compose.register(cmd.Flags(), "f", "p")
-	return s.outputFlag(cmd, "json")
+	s.Compose.Register(cmd.Flags(), "f", "p")
+	return s.OutputFlag(cmd, "json")
 }
 
 func (s *session) scaleCommand() *cobra.Command {
 	var l lifecycle
 	cmd := &cobra.Command{
-		Use: "scale SERVICE=NUMBER...", Short: "Change how many containers services have", Args: between(1, -1),
+		Use: "scale SERVICE=NUMBER...", Short: "Change how many containers services have", Args: verb.Between(1, -1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			replicas, err := parseScale(args)
 			if err != nil {
 				return err
 			}
-			app, err := s.app(cmd.Context())
+			app, err := s.App(cmd.Context())
 			if err != nil {
 				return err
 			}
-			c, err := s.client()
+			c, err := s.Client()
 			if err != nil {
 				return err
 			}
-			if _, err := client.Call(cmd.Context(), c.Apps.Scale, &gantryv1.ScaleRequest{Environment: s.environment, App: app, Replicas: replicas}); err != nil {
+			if _, err := client.Call(cmd.Context(), c.Apps.Scale, &gantryv1.ScaleRequest{Environment: s.Environment, App: app, Replicas: replicas}); err != nil {
 				return err
 			}
 			names := make([]string, 0, len(replicas))
@@ -506,7 +482,7 @@ func (s *session) scaleCommand() *cobra.Command {
 			return s.arrive(cmd.Context(), l, appwait.Wait{App: app, Services: names, Work: "starting"})
 		},
 	}
-	s.compose.register(cmd.Flags(), "f", "p")
+	s.Compose.Register(cmd.Flags(), "f", "p")
 	l.waitFlags(cmd)
 	return cmd
 }
@@ -515,27 +491,27 @@ func (s *session) rollbackCommand() *cobra.Command {
 	var l lifecycle
 	var release int64
 	cmd := &cobra.Command{
-		Use: "rollback SERVICE", Short: "Go back to a service's release before", Args: between(1, 1),
+		Use: "rollback SERVICE", Short: "Go back to a service's release before", Args: verb.Between(1, 1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			app, err := s.app(cmd.Context())
+			app, err := s.App(cmd.Context())
 			if err != nil {
 				return err
 			}
-			c, err := s.client()
+			c, err := s.Client()
 			if err != nil {
 				return err
 			}
 			got, err := client.Call(cmd.Context(), c.Apps.Rollback, &gantryv1.RollbackRequest{
-				Environment: s.environment, App: app, Service: args[0], Release: release,
+				Environment: s.Environment, App: app, Service: args[0], Release: release,
 			})
 			if err != nil {
 				return err
 			}
-			s.say("service %q goes back to release %d", args[0], got.GetRelease())
+			s.Say("service %q goes back to release %d", args[0], got.GetRelease())
 			return s.arrive(cmd.Context(), l, appwait.Wait{App: app, Services: args, Work: "starting"})
 		},
 	}
-	s.compose.register(cmd.Flags(), "f", "p")
+	s.Compose.Register(cmd.Flags(), "f", "p")
 	cmd.Flags().Int64Var(&release, "release", 0, "release to go to, from: gantry release ls")
 	l.waitFlags(cmd)
 	return cmd

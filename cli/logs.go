@@ -13,11 +13,11 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	gantryv1 "github.com/gantryd/gantry/api/gen/gantry/v1"
-	"github.com/gantryd/gantry/cli/appname"
 	"github.com/gantryd/gantry/cli/human"
 	"github.com/gantryd/gantry/cli/outline"
 	"github.com/gantryd/gantry/cli/printable"
 	"github.com/gantryd/gantry/cli/terminal"
+	"github.com/gantryd/gantry/cli/verb"
 	"github.com/gantryd/gantry/client"
 	"github.com/gantryd/gantry/fault"
 )
@@ -36,11 +36,11 @@ func (s *session) logsCommand() *cobra.Command {
 
 On a terminal colours in logs are shown and all other control characters escaped, so that a log cannot rewrite the
 screen; --raw shows them as they are. What goes to a file or a pipe is never changed.`,
-		Args: between(0, -1),
+		Args: verb.Between(0, -1),
 		RunE: func(cmd *cobra.Command, args []string) error { return s.logs(cmd.Context(), f, args) },
 	}
 	fs := cmd.Flags()
-	s.compose.register(fs, "", "p")
+	s.Compose.Register(fs, "", "p")
 	fs.BoolVarP(&f.follow, "follow", "f", false, "go on with what is logged from now on")
 	fs.StringVarP(&f.tail, "tail", "n", "all", "last lines of each container")
 	fs.StringVar(&f.since, "since", "", "from this time, or this long ago: 10m")
@@ -53,16 +53,16 @@ screen; --raw shows them as they are. What goes to a file or a pipe is never cha
 }
 
 func (s *session) logs(ctx context.Context, f logFlags, targets []string) error {
-	app, err := s.maybeApp(ctx)
+	app, err := s.MaybeApp(ctx)
 	if err != nil {
 		return err
 	}
 	if len(targets) == 0 {
-		if app, err = s.app(ctx); err != nil {
+		if app, err = s.App(ctx); err != nil {
 			return err
 		}
 	}
-	req := &gantryv1.LogsRequest{Environment: s.environment, App: app, Targets: targets, Follow: f.follow, Tail: -1}
+	req := &gantryv1.LogsRequest{Environment: s.Environment, App: app, Targets: targets, Follow: f.follow, Tail: -1}
 	if f.tail != "all" {
 		if req.Tail, err = strconv.ParseInt(f.tail, 10, 64); err != nil {
 			return fault.New(fault.Invalid, "%q is not a number of lines", f.tail).WithHint("use a number, or all")
@@ -81,7 +81,7 @@ func (s *session) logs(ctx context.Context, f logFlags, targets []string) error 
 		}
 		*v.to = timestamppb.New(t)
 	}
-	c, err := s.client()
+	c, err := s.Client()
 	if err != nil {
 		return err
 	}
@@ -89,7 +89,7 @@ func (s *session) logs(ctx context.Context, f logFlags, targets []string) error 
 	err = client.Each(ctx, c.Instances.Logs, req, w.write)
 	if f.follow && ctx.Err() != nil {
 		// Ctrl-C is how one leaves.
-		return &exit{code: exitInterrupted}
+		return &verb.Exit{Code: verb.ExitInterrupted}
 	}
 	return err
 }
@@ -108,27 +108,21 @@ type logWriter struct {
 }
 
 func (s *session) newLogWriter(f logFlags, targets []string) *logWriter {
-	w := &logWriter{out: s.out, err: s.err, flags: f, colours: map[string]string{}, open: map[string]bool{}}
+	w := &logWriter{out: s.Out, err: s.Err, flags: f, colours: map[string]string{}, open: map[string]bool{}}
 	// One container by its own name: its streams stay apart, as if it ran here.
-	single := len(targets) == 1 && (strings.Contains(targets[0], ".") || !strings.Contains(targets[0], "/") && s.compose.project == "" && !s.hasFile())
+	single := len(targets) == 1 && (strings.Contains(targets[0], ".") || !strings.Contains(targets[0], "/") && s.Compose.Project == "" && !s.HasFile())
 	w.prefix = !f.noPrefix && !single
 	if w.prefix {
-		w.err = s.out
+		w.err = s.Out
 	}
-	tty := terminal.Is(s.out)
+	tty := terminal.Is(s.Out)
 	w.style = terminal.Style{On: tty && !f.noColor && os.Getenv("NO_COLOR") == ""}
 	if tty && !f.raw {
 		w.out, w.err = printable.NewFilter(w.out), printable.NewFilter(w.err)
-	} else if !f.raw && terminal.Is(s.err) && !w.prefix {
-		w.err = printable.NewFilter(s.err)
+	} else if !f.raw && terminal.Is(s.Err) && !w.prefix {
+		w.err = printable.NewFilter(s.Err)
 	}
 	return w
-}
-
-// hasFile says whether short names belong to an app here.
-func (s *session) hasFile() bool {
-	files, _, err := appname.Find(s.compose.paths(), s.compose.dir)
-	return err == nil && len(files) > 0
 }
 
 func (w *logWriter) write(e *gantryv1.LogEntry) error {
@@ -175,13 +169,13 @@ func (w *logWriter) colour(name string) string {
 func (s *session) eventsCommand() *cobra.Command {
 	var since, until string
 	cmd := &cobra.Command{
-		Use: "events", Short: "Print what happens, as it happens", Args: between(0, 0),
+		Use: "events", Short: "Print what happens, as it happens", Args: verb.Between(0, 0),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			app, err := s.maybeApp(cmd.Context())
+			app, err := s.MaybeApp(cmd.Context())
 			if err != nil {
 				return err
 			}
-			req := &gantryv1.EventsRequest{Environment: s.environment, App: app}
+			req := &gantryv1.EventsRequest{Environment: s.Environment, App: app}
 			if since != "" {
 				t, err := human.ParseTime(since, time.Now())
 				if err != nil {
@@ -199,27 +193,27 @@ func (s *session) eventsCommand() *cobra.Command {
 			return s.events(cmd.Context(), req)
 		},
 	}
-	s.compose.register(cmd.Flags(), "f", "p")
+	s.Compose.Register(cmd.Flags(), "f", "p")
 	cmd.Flags().StringVar(&since, "since", "", "begin with events from this time, or this long ago")
 	cmd.Flags().StringVar(&until, "until", "", "end at this time")
-	return s.outputFlag(cmd, "table")
+	return s.OutputFlag(cmd, "table")
 }
 
 func (s *session) events(ctx context.Context, req *gantryv1.EventsRequest) error {
-	c, err := s.client()
+	c, err := s.Client()
 	if err != nil {
 		return err
 	}
 	err = client.Each(ctx, c.Instances.Events, req, func(e *gantryv1.Event) error {
-		if s.output == "json" {
-			return oneLine(s, e)
+		if s.Output == "json" {
+			return verb.OneLine(s.Session, e)
 		}
 		text := fmt.Sprintf("%s %s %s %s", e.GetTime().AsTime().Local().Format(time.RFC3339Nano), e.GetKind(), e.GetAction(), e.GetKey())
-		s.put("%s%s", text, outline.Attributes(e.GetAttributes()))
+		s.Put("%s%s", text, outline.Attributes(e.GetAttributes()))
 		return nil
 	})
 	if ctx.Err() != nil {
-		return &exit{code: exitInterrupted}
+		return &verb.Exit{Code: verb.ExitInterrupted}
 	}
 	return err
 }

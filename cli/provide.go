@@ -80,7 +80,7 @@ func (s *session) knownDigest(ctx context.Context, container *gantryv1.Container
 	if container.GetImage() == "" || container.GetRootfs() != "" {
 		return nil
 	}
-	c, err := s.client()
+	c, err := s.Client()
 	if err != nil {
 		return err
 	}
@@ -94,7 +94,7 @@ func (s *session) knownDigest(ctx context.Context, container *gantryv1.Container
 
 // pull makes an image be there by a policy and returns its digest. What is there already is not mentioned.
 func (s *session) pull(ctx context.Context, image, platform string, policy gantryv1.PullPolicy, quiet bool) (string, error) {
-	c, err := s.client()
+	c, err := s.Client()
 	if err != nil {
 		return "", err
 	}
@@ -123,7 +123,7 @@ func (s *session) transfer(title string, quiet bool) func(*gantryv1.Progress) {
 	if quiet {
 		return func(*gantryv1.Progress) {}
 	}
-	show := progress.NewPull(s.err, title, s.live())
+	show := progress.NewPull(s.Err, title, s.Live())
 	busy := false
 	return func(e *gantryv1.Progress) {
 		if e.GetImage() != nil && !busy {
@@ -153,7 +153,7 @@ func (s *session) auths(ctx context.Context) ([]*gantryv1.RegistryAuth, error) {
 	}
 	all, problems := keys.All(ctx)
 	for _, p := range problems {
-		s.warn("%s", p)
+		s.Warn("%s", p)
 	}
 	return all, nil
 }

@@ -15,6 +15,7 @@ import (
 	"github.com/gantryd/gantry/cli/appwait"
 	"github.com/gantryd/gantry/cli/human"
 	"github.com/gantryd/gantry/cli/table"
+	"github.com/gantryd/gantry/cli/verb"
 	"github.com/gantryd/gantry/client"
 	"github.com/gantryd/gantry/fault"
 )
@@ -24,12 +25,12 @@ func (s *session) psCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "ps [SERVICE...]",
 		Short: "List containers: the app's, or all of the environment where there is no Compose file",
-		Args:  between(0, -1),
+		Args:  verb.Between(0, -1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			app := ""
 			if !everything {
 				var err error
-				if app, err = s.maybeApp(cmd.Context()); err != nil {
+				if app, err = s.MaybeApp(cmd.Context()); err != nil {
 					return err
 				}
 			}
@@ -37,24 +38,24 @@ func (s *session) psCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return list(s, found, func() error { return s.psPrint(found, images, app, quiet, noTrunc) })
+			return verb.List(s.Session, found, func() error { return s.psPrint(found, images, app, quiet, noTrunc) })
 		},
 	}
-	s.compose.register(cmd.Flags(), "f", "p")
+	s.Compose.Register(cmd.Flags(), "f", "p")
 	cmd.Flags().BoolVarP(&all, "all", "a", false, "include those that have ended")
 	cmd.Flags().BoolVarP(&everything, "everything", "A", false, "all of the environment, not only the app here")
 	cmd.Flags().BoolVarP(&quiet, "quiet", "q", false, "print IDs only")
 	cmd.Flags().BoolVar(&noTrunc, "no-trunc", false, "print whole IDs and images")
-	return s.outputFlag(cmd, "table")
+	return s.OutputFlag(cmd, "table")
 }
 
 // psRead lists instances, and the image of each service by "app/service".
 func (s *session) psRead(ctx context.Context, app string, all bool, services []string) ([]*gantryv1.InstanceView, map[string]string, error) {
-	c, err := s.client()
+	c, err := s.Client()
 	if err != nil {
 		return nil, nil, err
 	}
-	got, err := client.Call(ctx, c.Instances.List, &gantryv1.ListInstancesRequest{Environment: s.environment, App: app, All: all})
+	got, err := client.Call(ctx, c.Instances.List, &gantryv1.ListInstancesRequest{Environment: s.Environment, App: app, All: all})
 	if err != nil {
 		return nil, nil, err
 	}
@@ -68,7 +69,7 @@ func (s *session) psRead(ctx context.Context, app string, all bool, services []s
 	}
 	sort.SliceStable(found, func(a, b int) bool { return sortKey(found[a]) < sortKey(found[b]) })
 	images := map[string]string{}
-	if needImages && s.output != "json" {
+	if needImages && s.Output != "json" {
 		err = s.imagesOf(ctx, app, images)
 	}
 	return found, images, err
@@ -89,19 +90,19 @@ func sortKey(v *gantryv1.InstanceView) string {
 }
 
 func (s *session) imagesOf(ctx context.Context, app string, images map[string]string) error {
-	c, err := s.client()
+	c, err := s.Client()
 	if err != nil {
 		return err
 	}
 	var views []*gantryv1.AppView
 	if app != "" {
-		view, err := client.Call(ctx, c.Apps.Get, &gantryv1.GetAppRequest{Environment: s.environment, App: app})
+		view, err := client.Call(ctx, c.Apps.Get, &gantryv1.GetAppRequest{Environment: s.Environment, App: app})
 		if err != nil && !fault.Is(err, fault.NotFound) {
 			return err
 		}
 		views = append(views, view)
 	} else {
-		apps, err := client.Call(ctx, c.Apps.List, &gantryv1.ListAppsRequest{Environment: s.environment})
+		apps, err := client.Call(ctx, c.Apps.List, &gantryv1.ListAppsRequest{Environment: s.Environment})
 		if err != nil {
 			return err
 		}
@@ -110,17 +111,10 @@ func (s *session) imagesOf(ctx context.Context, app string, images map[string]st
 	for _, view := range views {
 		for _, v := range view.GetServices() {
 			svc := v.GetService()
-			images[svc.GetApp()+"/"+svc.GetName()] = imageOf(svc.GetSpec().GetContainer())
+			images[svc.GetApp()+"/"+svc.GetName()] = verb.ImageOf(svc.GetSpec().GetContainer())
 		}
 	}
 	return nil
-}
-
-func imageOf(spec *gantryv1.ContainerSpec) string {
-	if spec.GetRootfs() != "" {
-		return spec.GetRootfs()
-	}
-	return spec.GetImage()
 }
 
 func (s *session) psPrint(found []*gantryv1.InstanceView, images map[string]string, app string, quiet, noTrunc bool) error {
@@ -129,44 +123,25 @@ func (s *session) psPrint(found []*gantryv1.InstanceView, images map[string]stri
 		i, st := v.GetInstance(), v.GetStatus()
 		id := i.GetMeta().GetKey()
 		if !noTrunc {
-			id = short(id)
+			id = verb.Short(id)
 		}
 		if quiet {
-			s.put("%s", id)
+			s.Put("%s", id)
 			continue
 		}
-		image := imageOf(i.GetSpec())
+		image := verb.ImageOf(i.GetSpec())
 		if image == "" {
 			image = images[i.GetApp()+"/"+i.GetService()]
 		}
 		if !noTrunc {
-			image = shortImage(image)
+			image = verb.ShortImage(image)
 		}
 		tab.Row(instanceName(i, app), id, image, status(v, time.Now()), st.GetAddress(), ports(st.GetPorts()))
 	}
 	if quiet {
 		return nil
 	}
-	return tab.Write(s.out)
-}
-
-func short(id string) string {
-	if len(id) > 12 {
-		return id[:12]
-	}
-	return id
-}
-
-// shortImage leaves out what nobody reads: the default registry and digests.
-func shortImage(image string) string {
-	image = strings.TrimPrefix(strings.TrimPrefix(image, "docker.io/"), "library/")
-	if name, digest, ok := strings.Cut(image, "@sha256:"); ok {
-		if name == "" {
-			return short(digest)
-		}
-		return name
-	}
-	return image
+	return tab.Write(s.Out)
 }
 
 // instanceName gives the name by which other commands find an instance from the same place.

@@ -16,65 +16,56 @@ import (
 	"github.com/gantryd/gantry/cli/runflags"
 	"github.com/gantryd/gantry/cli/table"
 	"github.com/gantryd/gantry/cli/terminal"
+	"github.com/gantryd/gantry/cli/verb"
 	"github.com/gantryd/gantry/client"
 	"github.com/gantryd/gantry/fault"
 )
 
 func (s *session) volumeCommand() *cobra.Command {
-	return group("volume", "Volumes", s.volumeLs(), s.volumeCreate(), s.volumeInspect(), s.volumeRm(), s.volumePrune())
+	return verb.Group("volume", "Volumes", s.volumeLs(), s.volumeCreate(), s.volumeInspect(), s.volumeRm(), s.volumePrune())
 }
-
-// inEnv leaves the environment out of a key.
-func (s *session) inEnv(key string) string { return strings.TrimPrefix(key, s.environment+"/") }
 
 func (s *session) volumeLs() *cobra.Command {
 	var quiet bool
 	cmd := &cobra.Command{
-		Use: "ls", Short: "List volumes", Aliases: []string{"list"}, Args: between(0, 0),
+		Use: "ls", Short: "List volumes", Aliases: []string{"list"}, Args: verb.Between(0, 0),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			c, err := s.client()
+			c, err := s.Client()
 			if err != nil {
 				return err
 			}
-			got, err := client.Call(cmd.Context(), c.Volumes.List, &gantryv1.ListVolumesRequest{Environment: s.environment})
+			got, err := client.Call(cmd.Context(), c.Volumes.List, &gantryv1.ListVolumesRequest{Environment: s.Environment})
 			if err != nil {
 				return err
 			}
-			return list(s, got.GetVolumes(), func() error {
+			return verb.List(s.Session, got.GetVolumes(), func() error {
 				tab := table.New("NAME", "DRIVER", "SIZE", "USED BY", "CREATED")
 				for _, v := range got.GetVolumes() {
-					name := s.inEnv(v.GetVolume().GetMeta().GetKey())
+					name := s.InEnv(v.GetVolume().GetMeta().GetKey())
 					if quiet {
-						s.put("%s", name)
+						s.Put("%s", name)
 						continue
 					}
-					tab.Row(name, v.GetVolume().GetDriver(), human.Size(v.GetSize()), dash(strings.Join(v.GetUsedBy(), ", ")), ago(v.GetVolume().GetMeta().GetCreatedAt()))
+					tab.Row(name, v.GetVolume().GetDriver(), human.Size(v.GetSize()), verb.Dash(strings.Join(v.GetUsedBy(), ", ")), verb.Ago(v.GetVolume().GetMeta().GetCreatedAt()))
 				}
 				if quiet {
 					return nil
 				}
-				return tab.Write(s.out)
+				return tab.Write(s.Out)
 			})
 		},
 	}
 	cmd.Flags().BoolVarP(&quiet, "quiet", "q", false, "print names only")
-	return s.outputFlag(cmd, "table")
-}
-
-func dash(s string) string {
-	if s == "" {
-		return "-"
-	}
-	return s
+	return s.OutputFlag(cmd, "table")
 }
 
 func (s *session) volumeCreate() *cobra.Command {
 	var driver string
 	var options, labels []string
 	cmd := &cobra.Command{
-		Use: "create NAME", Short: "Make a volume", Args: between(1, 1),
+		Use: "create NAME", Short: "Make a volume", Args: verb.Between(1, 1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			req := &gantryv1.CreateVolumeRequest{Environment: s.environment, Name: args[0], Driver: driver}
+			req := &gantryv1.CreateVolumeRequest{Environment: s.Environment, Name: args[0], Driver: driver}
 			var err error
 			if req.DriverOptions, err = runflags.KeyValues("option", options); err != nil {
 				return err
@@ -82,13 +73,13 @@ func (s *session) volumeCreate() *cobra.Command {
 			if req.Labels, err = runflags.KeyValues("label", labels); err != nil {
 				return err
 			}
-			c, err := s.client()
+			c, err := s.Client()
 			if err != nil {
 				return err
 			}
 			v, err := client.Call(cmd.Context(), c.Volumes.Create, req)
 			if err == nil {
-				s.put("%s", s.inEnv(v.GetMeta().GetKey()))
+				s.Put("%s", s.InEnv(v.GetMeta().GetKey()))
 			}
 			return err
 		},
@@ -100,47 +91,32 @@ func (s *session) volumeCreate() *cobra.Command {
 }
 
 func (s *session) volumeInspect() *cobra.Command {
-	return s.outputFlag(&cobra.Command{
-		Use: "inspect NAME...", Short: "Print all that is known of volumes", Args: between(1, -1),
+	return s.OutputFlag(&cobra.Command{
+		Use: "inspect NAME...", Short: "Print all that is known of volumes", Args: verb.Between(1, -1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			c, err := s.client()
+			c, err := s.Client()
 			if err != nil {
 				return err
 			}
-			found, failed := gather(s, args, func(name string) (*gantryv1.VolumeView, error) {
-				return client.Call(cmd.Context(), c.Volumes.Inspect, &gantryv1.VolumeTarget{Environment: s.environment, Name: name})
+			found, failed := verb.Gather(s.Session, args, func(name string) (*gantryv1.VolumeView, error) {
+				return client.Call(cmd.Context(), c.Volumes.Inspect, &gantryv1.VolumeTarget{Environment: s.Environment, Name: name})
 			})
-			return errors.Join(inspect(s, found), failed)
+			return errors.Join(verb.Inspect(s.Session, found), failed)
 		},
 	}, "json")
-}
-
-// gather reads what each name stands for; failures are joined.
-func gather[M any](s *session, names []string, read func(string) (M, error)) ([]M, error) {
-	var found []M
-	var failed []error
-	for _, name := range names {
-		m, err := read(name)
-		if err != nil {
-			failed = append(failed, err)
-			continue
-		}
-		found = append(found, m)
-	}
-	return found, s.join(failed)
 }
 
 func (s *session) volumeRm() *cobra.Command {
 	var force bool
 	cmd := &cobra.Command{
-		Use: "rm NAME...", Short: "Remove volumes with all data in them", Aliases: []string{"remove"}, Args: between(1, -1),
+		Use: "rm NAME...", Short: "Remove volumes with all data in them", Aliases: []string{"remove"}, Args: verb.Between(1, -1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			c, err := s.client()
+			c, err := s.Client()
 			if err != nil {
 				return err
 			}
-			return s.forEach(args, func(name string) error {
-				_, err := client.Call(cmd.Context(), c.Volumes.Remove, &gantryv1.VolumeTarget{Environment: s.environment, Name: name, Force: force})
+			return s.ForEach(args, func(name string) error {
+				_, err := client.Call(cmd.Context(), c.Volumes.Remove, &gantryv1.VolumeTarget{Environment: s.Environment, Name: name, Force: force})
 				return err
 			})
 		},
@@ -152,13 +128,13 @@ func (s *session) volumeRm() *cobra.Command {
 func (s *session) volumePrune() *cobra.Command {
 	var all, force bool
 	cmd := &cobra.Command{
-		Use: "prune", Short: "Remove anonymous volumes that nothing uses, with -a named ones too", Args: between(0, 0),
+		Use: "prune", Short: "Remove anonymous volumes that nothing uses, with -a named ones too", Args: verb.Between(0, 0),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			what := "all anonymous volumes that nothing uses, with their data"
 			if all {
 				what = "all volumes that nothing uses, named ones too, with their data"
 			}
-			if err := s.confirm(force, what); err != nil {
+			if err := s.Confirm(force, what); err != nil {
 				return err
 			}
 			return s.pruneVolumes(cmd.Context(), all)
@@ -170,77 +146,60 @@ func (s *session) volumePrune() *cobra.Command {
 }
 
 func (s *session) pruneVolumes(ctx context.Context, all bool) error {
-	c, err := s.client()
+	c, err := s.Client()
 	if err != nil {
 		return err
 	}
-	got, err := client.Call(ctx, c.Volumes.Prune, &gantryv1.PruneVolumesRequest{Environment: s.environment, All: all})
+	got, err := client.Call(ctx, c.Volumes.Prune, &gantryv1.PruneVolumesRequest{Environment: s.Environment, All: all})
 	if err != nil {
 		return err
 	}
 	for _, name := range got.GetRemoved() {
-		s.put("%s", s.inEnv(name))
+		s.Put("%s", s.InEnv(name))
 	}
-	s.say("%s removed, %s reclaimed", count(len(got.GetRemoved()), "volume"), human.Size(got.GetReclaimed()))
-	return nil
-}
-
-// confirm asks before what cannot be undone; where nobody can answer it must be forced.
-func (s *session) confirm(force bool, what string) error {
-	if force {
-		return nil
-	}
-	if !terminal.Is(s.in) {
-		return fault.New(fault.Denied, "this removes %s, and nobody is there to confirm it", what).WithHint("add --force")
-	}
-	fmt.Fprintf(s.err, "This removes %s. Go on? [y/N] ", what)
-	var answer string
-	_, _ = fmt.Fscanln(s.in, &answer)
-	if answer = strings.ToLower(answer); answer != "y" && answer != "yes" {
-		return fault.New(fault.Canceled, "nothing was removed")
-	}
+	s.Say("%s removed, %s reclaimed", verb.Count(len(got.GetRemoved()), "volume"), human.Size(got.GetReclaimed()))
 	return nil
 }
 
 func (s *session) networkCommand() *cobra.Command {
 	ls := &cobra.Command{
-		Use: "ls", Short: "List networks", Aliases: []string{"list"}, Args: between(0, 0),
+		Use: "ls", Short: "List networks", Aliases: []string{"list"}, Args: verb.Between(0, 0),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			c, err := s.client()
+			c, err := s.Client()
 			if err != nil {
 				return err
 			}
-			got, err := client.Call(cmd.Context(), c.Networks.List, &gantryv1.ListNetworksRequest{Environment: s.environment})
+			got, err := client.Call(cmd.Context(), c.Networks.List, &gantryv1.ListNetworksRequest{Environment: s.Environment})
 			if err != nil {
 				return err
 			}
-			return list(s, got.GetNetworks(), func() error {
+			return verb.List(s.Session, got.GetNetworks(), func() error {
 				tab := table.New("NAME", "KIND", "MEMBERS", "CREATED")
 				for _, n := range got.GetNetworks() {
 					kind := "open"
 					if n.GetNetwork().GetInternal() {
 						kind = "internal"
 					}
-					tab.Row(s.inEnv(n.GetNetwork().GetMeta().GetKey()), kind, fmt.Sprint(len(n.GetMembers())), ago(n.GetNetwork().GetMeta().GetCreatedAt()))
+					tab.Row(s.InEnv(n.GetNetwork().GetMeta().GetKey()), kind, fmt.Sprint(len(n.GetMembers())), verb.Ago(n.GetNetwork().GetMeta().GetCreatedAt()))
 				}
-				return tab.Write(s.out)
+				return tab.Write(s.Out)
 			})
 		},
 	}
 	show := &cobra.Command{
-		Use: "inspect NAME...", Short: "Print all that is known of networks", Args: between(1, -1),
+		Use: "inspect NAME...", Short: "Print all that is known of networks", Args: verb.Between(1, -1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			c, err := s.client()
+			c, err := s.Client()
 			if err != nil {
 				return err
 			}
-			found, failed := gather(s, args, func(name string) (*gantryv1.NetworkView, error) {
-				return client.Call(cmd.Context(), c.Networks.Inspect, &gantryv1.NetworkTarget{Environment: s.environment, Name: name})
+			found, failed := verb.Gather(s.Session, args, func(name string) (*gantryv1.NetworkView, error) {
+				return client.Call(cmd.Context(), c.Networks.Inspect, &gantryv1.NetworkTarget{Environment: s.Environment, Name: name})
 			})
-			return errors.Join(inspect(s, found), failed)
+			return errors.Join(verb.Inspect(s.Session, found), failed)
 		},
 	}
-	return group("network", "Networks", s.outputFlag(ls, "table"), s.outputFlag(show, "json"))
+	return verb.Group("network", "Networks", s.OutputFlag(ls, "table"), s.OutputFlag(show, "json"))
 }
 
 // fileCalls is what secrets and configs have in common on the wire.
@@ -252,7 +211,7 @@ type fileCalls interface {
 
 func (s *session) secretCommand() *cobra.Command {
 	return s.fileCommand("secret", "Secrets: encrypted, never shown again", func() (fileCalls, error) {
-		c, err := s.client()
+		c, err := s.Client()
 		if err != nil {
 			return nil, err
 		}
@@ -262,7 +221,7 @@ func (s *session) secretCommand() *cobra.Command {
 
 func (s *session) configCommand() *cobra.Command {
 	return s.fileCommand("config", "Configs: plain files for containers", func() (fileCalls, error) {
-		c, err := s.client()
+		c, err := s.Client()
 		if err != nil {
 			return nil, err
 		}
@@ -271,27 +230,27 @@ func (s *session) configCommand() *cobra.Command {
 }
 
 func (s *session) fileCommand(noun, short string, calls func() (fileCalls, error)) *cobra.Command {
-	return group(noun, short, s.fileLs(noun, calls), s.fileCreate(noun, calls), s.fileRm(noun, calls))
+	return verb.Group(noun, short, s.fileLs(noun, calls), s.fileCreate(noun, calls), s.fileRm(noun, calls))
 }
 
 func (s *session) fileLs(noun string, calls func() (fileCalls, error)) *cobra.Command {
-	return s.outputFlag(&cobra.Command{
-		Use: "ls", Short: "List " + noun + "s", Aliases: []string{"list"}, Args: between(0, 0),
+	return s.OutputFlag(&cobra.Command{
+		Use: "ls", Short: "List " + noun + "s", Aliases: []string{"list"}, Args: verb.Between(0, 0),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			c, err := calls()
 			if err != nil {
 				return err
 			}
-			got, err := client.Call(cmd.Context(), c.List, &gantryv1.ListFilesRequest{Environment: s.environment})
+			got, err := client.Call(cmd.Context(), c.List, &gantryv1.ListFilesRequest{Environment: s.Environment})
 			if err != nil {
 				return err
 			}
-			return list(s, got.GetFiles(), func() error {
+			return verb.List(s.Session, got.GetFiles(), func() error {
 				tab := table.New("NAME", "VERSION", "SIZE", "USED BY", "CHANGED")
 				for _, f := range got.GetFiles() {
-					tab.Row(s.inEnv(f.GetMeta().GetKey()), fmt.Sprint(f.GetVersion()), human.Size(f.GetSize()), dash(strings.Join(f.GetUsedBy(), ", ")), ago(f.GetMeta().GetUpdatedAt()))
+					tab.Row(s.InEnv(f.GetMeta().GetKey()), fmt.Sprint(f.GetVersion()), human.Size(f.GetSize()), verb.Dash(strings.Join(f.GetUsedBy(), ", ")), verb.Ago(f.GetMeta().GetUpdatedAt()))
 				}
-				return tab.Write(s.out)
+				return tab.Write(s.Out)
 			})
 		},
 	}, "table")
@@ -301,13 +260,13 @@ func (s *session) fileCreate(noun string, calls func() (fileCalls, error)) *cobr
 	var labels []string
 	var replace bool
 	cmd := &cobra.Command{
-		Use: "create NAME FILE|-", Short: "Store a " + noun + " from a file or standard input", Args: between(1, 2),
+		Use: "create NAME FILE|-", Short: "Store a " + noun + " from a file or standard input", Args: verb.Between(1, 2),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			content, err := s.content(cmd, noun, append(args, "-")[1])
 			if err != nil {
 				return err
 			}
-			req := &gantryv1.CreateFileRequest{Environment: s.environment, Name: args[0], Content: content, Replace: replace}
+			req := &gantryv1.CreateFileRequest{Environment: s.Environment, Name: args[0], Content: content, Replace: replace}
 			if req.Labels, err = runflags.KeyValues("label", labels); err != nil {
 				return err
 			}
@@ -317,7 +276,7 @@ func (s *session) fileCreate(noun string, calls func() (fileCalls, error)) *cobr
 			}
 			info, err := client.Call(cmd.Context(), c.Create, req)
 			if err == nil {
-				s.put("%s", s.inEnv(info.GetMeta().GetKey()))
+				s.Put("%s", s.InEnv(info.GetMeta().GetKey()))
 			}
 			return err
 		},
@@ -330,7 +289,7 @@ func (s *session) fileCreate(noun string, calls func() (fileCalls, error)) *cobr
 // content reads a file or standard input, no more than can be stored.
 func (s *session) content(cmd *cobra.Command, noun, path string) ([]byte, error) {
 	const most = 512 << 10
-	from := s.in
+	from := s.In
 	if path != "-" {
 		f, err := os.Open(path)
 		if err != nil {
@@ -338,8 +297,8 @@ func (s *session) content(cmd *cobra.Command, noun, path string) ([]byte, error)
 		}
 		defer f.Close()
 		from = f
-	} else if terminal.Is(s.in) {
-		return nil, usage(cmd, "name a file, or give the %s on standard input", noun)
+	} else if terminal.Is(s.In) {
+		return nil, verb.Usage(cmd, "name a file, or give the %s on standard input", noun)
 	}
 	data, err := io.ReadAll(io.LimitReader(from, most+1))
 	if err != nil {
@@ -353,14 +312,14 @@ func (s *session) content(cmd *cobra.Command, noun, path string) ([]byte, error)
 
 func (s *session) fileRm(noun string, calls func() (fileCalls, error)) *cobra.Command {
 	return &cobra.Command{
-		Use: "rm NAME...", Short: "Remove " + noun + "s", Aliases: []string{"remove"}, Args: between(1, -1),
+		Use: "rm NAME...", Short: "Remove " + noun + "s", Aliases: []string{"remove"}, Args: verb.Between(1, -1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			c, err := calls()
 			if err != nil {
 				return err
 			}
-			return s.forEach(args, func(name string) error {
-				_, err := client.Call(cmd.Context(), c.Remove, &gantryv1.FileTarget{Environment: s.environment, Name: name})
+			return s.ForEach(args, func(name string) error {
+				_, err := client.Call(cmd.Context(), c.Remove, &gantryv1.FileTarget{Environment: s.Environment, Name: name})
 				return err
 			})
 		},
@@ -369,25 +328,25 @@ func (s *session) fileRm(noun string, calls func() (fileCalls, error)) *cobra.Co
 
 func (s *session) releaseCommand() *cobra.Command {
 	ls := &cobra.Command{
-		Use: "ls [SERVICE]", Short: "List releases, newest first", Aliases: []string{"list"}, Args: between(0, 1),
+		Use: "ls [SERVICE]", Short: "List releases, newest first", Aliases: []string{"list"}, Args: verb.Between(0, 1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			app, err := s.maybeApp(cmd.Context())
+			app, err := s.MaybeApp(cmd.Context())
 			if err != nil {
 				return err
 			}
-			c, err := s.client()
+			c, err := s.Client()
 			if err != nil {
 				return err
 			}
-			got, err := client.Call(cmd.Context(), c.Apps.ListReleases, &gantryv1.ListReleasesRequest{Environment: s.environment, App: app, Service: strings.Join(args, "")})
+			got, err := client.Call(cmd.Context(), c.Apps.ListReleases, &gantryv1.ListReleasesRequest{Environment: s.Environment, App: app, Service: strings.Join(args, "")})
 			if err != nil {
 				return err
 			}
-			return list(s, got.GetReleases(), func() error { return s.printReleases(app, got.GetReleases()) })
+			return verb.List(s.Session, got.GetReleases(), func() error { return s.printReleases(app, got.GetReleases()) })
 		},
 	}
-	s.compose.register(ls.Flags(), "f", "p")
-	return group("release", "Releases of services", s.outputFlag(ls, "table"))
+	s.Compose.Register(ls.Flags(), "f", "p")
+	return verb.Group("release", "Releases of services", s.OutputFlag(ls, "table"))
 }
 
 func (s *session) printReleases(app string, releases []*gantryv1.ReleaseView) error {
@@ -398,12 +357,12 @@ func (s *session) printReleases(app string, releases []*gantryv1.ReleaseView) er
 		if v.GetCurrent() {
 			number += " (current)"
 		}
-		name := strings.TrimPrefix(s.inEnv(r.GetService()), app+"/")
-		image := shortImage(imageOf(r.GetSpec().GetContainer()))
+		name := strings.TrimPrefix(s.InEnv(r.GetService()), app+"/")
+		image := verb.ShortImage(verb.ImageOf(r.GetSpec().GetContainer()))
 		if digest := r.GetSpec().GetContainer().GetImageDigest(); digest != "" {
-			image += "@" + short(strings.TrimPrefix(digest, "sha256:"))
+			image += "@" + verb.Short(strings.TrimPrefix(digest, "sha256:"))
 		}
-		tab.Row(name, number, dash(r.GetSpec().GetVersion()), image, ago(r.GetMeta().GetCreatedAt()), fmt.Sprint(v.GetInstances()), r.GetNote())
+		tab.Row(name, number, verb.Dash(r.GetSpec().GetVersion()), image, verb.Ago(r.GetMeta().GetCreatedAt()), fmt.Sprint(v.GetInstances()), r.GetNote())
 	}
-	return tab.Write(s.out)
+	return tab.Write(s.Out)
 }

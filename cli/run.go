@@ -15,6 +15,7 @@ import (
 	"github.com/gantryd/gantry/cli/converse"
 	"github.com/gantryd/gantry/cli/runflags"
 	"github.com/gantryd/gantry/cli/terminal"
+	"github.com/gantryd/gantry/cli/verb"
 	"github.com/gantryd/gantry/client"
 	"github.com/gantryd/gantry/fault"
 )
@@ -34,17 +35,17 @@ func (s *session) runCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:         "run [OPTIONS] IMAGE [COMMAND...] | run --rootfs DIR [OPTIONS] COMMAND...",
 		Short:       "Run a command in a new container",
-		Annotations: map[string]string{annotationProcess: "yes"},
+		Annotations: map[string]string{verb.AnnotationProcess: "yes"},
 		Args:        cobra.ArbitraryArgs,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			image, command := "", args
 			if cmd.Flag("rootfs").Value.String() == "" {
 				if len(args) == 0 {
-					return usage(cmd, "run needs an image, or --rootfs")
+					return verb.Usage(cmd, "run needs an image, or --rootfs")
 				}
 				image, command = args[0], args[1:]
 			} else if len(args) == 0 {
-				return usage(cmd, "run --rootfs needs a command")
+				return verb.Usage(cmd, "run --rootfs needs a command")
 			}
 			return processError(s.run(cmd.Context(), f, image, command))
 		},
@@ -69,7 +70,7 @@ func (s *session) run(ctx context.Context, f *runOptions, image string, command 
 	if err != nil {
 		return fault.Wrap(fault.NotFound, err, "the current directory is gone")
 	}
-	spec, err := f.spec.Spec(image, command, runflags.Place{Dir: here, Environment: s.environment, Lookup: os.LookupEnv})
+	spec, err := f.spec.Spec(image, command, runflags.Place{Dir: here, Environment: s.Environment, Lookup: os.LookupEnv})
 	if err != nil {
 		return err
 	}
@@ -85,12 +86,12 @@ func (s *session) run(ctx context.Context, f *runOptions, image string, command 
 			return err
 		}
 	}
-	c, err := s.client()
+	c, err := s.Client()
 	if err != nil {
 		return err
 	}
 	made, err := client.Call(ctx, c.Instances.Create, &gantryv1.CreateInstanceRequest{
-		Environment: s.environment, Name: f.name, Spec: spec, AutoRemove: f.rm, WaitAttach: !f.detach,
+		Environment: s.Environment, Name: f.name, Spec: spec, AutoRemove: f.rm, WaitAttach: !f.detach,
 		Labels: spec.GetLabels(), App: f.app,
 	})
 	if err != nil {
@@ -105,8 +106,8 @@ func (s *session) run(ctx context.Context, f *runOptions, image string, command 
 		return s.started(ctx, made.GetId())
 	}
 	err = s.runAttached(ctx, f, made.GetId(), spec, keys)
-	if e, ok := errors.AsType[*exit](err); ok && e.code == exitKilled && e.cause == nil && s.outOfMemory(ctx, made.GetId()) {
-		e.cause = fault.New(fault.Exhausted, "%s was killed: it used more memory than its limit", cmp.Or(made.GetName(), made.GetId())).
+	if e, ok := errors.AsType[*verb.Exit](err); ok && e.Code == exitKilled && e.Cause == nil && s.outOfMemory(ctx, made.GetId()) {
+		e.Cause = fault.New(fault.Exhausted, "%s was killed: it used more memory than its limit", cmp.Or(made.GetName(), made.GetId())).
 			WithHint("give it more with --memory; gantry stats shows what it uses")
 	}
 	return err
@@ -125,7 +126,7 @@ func writeNew(path, text string) error {
 }
 
 func (s *session) runAttached(ctx context.Context, f *runOptions, id string, spec *gantryv1.ContainerSpec, keys []byte) error {
-	c, err := s.client()
+	c, err := s.Client()
 	if err != nil {
 		return err
 	}
@@ -134,21 +135,21 @@ func (s *session) runAttached(ctx context.Context, f *runOptions, id string, spe
 		calm = context.WithoutCancel(ctx)
 	}
 	talk := &converse.Conversation{
-		In: s.in, Out: s.out, Err: s.err, Stream: c.Instances.Attach(calm), Tty: spec.GetTty(), Stdin: spec.GetStdinOpen(), Signals: f.sigProxy && !spec.GetTty(),
+		In: s.In, Out: s.Out, Err: s.Err, Stream: c.Instances.Attach(calm), Tty: spec.GetTty(), Stdin: spec.GetStdinOpen(), Signals: f.sigProxy && !spec.GetTty(),
 	}
 	if spec.GetTty() && spec.GetStdinOpen() {
 		talk.Detach = keys
 	}
 	talk.Probe = func(ctx context.Context) error { return s.startFailure(ctx, id) }
-	code, err := talk.Talk(calm, &gantryv1.ExecStart{Target: s.target("", id)})
+	code, err := talk.Talk(calm, &gantryv1.ExecStart{Target: s.Target("", id)})
 	if errors.Is(err, converse.ErrDetached) {
-		s.apart("detached; come back with: gantry attach %s", id)
+		s.Apart("detached; come back with: gantry attach %s", id)
 		return nil
 	}
 	if err != nil {
 		if f.rm {
 			// What never started does not go by itself.
-			_, _ = client.Call(context.WithoutCancel(ctx), c.Instances.Remove, &gantryv1.RemoveInstanceRequest{Target: s.target("", id), Force: true, Volumes: true})
+			_, _ = client.Call(context.WithoutCancel(ctx), c.Instances.Remove, &gantryv1.RemoveInstanceRequest{Target: s.Target("", id), Force: true, Volumes: true})
 		}
 		return err
 	}
@@ -164,12 +165,12 @@ func (s *session) outOfMemory(ctx context.Context, id string) bool {
 	// The stream may be ahead of the status.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)
 	defer cancel()
-	c, err := s.client()
+	c, err := s.Client()
 	if err != nil {
 		return false
 	}
 	for {
-		v, err := client.Call(ctx, c.Instances.Inspect, s.target("", id))
+		v, err := client.Call(ctx, c.Instances.Inspect, s.Target("", id))
 		if fault.Is(err, fault.NotFound) {
 			return s.hadEvent(ctx, c, id, "oom")
 		}
@@ -191,7 +192,7 @@ func (s *session) outOfMemory(ctx context.Context, id string) bool {
 // hadEvent looks through what has happened to an instance lately.
 func (s *session) hadEvent(ctx context.Context, c *client.Client, id, action string) (found bool) {
 	now := time.Now()
-	req := &gantryv1.EventsRequest{Environment: s.environment, Since: timestamppb.New(now.Add(-time.Minute)), Until: timestamppb.New(now)}
+	req := &gantryv1.EventsRequest{Environment: s.Environment, Since: timestamppb.New(now.Add(-time.Minute)), Until: timestamppb.New(now)}
 	_ = client.Each(ctx, c.Instances.Events, req, func(e *gantryv1.Event) error {
 		found = found || e.GetKey() == id && e.GetAction() == action
 		return nil
@@ -202,7 +203,7 @@ func (s *session) hadEvent(ctx context.Context, c *client.Client, id, action str
 // startFailure looks after a container whose process was asked for, and returns why it cannot run. A container that
 // runs or has run needs no looking after: its stream tells how it ends.
 func (s *session) startFailure(ctx context.Context, id string) error {
-	c, err := s.client()
+	c, err := s.Client()
 	if err != nil {
 		return nil
 	}
@@ -212,7 +213,7 @@ func (s *session) startFailure(ctx context.Context, id string) error {
 		case <-ctx.Done():
 			return nil
 		}
-		v, err := client.Call(ctx, c.Instances.Inspect, s.target("", id))
+		v, err := client.Call(ctx, c.Instances.Inspect, s.Target("", id))
 		switch st := v.GetStatus(); {
 		case fault.Is(err, fault.NotFound):
 			// The stream of one that has run ends by itself; give that a moment.
@@ -238,12 +239,12 @@ func notStarted(id string, st *gantryv1.InstanceStatus) error {
 
 // started waits until a detached container's process runs, and prints the ID.
 func (s *session) started(ctx context.Context, id string) error {
-	c, err := s.client()
+	c, err := s.Client()
 	if err != nil {
 		return err
 	}
 	for pause := 4 * time.Millisecond; ; pause = min(2*pause, 100*time.Millisecond) {
-		v, err := client.Call(ctx, c.Instances.Inspect, s.target("", id))
+		v, err := client.Call(ctx, c.Instances.Inspect, s.Target("", id))
 		if fault.Is(err, fault.NotFound) {
 			break // It has ended already and removed itself.
 		}
@@ -255,23 +256,23 @@ func (s *session) started(ctx context.Context, id string) error {
 			return notStarted(id, st)
 		case gantryv1.InstanceStatus_PHASE_RUNNING, gantryv1.InstanceStatus_PHASE_EXITED, gantryv1.InstanceStatus_PHASE_RESTARTING,
 			gantryv1.InstanceStatus_PHASE_STOPPING, gantryv1.InstanceStatus_PHASE_PAUSED, gantryv1.InstanceStatus_PHASE_REMOVED:
-			s.put("%s", id)
+			s.Put("%s", id)
 			return nil
 		}
 		select {
 		case <-time.After(pause):
 		case <-ctx.Done():
-			s.put("%s", id)
+			s.Put("%s", id)
 			return ctx.Err()
 		}
 	}
-	s.put("%s", id)
+	s.Put("%s", id)
 	return nil
 }
 
 // checkTerminal refuses a terminal session without a terminal, which would hang or garble.
 func (s *session) checkTerminal(tty, stdin, detach bool) error {
-	if tty && stdin && !detach && !terminal.Is(s.in) {
+	if tty && stdin && !detach && !terminal.Is(s.In) {
 		return fault.New(fault.Invalid, "standard input is not a terminal").WithHint("leave out -t, or run it from a terminal")
 	}
 	return nil
@@ -282,14 +283,14 @@ func exitWith(code int) error {
 	if code == 0 {
 		return nil
 	}
-	return &exit{code: code}
+	return &verb.Exit{Code: code}
 }
 
 // processError gives failures of Gantry the exit codes that Docker gives them, apart from those of processes.
 func processError(err error) error {
-	if e, ok := errors.AsType[*exit](err); ok {
-		if e.code == exitUsage {
-			e.code = exitRunFailed
+	if e, ok := errors.AsType[*verb.Exit](err); ok {
+		if e.Code == verb.ExitUsage {
+			e.Code = verb.ExitRunFailed
 		}
 		return e
 	}
@@ -297,7 +298,7 @@ func processError(err error) error {
 		return nil
 	}
 	if errors.Is(err, context.Canceled) || fault.Is(err, fault.Canceled) {
-		return &exit{code: exitInterrupted, cause: err}
+		return &verb.Exit{Code: verb.ExitInterrupted, Cause: err}
 	}
 	text := strings.ToLower(err.Error())
 	has := func(words ...string) bool {
@@ -308,15 +309,15 @@ func processError(err error) error {
 		}
 		return false
 	}
-	code := exitRunFailed
+	code := verb.ExitRunFailed
 	switch {
 	// Only what came from starting the process speaks of executables; a missing image stays 125.
 	case has("exec") && has("executable file not found", "no such file or directory"):
-		code = exitNotThere
+		code = verb.ExitNotThere
 	case has("exec") && has("permission denied", "is a directory", "exec format error"):
-		code = exitNotRunnable
+		code = verb.ExitNotRunnable
 	}
-	return &exit{code: code, cause: err}
+	return &verb.Exit{Code: code, Cause: err}
 }
 
 type execOptions struct {
@@ -333,15 +334,15 @@ func (s *session) execCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:         "exec [OPTIONS] TARGET COMMAND [ARG...]",
 		Short:       "Run a command in a running container",
-		Annotations: map[string]string{annotationProcess: "yes"},
-		Args:        between(2, -1),
+		Annotations: map[string]string{verb.AnnotationProcess: "yes"},
+		Args:        verb.Between(2, -1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return processError(s.exec(cmd.Context(), f, args[0], args[1:]))
 		},
 	}
 	fs := cmd.Flags()
 	fs.SetInterspersed(false)
-	s.compose.register(fs, "", "")
+	s.Compose.Register(fs, "", "")
 	fs.BoolVarP(&f.detach, "detach", "d", false, "leave it running")
 	fs.BoolVarP(&f.interactive, "interactive", "i", false, "connect standard input")
 	fs.BoolVarP(&f.tty, "tty", "t", false, "give the process a terminal")
@@ -356,7 +357,7 @@ func (s *session) execCommand() *cobra.Command {
 }
 
 func (s *session) exec(ctx context.Context, f *execOptions, name string, command []string) error {
-	app, err := s.maybeApp(ctx)
+	app, err := s.MaybeApp(ctx)
 	if err != nil {
 		return err
 	}
@@ -364,7 +365,7 @@ func (s *session) exec(ctx context.Context, f *execOptions, name string, command
 		return err
 	}
 	start := &gantryv1.ExecStart{
-		Target: s.target(app, indexed(name, f.index)), Command: command, WorkingDir: f.workdir, User: f.user,
+		Target: s.Target(app, indexed(name, f.index)), Command: command, WorkingDir: f.workdir, User: f.user,
 		Privileged: f.privileged, Detach: f.detach,
 	}
 	if start.Env, err = execEnv(f); err != nil {
@@ -374,12 +375,12 @@ func (s *session) exec(ctx context.Context, f *execOptions, name string, command
 	if err != nil {
 		return err
 	}
-	c, err := s.client()
+	c, err := s.Client()
 	if err != nil {
 		return err
 	}
 	calm := context.WithoutCancel(ctx)
-	talk := &converse.Conversation{In: s.in, Out: s.out, Err: s.err, Stream: c.Instances.Exec(calm), Tty: f.tty, Stdin: f.interactive, Signals: !f.tty && !f.detach}
+	talk := &converse.Conversation{In: s.In, Out: s.Out, Err: s.Err, Stream: c.Instances.Exec(calm), Tty: f.tty, Stdin: f.interactive, Signals: !f.tty && !f.detach}
 	if f.tty && f.interactive {
 		talk.Detach = keys
 	}
@@ -388,7 +389,7 @@ func (s *session) exec(ctx context.Context, f *execOptions, name string, command
 	}
 	code, err := talk.Talk(calm, start)
 	if errors.Is(err, converse.ErrDetached) {
-		s.apart("detached; the command goes on")
+		s.Apart("detached; the command goes on")
 		return nil
 	}
 	if err != nil {
@@ -402,7 +403,7 @@ func indexed(name string, index int) string {
 	if index <= 0 {
 		return name
 	}
-	return line("%s.%d", name, index)
+	return verb.Line("%s.%d", name, index)
 }
 
 func execEnv(f *execOptions) ([]string, error) {
@@ -432,8 +433,8 @@ func (s *session) attachCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:         "attach TARGET",
 		Short:       "Connect to a container's process",
-		Annotations: map[string]string{annotationProcess: "yes"},
-		Args:        between(1, 1),
+		Annotations: map[string]string{verb.AnnotationProcess: "yes"},
+		Args:        verb.Between(1, 1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			keys, err := converse.DetachKeys(keyText)
 			if err != nil {
@@ -442,7 +443,7 @@ func (s *session) attachCommand() *cobra.Command {
 			return processError(s.attach(cmd.Context(), args[0], keys, noStdin, sigProxy, logs))
 		},
 	}
-	s.compose.register(cmd.Flags(), "f", "p")
+	s.Compose.Register(cmd.Flags(), "f", "p")
 	cmd.Flags().BoolVar(&noStdin, "no-stdin", false, "do not connect standard input")
 	cmd.Flags().BoolVar(&sigProxy, "sig-proxy", true, "pass signals on to the process")
 	cmd.Flags().BoolVar(&logs, "logs", false, "first show what it has printed before")
@@ -451,15 +452,15 @@ func (s *session) attachCommand() *cobra.Command {
 }
 
 func (s *session) attach(ctx context.Context, name string, keys []byte, noStdin, sigProxy, logs bool) error {
-	app, err := s.maybeApp(ctx)
+	app, err := s.MaybeApp(ctx)
 	if err != nil {
 		return err
 	}
-	c, err := s.client()
+	c, err := s.Client()
 	if err != nil {
 		return err
 	}
-	v, err := client.Call(ctx, c.Instances.Inspect, s.target(app, name))
+	v, err := client.Call(ctx, c.Instances.Inspect, s.Target(app, name))
 	if err != nil {
 		return err
 	}
@@ -472,14 +473,14 @@ func (s *session) attach(ctx context.Context, name string, keys []byte, noStdin,
 		calm = context.WithoutCancel(ctx)
 	}
 	talk := &converse.Conversation{
-		In: s.in, Out: s.out, Err: s.err, Stream: c.Instances.Attach(calm), Tty: spec.GetTty(), Stdin: spec.GetStdinOpen() && !noStdin, Signals: sigProxy && !spec.GetTty(),
+		In: s.In, Out: s.Out, Err: s.Err, Stream: c.Instances.Attach(calm), Tty: spec.GetTty(), Stdin: spec.GetStdinOpen() && !noStdin, Signals: sigProxy && !spec.GetTty(),
 	}
-	if talk.Stdin && terminal.Is(s.in) {
+	if talk.Stdin && terminal.Is(s.In) {
 		talk.Detach = keys
 	}
-	code, err := talk.Talk(calm, &gantryv1.ExecStart{Target: s.target("", v.GetInstance().GetMeta().GetKey()), Logs: logs})
+	code, err := talk.Talk(calm, &gantryv1.ExecStart{Target: s.Target("", v.GetInstance().GetMeta().GetKey()), Logs: logs})
 	if errors.Is(err, converse.ErrDetached) {
-		s.apart("detached")
+		s.Apart("detached")
 		return nil
 	}
 	if err != nil {
@@ -494,7 +495,7 @@ func (s *session) specOf(ctx context.Context, v *gantryv1.InstanceView) (*gantry
 	if i.GetSpec() != nil || i.GetApp() == "" {
 		return i.GetSpec(), nil
 	}
-	c, err := s.client()
+	c, err := s.Client()
 	if err != nil {
 		return nil, err
 	}

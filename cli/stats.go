@@ -12,54 +12,55 @@ import (
 	"github.com/gantryd/gantry/cli/human"
 	"github.com/gantryd/gantry/cli/table"
 	"github.com/gantryd/gantry/cli/terminal"
+	"github.com/gantryd/gantry/cli/verb"
 	"github.com/gantryd/gantry/client"
 )
 
 func (s *session) statsCommand() *cobra.Command {
 	var noStream, everything bool
 	cmd := &cobra.Command{
-		Use: "stats [TARGET...]", Short: "Show what containers use, live", Args: between(0, -1),
+		Use: "stats [TARGET...]", Short: "Show what containers use, live", Args: verb.Between(0, -1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			app := ""
 			if !everything {
 				var err error
-				if app, err = s.maybeApp(cmd.Context()); err != nil {
+				if app, err = s.MaybeApp(cmd.Context()); err != nil {
 					return err
 				}
 			}
-			return s.stats(cmd.Context(), &gantryv1.StatsRequest{Environment: s.environment, App: app, Targets: args, Once: noStream})
+			return s.stats(cmd.Context(), &gantryv1.StatsRequest{Environment: s.Environment, App: app, Targets: args, Once: noStream})
 		},
 	}
-	s.compose.register(cmd.Flags(), "f", "p")
+	s.Compose.Register(cmd.Flags(), "f", "p")
 	cmd.Flags().BoolVar(&noStream, "no-stream", false, "print one sample and end")
 	cmd.Flags().BoolVarP(&everything, "everything", "A", false, "all of the environment, not only the app here")
-	return s.outputFlag(cmd, "table")
+	return s.OutputFlag(cmd, "table")
 }
 
 func (s *session) stats(ctx context.Context, req *gantryv1.StatsRequest) error {
-	c, err := s.client()
+	c, err := s.Client()
 	if err != nil {
 		return err
 	}
 	// The table itself is what was asked for, so it is drawn on Out.
 	var live *terminal.Live
-	if !req.GetOnce() && s.output == "table" && !s.plain && terminal.Is(s.out) {
-		live = terminal.NewLive(s.out)
+	if !req.GetOnce() && s.Output == "table" && !s.Plain && terminal.Is(s.Out) {
+		live = terminal.NewLive(s.Out)
 	}
 	err = client.Each(ctx, c.Instances.Stats, req, func(r *gantryv1.StatsResponse) error {
 		switch {
-		case s.output == "json" && req.GetOnce():
-			return list(s, r.GetStats(), nil)
-		case s.output == "json":
-			return oneLine(s, r)
+		case s.Output == "json" && req.GetOnce():
+			return verb.List(s.Session, r.GetStats(), nil)
+		case s.Output == "json":
+			return verb.OneLine(s.Session, r)
 		case live != nil:
 			live.Draw(strings.Split(strings.TrimSuffix(statsTable(r).String(), "\n"), "\n"))
 			return nil
 		}
-		return statsTable(r).Write(s.out)
+		return statsTable(r).Write(s.Out)
 	})
 	if ctx.Err() != nil {
-		return &exit{code: exitInterrupted}
+		return &verb.Exit{Code: verb.ExitInterrupted}
 	}
 	return err
 }
@@ -73,7 +74,7 @@ func statsTable(r *gantryv1.StatsResponse) *table.Table {
 		if st.GetMemoryLimit() > 0 {
 			limit = human.Memory(st.GetMemoryLimit())
 		}
-		tab.Row(st.GetName(), short(st.GetInstance()), fmt.Sprintf("%.1f%%", st.GetCpuPercent()), human.Memory(st.GetMemory()), limit,
+		tab.Row(st.GetName(), verb.Short(st.GetInstance()), fmt.Sprintf("%.1f%%", st.GetCpuPercent()), human.Memory(st.GetMemory()), limit,
 			human.Size(int64(st.GetNetworkRx()))+" / "+human.Size(int64(st.GetNetworkTx())),
 			human.Size(int64(st.GetBlockRead()))+" / "+human.Size(int64(st.GetBlockWrite())), fmt.Sprint(st.GetPids()))
 	}

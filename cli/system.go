@@ -12,19 +12,20 @@ import (
 	"github.com/gantryd/gantry/cli/human"
 	"github.com/gantryd/gantry/cli/outline"
 	"github.com/gantryd/gantry/cli/table"
+	"github.com/gantryd/gantry/cli/verb"
 	"github.com/gantryd/gantry/client"
 	"github.com/gantryd/gantry/fault"
 )
 
 func (s *session) systemCommand() *cobra.Command {
-	return group("system", "The daemon and its machine", s.systemInfo(), s.systemDf(), s.systemPrune(), s.systemEnvs(), s.systemSetEnv())
+	return verb.Group("system", "The daemon and its machine", s.systemInfo(), s.systemDf(), s.systemPrune(), s.systemEnvs(), s.systemSetEnv())
 }
 
 func (s *session) systemInfo() *cobra.Command {
-	return s.outputFlag(&cobra.Command{
-		Use: "info", Short: "Print what the daemon knows of itself and its machine", Args: between(0, 0),
+	return s.OutputFlag(&cobra.Command{
+		Use: "info", Short: "Print what the daemon knows of itself and its machine", Args: verb.Between(0, 0),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			c, err := s.client()
+			c, err := s.Client()
 			if err != nil {
 				return err
 			}
@@ -32,8 +33,8 @@ func (s *session) systemInfo() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			if s.output == "json" {
-				return one(s, info)
+			if s.Output == "json" {
+				return verb.One(s.Session, info)
 			}
 			return s.printInfo(info)
 		},
@@ -45,7 +46,7 @@ func (s *session) printInfo(i *gantryv1.InfoResponse) error {
 		{"Node", i.GetNode()},
 		{"Host", i.GetHostname()},
 		{"Version", i.GetVersion()},
-		{"Started", ago(i.GetStartedAt())},
+		{"Started", verb.Ago(i.GetStartedAt())},
 		{"System", strings.TrimSpace(i.GetOs() + " " + i.GetArch() + ", kernel " + i.GetKernel())},
 		{"CPUs", fmt.Sprint(i.GetCpus())},
 		{"Memory", human.Memory(uint64(i.GetMemory()))},
@@ -56,12 +57,12 @@ func (s *session) printInfo(i *gantryv1.InfoResponse) error {
 		{"Instances", fmt.Sprintf("%d, %d running", i.GetInstances(), i.GetRunning())},
 		{"Images", fmt.Sprint(i.GetImages())},
 	} {
-		s.put("%-10s %s", row[0]+":", dash(row[1]))
+		s.Put("%-10s %s", row[0]+":", verb.Dash(row[1]))
 	}
 	if len(i.GetChecks()) == 0 {
 		return nil
 	}
-	fmt.Fprintln(s.out)
+	fmt.Fprintln(s.Out)
 	tab := table.New("KERNEL", "THERE", "DETAIL", "WITHOUT IT")
 	for _, c := range i.GetChecks() {
 		there, cost := "yes", ""
@@ -73,14 +74,14 @@ func (s *session) printInfo(i *gantryv1.InfoResponse) error {
 		}
 		tab.Row(c.GetFeature(), there, c.GetDetail(), cost)
 	}
-	return tab.Write(s.out)
+	return tab.Write(s.Out)
 }
 
 func (s *session) systemDf() *cobra.Command {
-	return s.outputFlag(&cobra.Command{
-		Use: "df", Short: "Print what takes how much of the disk", Args: between(0, 0),
+	return s.OutputFlag(&cobra.Command{
+		Use: "df", Short: "Print what takes how much of the disk", Args: verb.Between(0, 0),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			c, err := s.client()
+			c, err := s.Client()
 			if err != nil {
 				return err
 			}
@@ -88,12 +89,12 @@ func (s *session) systemDf() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return list(s, got.GetRows(), func() error {
+			return verb.List(s.Session, got.GetRows(), func() error {
 				tab := table.New("KIND", "COUNT", "ACTIVE", "SIZE", "RECLAIMABLE")
 				for _, r := range got.GetRows() {
 					tab.Row(r.GetKind(), fmt.Sprint(r.GetCount()), fmt.Sprint(r.GetActive()), human.Size(r.GetSize()), human.Size(r.GetReclaimable()))
 				}
-				return tab.Write(s.out)
+				return tab.Write(s.Out)
 			})
 		},
 	}, "table")
@@ -103,7 +104,7 @@ func (s *session) systemPrune() *cobra.Command {
 	var all, volumes, force bool
 	var keep string
 	cmd := &cobra.Command{
-		Use: "prune", Short: "Remove ended run containers, unused images and old build cache", Args: between(0, 0),
+		Use: "prune", Short: "Remove ended run containers, unused images and old build cache", Args: verb.Between(0, 0),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			what := "ended containers of run, images without a name and build cache"
 			if all {
@@ -112,7 +113,7 @@ func (s *session) systemPrune() *cobra.Command {
 			if volumes {
 				what += ", and anonymous volumes that nothing uses"
 			}
-			if err := s.confirm(force, what); err != nil {
+			if err := s.Confirm(force, what); err != nil {
 				return err
 			}
 			var bytes int64
@@ -144,24 +145,24 @@ func (s *session) prune(ctx context.Context, all, volumes bool, keep int64) erro
 			return err
 		}
 	}
-	c, err := s.client()
+	c, err := s.Client()
 	if err != nil {
 		return err
 	}
 	got, err := client.Call(ctx, c.Images.PruneBuildCache, &gantryv1.PruneBuildCacheRequest{All: all, Keep: keep})
 	if err == nil {
-		s.say("%s of build cache removed, %s reclaimed", count(int(got.GetRecords()), "record"), human.Size(got.GetReclaimed()))
+		s.Say("%s of build cache removed, %s reclaimed", verb.Count(int(got.GetRecords()), "record"), human.Size(got.GetReclaimed()))
 	}
 	return err
 }
 
 // pruneInstances removes containers of run that have ended. Those of services belong to their apps.
 func (s *session) pruneInstances(ctx context.Context) error {
-	c, err := s.client()
+	c, err := s.Client()
 	if err != nil {
 		return err
 	}
-	got, err := client.Call(ctx, c.Instances.List, &gantryv1.ListInstancesRequest{Environment: s.environment, All: true})
+	got, err := client.Call(ctx, c.Instances.List, &gantryv1.ListInstancesRequest{Environment: s.Environment, All: true})
 	if err != nil {
 		return err
 	}
@@ -172,22 +173,22 @@ func (s *session) pruneInstances(ctx context.Context) error {
 			continue
 		}
 		id := v.GetInstance().GetMeta().GetKey()
-		_, err := client.Call(ctx, c.Instances.Remove, &gantryv1.RemoveInstanceRequest{Target: s.target("", id), Volumes: true})
+		_, err := client.Call(ctx, c.Instances.Remove, &gantryv1.RemoveInstanceRequest{Target: s.Target("", id), Volumes: true})
 		if err != nil && !fault.Is(err, fault.NotFound) {
 			return err
 		}
-		s.put("%s", id)
+		s.Put("%s", id)
 		removed++
 	}
-	s.say("%s removed", count(removed, "container"))
+	s.Say("%s removed", verb.Count(removed, "container"))
 	return nil
 }
 
 func (s *session) systemEnvs() *cobra.Command {
-	return s.outputFlag(&cobra.Command{
-		Use: "environments", Short: "List environments", Args: between(0, 0),
+	return s.OutputFlag(&cobra.Command{
+		Use: "environments", Short: "List environments", Args: verb.Between(0, 0),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			c, err := s.client()
+			c, err := s.Client()
 			if err != nil {
 				return err
 			}
@@ -195,7 +196,7 @@ func (s *session) systemEnvs() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return list(s, got.GetEnvironments(), func() error {
+			return verb.List(s.Session, got.GetEnvironments(), func() error {
 				tab := table.New("NAME", "PRIVILEGED")
 				for _, e := range got.GetEnvironments() {
 					word := "refused"
@@ -204,7 +205,7 @@ func (s *session) systemEnvs() *cobra.Command {
 					}
 					tab.Row(e.GetMeta().GetKey(), word)
 				}
-				return tab.Write(s.out)
+				return tab.Write(s.Out)
 			})
 		},
 	}, "table")
@@ -213,9 +214,9 @@ func (s *session) systemEnvs() *cobra.Command {
 func (s *session) systemSetEnv() *cobra.Command {
 	var privileged bool
 	cmd := &cobra.Command{
-		Use: "set-environment NAME", Short: "Set what an environment permits", Args: between(1, 1),
+		Use: "set-environment NAME", Short: "Set what an environment permits", Args: verb.Between(1, 1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			c, err := s.client()
+			c, err := s.Client()
 			if err != nil {
 				return err
 			}
@@ -232,9 +233,9 @@ func (s *session) systemSetEnv() *cobra.Command {
 func (s *session) versionCommand() *cobra.Command {
 	var clientOnly, modules bool
 	cmd := &cobra.Command{
-		Use: "version", Short: "Print the versions of this program and of the daemon", Args: between(0, 0),
+		Use: "version", Short: "Print the versions of this program and of the daemon", Args: verb.Between(0, 0),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			both := &versions{Client: versionOf{Version: s.version, Commit: s.commit, GoVersion: runtime.Version(), OS: runtime.GOOS, Arch: runtime.GOARCH}}
+			both := &versions{Client: versionOf{Version: s.Version, Commit: s.Commit, GoVersion: runtime.Version(), OS: runtime.GOOS, Arch: runtime.GOARCH}}
 			if !clientOnly {
 				both.ask(cmd.Context(), s)
 			}
@@ -243,7 +244,7 @@ func (s *session) versionCommand() *cobra.Command {
 	}
 	cmd.Flags().BoolVar(&clientOnly, "client", false, "do not ask the daemon")
 	cmd.Flags().BoolVar(&modules, "modules", false, "print the daemon's libraries too")
-	return s.outputFlag(cmd, "table")
+	return s.OutputFlag(cmd, "table")
 }
 
 type versionOf struct {
@@ -264,7 +265,7 @@ type versions struct {
 
 // ask fills in the daemon's part; a daemon that does not answer is a line of the answer, not a failure.
 func (v *versions) ask(ctx context.Context, s *session) {
-	c, err := s.client()
+	c, err := s.Client()
 	if err == nil {
 		var got *gantryv1.VersionResponse
 		if got, err = client.Call(ctx, c.System.Version, &gantryv1.VersionRequest{}); err == nil {
@@ -280,27 +281,27 @@ func (v *versions) print(s *session, modules bool) error {
 	if !modules {
 		v.Modules = nil
 	}
-	if s.output == "json" {
-		text, err := jsonText(v)
+	if s.Output == "json" {
+		text, err := verb.JSONText(v)
 		if err == nil {
-			_, err = fmt.Fprintln(s.out, text)
+			_, err = fmt.Fprintln(s.Out, text)
 		}
 		return err
 	}
 	put := func(name string, of versionOf) {
 		commit := ""
 		if of.Commit != "" {
-			commit = " (" + short(of.Commit) + ")"
+			commit = " (" + verb.Short(of.Commit) + ")"
 		}
-		s.put("%-8s %s%s, %s %s/%s", name, of.Version, commit, of.GoVersion, of.OS, of.Arch)
+		s.Put("%-8s %s%s, %s %s/%s", name, of.Version, commit, of.GoVersion, of.OS, of.Arch)
 	}
 	put("gantry", v.Client)
 	if v.Daemon != nil {
 		put("gantryd", *v.Daemon)
 	} else if v.err != nil {
-		s.put("%-8s %s", "gantryd", "not reachable: "+v.err.Error())
+		s.Put("%-8s %s", "gantryd", "not reachable: "+v.err.Error())
 		if hint := fault.HintOf(v.err); hint != "" {
-			s.say("hint: %s", hint)
+			s.Say("hint: %s", hint)
 		}
 	}
 	if len(v.Modules) == 0 {
@@ -310,7 +311,7 @@ func (v *versions) print(s *session, modules bool) error {
 	for _, name := range outline.SortedKeys(v.Modules) {
 		tab.Row(name, v.Modules[name])
 	}
-	return tab.Write(s.out)
+	return tab.Write(s.Out)
 }
 
 func (s *session) completionCommand() *cobra.Command {
@@ -320,20 +321,20 @@ func (s *session) completionCommand() *cobra.Command {
 
   source <(gantry completion bash)
   gantry completion bash | sudo tee /etc/bash_completion.d/gantry >/dev/null`,
-		Args: between(1, 1), ValidArgs: []string{"bash", "zsh", "fish", "powershell"},
+		Args: verb.Between(1, 1), ValidArgs: []string{"bash", "zsh", "fish", "powershell"},
 		RunE: func(cmd *cobra.Command, args []string) error {
 			root := cmd.Root()
 			switch args[0] {
 			case "bash":
-				return root.GenBashCompletionV2(s.out, true)
+				return root.GenBashCompletionV2(s.Out, true)
 			case "zsh":
-				return root.GenZshCompletion(s.out)
+				return root.GenZshCompletion(s.Out)
 			case "fish":
-				return root.GenFishCompletion(s.out, true)
+				return root.GenFishCompletion(s.Out, true)
 			case "powershell":
-				return root.GenPowerShellCompletionWithDesc(s.out)
+				return root.GenPowerShellCompletionWithDesc(s.Out)
 			}
-			return usage(cmd, "there is no completion for %q", args[0])
+			return verb.Usage(cmd, "there is no completion for %q", args[0])
 		},
 	}
 }

@@ -16,6 +16,7 @@ import (
 	"github.com/gantryd/gantry/cli/appwait"
 	"github.com/gantryd/gantry/cli/human"
 	"github.com/gantryd/gantry/cli/terminal"
+	"github.com/gantryd/gantry/cli/verb"
 	"github.com/gantryd/gantry/client"
 	"github.com/gantryd/gantry/compose"
 	"github.com/gantryd/gantry/fault"
@@ -35,11 +36,11 @@ func (s *session) upCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "up [SERVICE...]",
 		Short: "Build what is missing, bring the app up and wait until it is healthy",
-		Args:  between(0, -1),
+		Args:  verb.Between(0, -1),
 		RunE:  func(cmd *cobra.Command, args []string) error { return s.up(cmd.Context(), f, args) },
 	}
 	fs := cmd.Flags()
-	s.compose.registerLoading(fs)
+	s.Compose.RegisterLoading(fs)
 	fs.BoolVarP(&f.detach, "detach", "d", false, "do not wait until it runs")
 	fs.BoolVar(&f.build, "build", false, "build images even if they are there")
 	fs.BoolVar(&f.noBuild, "no-build", false, "build nothing; a missing image is an error")
@@ -57,7 +58,7 @@ func (s *session) up(ctx context.Context, f upFlags, services []string) error {
 	if err != nil {
 		return err
 	}
-	p, err := s.load(ctx)
+	p, err := s.Load(ctx)
 	if err != nil {
 		return err
 	}
@@ -71,12 +72,12 @@ func (s *session) up(ctx context.Context, f upFlags, services []string) error {
 	if err := s.provide(ctx, p, wanted, f); err != nil {
 		return err
 	}
-	c, err := s.client()
+	c, err := s.Client()
 	if err != nil {
 		return err
 	}
 	plan, err := client.Call(ctx, c.Apps.Apply, &gantryv1.ApplyRequest{
-		Environment: s.environment, App: p.Name, Spec: p.Spec, Services: services,
+		Environment: s.Environment, App: p.Name, Spec: p.Spec, Services: services,
 		RemoveOrphans: f.orphans, ForceRecreate: f.forceRecreate,
 	})
 	if err != nil {
@@ -84,11 +85,11 @@ func (s *session) up(ctx context.Context, f upFlags, services []string) error {
 	}
 	changed := len(plan.GetChanges()) > 0 || f.forceRecreate
 	if !changed {
-		s.say("app %q is as the file says, nothing changed", p.Name)
+		s.Say("app %q is as the file says, nothing changed", p.Name)
 	}
 	if f.detach {
 		if changed {
-			s.say("app %q is on its way: %s", p.Name, summary(plan.GetChanges()))
+			s.Say("app %q is on its way: %s", p.Name, summary(plan.GetChanges()))
 		}
 		return nil
 	}
@@ -98,16 +99,9 @@ func (s *session) up(ctx context.Context, f upFlags, services []string) error {
 		return err
 	}
 	if changed {
-		s.say("app %q is up in %s: %s", p.Name, human.Duration(time.Since(begun)), count(len(wanted), "service"))
+		s.Say("app %q is up in %s: %s", p.Name, human.Duration(time.Since(begun)), verb.Count(len(wanted), "service"))
 	}
 	return nil
-}
-
-func count(n int, noun string) string {
-	if n == 1 {
-		return "1 " + noun
-	}
-	return fmt.Sprintf("%d %ss", n, noun)
 }
 
 func timeoutOf(text string) (time.Duration, error) {
@@ -189,20 +183,20 @@ func (s *session) planCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "plan [SERVICE...]",
 		Short: "Show what up would change (exit code 2 if anything)",
-		Args:  between(0, -1),
+		Args:  verb.Between(0, -1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return s.plan(cmd.Context(), &gantryv1.ApplyRequest{Services: args, RemoveOrphans: orphans, ForceRecreate: recreate}, scale)
 		},
 	}
-	s.compose.registerLoading(cmd.Flags())
+	s.Compose.RegisterLoading(cmd.Flags())
 	cmd.Flags().BoolVar(&orphans, "remove-orphans", false, "remove services that the file no longer has")
 	cmd.Flags().BoolVar(&recreate, "force-recreate", false, "replace containers even if nothing changed")
 	cmd.Flags().StringArrayVar(&scale, "scale", nil, "run this many containers of a service: SERVICE=N")
-	return s.outputFlag(cmd, "table")
+	return s.OutputFlag(cmd, "table")
 }
 
 func (s *session) plan(ctx context.Context, req *gantryv1.ApplyRequest, scale []string) error {
-	p, err := s.load(ctx)
+	p, err := s.Load(ctx)
 	if err != nil {
 		return err
 	}
@@ -213,7 +207,7 @@ func (s *session) plan(ctx context.Context, req *gantryv1.ApplyRequest, scale []
 	if err != nil {
 		return err
 	}
-	c, err := s.client()
+	c, err := s.Client()
 	if err != nil {
 		return err
 	}
@@ -223,18 +217,18 @@ func (s *session) plan(ctx context.Context, req *gantryv1.ApplyRequest, scale []
 			return err
 		}
 	}
-	req.Environment, req.App, req.Spec = s.environment, p.Name, p.Spec
+	req.Environment, req.App, req.Spec = s.Environment, p.Name, p.Spec
 	plan, err := client.Call(ctx, c.Apps.Plan, req)
 	if err != nil {
 		return err
 	}
-	if s.output == "json" {
-		err = one(s, plan)
+	if s.Output == "json" {
+		err = verb.One(s.Session, plan)
 	} else {
 		s.printPlan(p.Name, plan)
 	}
 	if err == nil && len(plan.GetChanges()) > 0 {
-		return &exit{code: exitChanges}
+		return &verb.Exit{Code: verb.ExitChanges}
 	}
 	return err
 }
@@ -247,28 +241,28 @@ var marks = map[gantryv1.Change_Action]struct{ sign, word, colour string }{
 
 func (s *session) printPlan(app string, plan *gantryv1.PlanResponse) {
 	if len(plan.GetChanges()) == 0 {
-		s.put("app %q is as the file says, nothing to change", app)
+		s.Put("app %q is as the file says, nothing to change", app)
 		return
 	}
-	style := terminal.Style{On: terminal.Is(s.out) && s.style().On}
+	style := terminal.Style{On: terminal.Is(s.Out) && s.Style().On}
 	for _, c := range plan.GetChanges() {
 		m := marks[c.GetAction()]
-		fmt.Fprintln(s.out, style.Paint(m.colour, m.sign+" "+line("%s %s", c.GetKind(), c.GetKey())))
+		fmt.Fprintln(s.Out, style.Paint(m.colour, m.sign+" "+verb.Line("%s %s", c.GetKind(), c.GetKey())))
 		for _, f := range c.GetFields() {
-			fmt.Fprintln(s.out, "    "+field(f))
+			fmt.Fprintln(s.Out, "    "+field(f))
 		}
 	}
-	s.put("%s", summary(plan.GetChanges()))
+	s.Put("%s", summary(plan.GetChanges()))
 }
 
 func field(f *gantryv1.FieldChange) string {
 	switch {
 	case f.GetOld() == "":
-		return line("%s: + %s", f.GetPath(), f.GetNew())
+		return verb.Line("%s: + %s", f.GetPath(), f.GetNew())
 	case f.GetNew() == "":
-		return line("%s: - %s", f.GetPath(), f.GetOld())
+		return verb.Line("%s: - %s", f.GetPath(), f.GetOld())
 	}
-	return line("%s: %s -> %s", f.GetPath(), f.GetOld(), f.GetNew())
+	return verb.Line("%s: %s -> %s", f.GetPath(), f.GetOld(), f.GetNew())
 }
 
 // summary counts changes: "2 to create, 1 to update".
@@ -292,7 +286,7 @@ func (s *session) downCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "down",
 		Short: "Remove the app's containers and networks; volumes stay unless -v is given",
-		Args:  between(0, 0),
+		Args:  verb.Between(0, 0),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			limit, err := timeoutOf(timeout)
 			if err != nil {
@@ -301,7 +295,7 @@ func (s *session) downCommand() *cobra.Command {
 			return s.down(cmd.Context(), volumes, limit)
 		},
 	}
-	s.compose.register(cmd.Flags(), "f", "p")
+	s.Compose.Register(cmd.Flags(), "f", "p")
 	cmd.Flags().BoolVarP(&volumes, "volumes", "v", false, "remove the app's volumes with all data in them")
 	cmd.Flags().BoolVar(&orphans, "remove-orphans", true, "services that the file no longer has go in any case")
 	cmd.Flags().StringVarP(&timeout, "timeout", "t", "", "give up waiting after this time (exit code 1)")
@@ -312,23 +306,23 @@ var errDownTimeout = errors.New("the time to wait is over")
 
 // await waits for an app with this session's display; Ctrl-C ends the waiting only.
 func (s *session) await(ctx context.Context, w appwait.Wait) error {
-	c, err := s.client()
+	c, err := s.Client()
 	if err != nil {
 		return err
 	}
-	waiter := &appwait.Waiter{Client: c, Environment: s.environment, Say: s.say, NewLive: s.live, Style: s.style()}
+	waiter := &appwait.Waiter{Client: c, Environment: s.Environment, Say: s.Say, NewLive: s.Live, Style: s.Style()}
 	if err = waiter.Await(ctx, w); errors.Is(err, appwait.ErrStopped) {
-		return &exit{code: exitInterrupted}
+		return &verb.Exit{Code: verb.ExitInterrupted}
 	}
 	return err
 }
 
 func (s *session) down(ctx context.Context, volumes bool, timeout time.Duration) error {
-	app, err := s.app(ctx)
+	app, err := s.App(ctx)
 	if err != nil {
 		return err
 	}
-	c, err := s.client()
+	c, err := s.Client()
 	if err != nil {
 		return err
 	}
@@ -339,16 +333,16 @@ func (s *session) down(ctx context.Context, volumes bool, timeout time.Duration)
 		timer := time.AfterFunc(timeout, func() { cancel(errDownTimeout) })
 		defer timer.Stop()
 	}
-	_, err = client.Call(asked, c.Apps.Remove, &gantryv1.RemoveAppRequest{Environment: s.environment, App: app, Volumes: volumes})
+	_, err = client.Call(asked, c.Apps.Remove, &gantryv1.RemoveAppRequest{Environment: s.Environment, App: app, Volumes: volumes})
 	if errors.Is(context.Cause(asked), errDownTimeout) {
 		return fault.New(fault.Timeout, "app %q is not gone after %s", app, timeout).WithHint("it goes on ending; see gantry ps -A")
 	}
 	if ctx.Err() != nil {
-		s.say("stopped waiting; app %q goes on ending", app)
-		return &exit{code: exitInterrupted}
+		s.Say("stopped waiting; app %q goes on ending", app)
+		return &verb.Exit{Code: verb.ExitInterrupted}
 	}
 	if fault.Is(err, fault.NotFound) {
-		s.say("app %q is not there, nothing to remove", app)
+		s.Say("app %q is not there, nothing to remove", app)
 		return nil
 	}
 	if err != nil {
@@ -358,6 +352,6 @@ func (s *session) down(ctx context.Context, volumes bool, timeout time.Duration)
 	if err := s.await(ctx, w); err != nil && !fault.Is(err, fault.NotFound) {
 		return err
 	}
-	s.say("app %q is removed", app)
+	s.Say("app %q is removed", app)
 	return nil
 }
