@@ -44,6 +44,7 @@ func stored() map[string]func() Object {
 		"Secret":      func() Object { return &gantryv1.Secret{} },
 		"Config":      func() Object { return &gantryv1.Config{} },
 		"Node":        func() Object { return &gantryv1.Node{} },
+		"Job":         func() Object { return &gantryv1.Job{} },
 	}
 }
 

@@ -1345,7 +1345,9 @@ type Placement struct {
 	// "spread" (default) or "binpack".
 	Strategy string `protobuf:"bytes,4,opt,name=strategy,proto3" json:"strategy,omitempty"`
 	// Services of the app that must not share a node with this one.
-	AntiAffinity  []string `protobuf:"bytes,5,rep,name=anti_affinity,json=antiAffinity,proto3" json:"anti_affinity,omitempty"`
+	AntiAffinity []string `protobuf:"bytes,5,rep,name=anti_affinity,json=antiAffinity,proto3" json:"anti_affinity,omitempty"`
+	// Instances may be moved, one at a time, to even out the load after a machine has come.
+	Rebalance     bool `protobuf:"varint,6,opt,name=rebalance,proto3" json:"rebalance,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1413,6 +1415,13 @@ func (x *Placement) GetAntiAffinity() []string {
 		return x.AntiAffinity
 	}
 	return nil
+}
+
+func (x *Placement) GetRebalance() bool {
+	if x != nil {
+		return x.Rebalance
+	}
+	return false
 }
 
 // Service is one entry of an app. Key: "env/app/service".
@@ -1664,7 +1673,13 @@ type Instance struct {
 	// Grace period of the stop asked for last (gantry stop -t); unset for the spec's.
 	StopGrace *durationpb.Duration `protobuf:"bytes,14,opt,name=stop_grace,json=stopGrace,proto3" json:"stop_grace,omitempty"`
 	// Virtual address of the service, copied at creation.
-	VirtualIp     string `protobuf:"bytes,13,opt,name=virtual_ip,json=virtualIp,proto3" json:"virtual_ip,omitempty"`
+	VirtualIp string `protobuf:"bytes,13,opt,name=virtual_ip,json=virtualIp,proto3" json:"virtual_ip,omitempty"`
+	// Number of the run of its job; 0 for what is no job.
+	Job int64 `protobuf:"varint,15,opt,name=job,proto3" json:"job,omitempty"`
+	// Starts of a job's instance, from 1.
+	Attempt int32 `protobuf:"varint,16,opt,name=attempt,proto3" json:"attempt,omitempty"`
+	// How a job's instance has ended for good: "succeeded" or "failed"; empty before. It takes nothing from its node then.
+	Outcome       string `protobuf:"bytes,17,opt,name=outcome,proto3" json:"outcome,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1793,6 +1808,27 @@ func (x *Instance) GetStopGrace() *durationpb.Duration {
 func (x *Instance) GetVirtualIp() string {
 	if x != nil {
 		return x.VirtualIp
+	}
+	return ""
+}
+
+func (x *Instance) GetJob() int64 {
+	if x != nil {
+		return x.Job
+	}
+	return 0
+}
+
+func (x *Instance) GetAttempt() int32 {
+	if x != nil {
+		return x.Attempt
+	}
+	return 0
+}
+
+func (x *Instance) GetOutcome() string {
+	if x != nil {
+		return x.Outcome
 	}
 	return ""
 }
@@ -2406,8 +2442,10 @@ type NodeStatus struct {
 	Clock *timestamppb.Timestamp `protobuf:"bytes,11,opt,name=clock,proto3" json:"clock,omitempty"`
 	// When its certificate ends.
 	CertificateEnd *timestamppb.Timestamp `protobuf:"bytes,12,opt,name=certificate_end,json=certificateEnd,proto3" json:"certificate_end,omitempty"`
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
+	// Most processes the machine can have; 0 if not known.
+	Pids          int64 `protobuf:"varint,13,opt,name=pids,proto3" json:"pids,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *NodeStatus) Reset() {
@@ -2522,6 +2560,13 @@ func (x *NodeStatus) GetCertificateEnd() *timestamppb.Timestamp {
 		return x.CertificateEnd
 	}
 	return nil
+}
+
+func (x *NodeStatus) GetPids() int64 {
+	if x != nil {
+		return x.Pids
+	}
+	return 0
 }
 
 // Cluster is what all machines share. There is one, with the key "cluster".
@@ -2880,13 +2925,14 @@ const file_gantry_v1_app_proto_rawDesc = "" +
 	"\apercent\x18\x02 \x01(\x05R\apercent\x12\x16\n" +
 	"\x06weight\x18\x03 \x01(\x05R\x06weight\x12/\n" +
 	"\x05pause\x18\x04 \x01(\v2\x19.google.protobuf.DurationR\x05pause\x12\x1a\n" +
-	"\bapproval\x18\x05 \x01(\bR\bapproval\"\xc3\x01\n" +
+	"\bapproval\x18\x05 \x01(\bR\bapproval\"\xe1\x01\n" +
 	"\tPlacement\x12 \n" +
 	"\vconstraints\x18\x01 \x03(\tR\vconstraints\x12 \n" +
 	"\vpreferences\x18\x02 \x03(\tR\vpreferences\x121\n" +
 	"\x15max_replicas_per_node\x18\x03 \x01(\x05R\x12maxReplicasPerNode\x12\x1a\n" +
 	"\bstrategy\x18\x04 \x01(\tR\bstrategy\x12#\n" +
-	"\ranti_affinity\x18\x05 \x03(\tR\fantiAffinity\"\x87\x03\n" +
+	"\ranti_affinity\x18\x05 \x03(\tR\fantiAffinity\x12\x1c\n" +
+	"\trebalance\x18\x06 \x01(\bR\trebalance\"\x87\x03\n" +
 	"\aService\x12#\n" +
 	"\x04meta\x18\x01 \x01(\v2\x0f.gantry.v1.MetaR\x04meta\x12 \n" +
 	"\venvironment\x18\x02 \x01(\tR\venvironment\x12\x10\n" +
@@ -2908,7 +2954,7 @@ const file_gantry_v1_app_proto_rawDesc = "" +
 	"\x06number\x18\x03 \x01(\x03R\x06number\x12*\n" +
 	"\x04spec\x18\x04 \x01(\v2\x16.gantry.v1.ServiceSpecR\x04spec\x12\x1b\n" +
 	"\tspec_hash\x18\x05 \x01(\tR\bspecHash\x12\x12\n" +
-	"\x04note\x18\x06 \x01(\tR\x04note\"\xd1\x04\n" +
+	"\x04note\x18\x06 \x01(\tR\x04note\"\x97\x05\n" +
 	"\bInstance\x12#\n" +
 	"\x04meta\x18\x01 \x01(\v2\x0f.gantry.v1.MetaR\x04meta\x12 \n" +
 	"\venvironment\x18\x02 \x01(\tR\venvironment\x12\x10\n" +
@@ -2928,7 +2974,10 @@ const file_gantry_v1_app_proto_rawDesc = "" +
 	"\n" +
 	"stop_grace\x18\x0e \x01(\v2\x19.google.protobuf.DurationR\tstopGrace\x12\x1d\n" +
 	"\n" +
-	"virtual_ip\x18\r \x01(\tR\tvirtualIp\"a\n" +
+	"virtual_ip\x18\r \x01(\tR\tvirtualIp\x12\x10\n" +
+	"\x03job\x18\x0f \x01(\x03R\x03job\x12\x18\n" +
+	"\aattempt\x18\x10 \x01(\x05R\aattempt\x12\x18\n" +
+	"\aoutcome\x18\x11 \x01(\tR\aoutcome\"a\n" +
 	"\aDesired\x12\x17\n" +
 	"\x13DESIRED_UNSPECIFIED\x10\x00\x12\x13\n" +
 	"\x0fDESIRED_RUNNING\x10\x01\x12\x13\n" +
@@ -3012,7 +3061,7 @@ const file_gantry_v1_app_proto_rawDesc = "" +
 	"\x06member\x18\t \x01(\tR\x06member\x12\x1f\n" +
 	"\voverlay_key\x18\n" +
 	" \x01(\tR\n" +
-	"overlayKey\"\x8c\x04\n" +
+	"overlayKey\"\xa0\x04\n" +
 	"\n" +
 	"NodeStatus\x12#\n" +
 	"\x04meta\x18\x01 \x01(\v2\x0f.gantry.v1.MetaR\x04meta\x12\x14\n" +
@@ -3027,7 +3076,8 @@ const file_gantry_v1_app_proto_rawDesc = "" +
 	"\adevices\x18\n" +
 	" \x03(\v2\".gantry.v1.NodeStatus.DevicesEntryR\adevices\x120\n" +
 	"\x05clock\x18\v \x01(\v2\x1a.google.protobuf.TimestampR\x05clock\x12C\n" +
-	"\x0fcertificate_end\x18\f \x01(\v2\x1a.google.protobuf.TimestampR\x0ecertificateEnd\x1a:\n" +
+	"\x0fcertificate_end\x18\f \x01(\v2\x1a.google.protobuf.TimestampR\x0ecertificateEnd\x12\x12\n" +
+	"\x04pids\x18\r \x01(\x03R\x04pids\x1a:\n" +
 	"\fDevicesEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\x05R\x05value:\x028\x01\"\xae\x03\n" +

@@ -1092,8 +1092,10 @@ type Resources struct {
 	OomKillDisable   bool   `protobuf:"varint,13,opt,name=oom_kill_disable,json=oomKillDisable,proto3" json:"oom_kill_disable,omitempty"`
 	MemorySwappiness int64  `protobuf:"varint,14,opt,name=memory_swappiness,json=memorySwappiness,proto3" json:"memory_swappiness,omitempty"`
 	BlkioWeight      uint32 `protobuf:"varint,15,opt,name=blkio_weight,json=blkioWeight,proto3" json:"blkio_weight,omitempty"`
-	unknownFields    protoimpl.UnknownFields
-	sizeCache        protoimpl.SizeCache
+	// Named devices of the node (NodeStatus.devices) that are reserved, with their number.
+	NamedDevices  map[string]int32 `protobuf:"bytes,16,rep,name=named_devices,json=namedDevices,proto3" json:"named_devices,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Resources) Reset() {
@@ -1229,6 +1231,13 @@ func (x *Resources) GetBlkioWeight() uint32 {
 		return x.BlkioWeight
 	}
 	return 0
+}
+
+func (x *Resources) GetNamedDevices() map[string]int32 {
+	if x != nil {
+		return x.NamedDevices
+	}
+	return nil
 }
 
 type Ulimit struct {
@@ -1775,7 +1784,7 @@ const file_gantry_v1_container_proto_rawDesc = "" +
 	"\x0eKIND_CONTAINER\x10\x05\"G\n" +
 	"\x11NetworkAttachment\x12\x18\n" +
 	"\anetwork\x18\x01 \x01(\tR\anetwork\x12\x18\n" +
-	"\aaliases\x18\x02 \x03(\tR\aaliases\"\x93\x04\n" +
+	"\aaliases\x18\x02 \x03(\tR\aaliases\"\xa1\x05\n" +
 	"\tResources\x12\x1b\n" +
 	"\tnano_cpus\x18\x01 \x01(\x03R\bnanoCpus\x122\n" +
 	"\x15nano_cpus_reservation\x18\x02 \x01(\x03R\x13nanoCpusReservation\x12\x16\n" +
@@ -1797,7 +1806,11 @@ const file_gantry_v1_container_proto_rawDesc = "" +
 	"\room_score_adj\x18\f \x01(\x05R\voomScoreAdj\x12(\n" +
 	"\x10oom_kill_disable\x18\r \x01(\bR\x0eoomKillDisable\x12+\n" +
 	"\x11memory_swappiness\x18\x0e \x01(\x03R\x10memorySwappiness\x12!\n" +
-	"\fblkio_weight\x18\x0f \x01(\rR\vblkioWeight\"D\n" +
+	"\fblkio_weight\x18\x0f \x01(\rR\vblkioWeight\x12K\n" +
+	"\rnamed_devices\x18\x10 \x03(\v2&.gantry.v1.Resources.NamedDevicesEntryR\fnamedDevices\x1a?\n" +
+	"\x11NamedDevicesEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\x05R\x05value:\x028\x01\"D\n" +
 	"\x06Ulimit\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04soft\x18\x02 \x01(\x03R\x04soft\x12\x12\n" +
@@ -1858,7 +1871,7 @@ func file_gantry_v1_container_proto_rawDescGZIP() []byte {
 }
 
 var file_gantry_v1_container_proto_enumTypes = make([]protoimpl.EnumInfo, 4)
-var file_gantry_v1_container_proto_msgTypes = make([]protoimpl.MessageInfo, 17)
+var file_gantry_v1_container_proto_msgTypes = make([]protoimpl.MessageInfo, 18)
 var file_gantry_v1_container_proto_goTypes = []any{
 	(PullPolicy)(0),              // 0: gantry.v1.PullPolicy
 	(Mount_Type)(0),              // 1: gantry.v1.Mount.Type
@@ -1880,14 +1893,15 @@ var file_gantry_v1_container_proto_goTypes = []any{
 	nil,                          // 17: gantry.v1.ContainerSpec.LabelsEntry
 	nil,                          // 18: gantry.v1.ContainerSpec.AnnotationsEntry
 	nil,                          // 19: gantry.v1.ContainerSpec.SysctlsEntry
-	nil,                          // 20: gantry.v1.Logging.OptionsEntry
-	(*durationpb.Duration)(nil),  // 21: google.protobuf.Duration
+	nil,                          // 20: gantry.v1.Resources.NamedDevicesEntry
+	nil,                          // 21: gantry.v1.Logging.OptionsEntry
+	(*durationpb.Duration)(nil),  // 22: google.protobuf.Duration
 }
 var file_gantry_v1_container_proto_depIdxs = []int32{
 	0,  // 0: gantry.v1.ContainerSpec.pull_policy:type_name -> gantry.v1.PullPolicy
 	5,  // 1: gantry.v1.ContainerSpec.entrypoint:type_name -> gantry.v1.StringList
 	5,  // 2: gantry.v1.ContainerSpec.command:type_name -> gantry.v1.StringList
-	21, // 3: gantry.v1.ContainerSpec.stop_grace_period:type_name -> google.protobuf.Duration
+	22, // 3: gantry.v1.ContainerSpec.stop_grace_period:type_name -> google.protobuf.Duration
 	17, // 4: gantry.v1.ContainerSpec.labels:type_name -> gantry.v1.ContainerSpec.LabelsEntry
 	18, // 5: gantry.v1.ContainerSpec.annotations:type_name -> gantry.v1.ContainerSpec.AnnotationsEntry
 	6,  // 6: gantry.v1.ContainerSpec.mounts:type_name -> gantry.v1.Mount
@@ -1905,19 +1919,20 @@ var file_gantry_v1_container_proto_depIdxs = []int32{
 	1,  // 18: gantry.v1.Mount.type:type_name -> gantry.v1.Mount.Type
 	2,  // 19: gantry.v1.NetworkMode.kind:type_name -> gantry.v1.NetworkMode.Kind
 	9,  // 20: gantry.v1.NetworkMode.attachments:type_name -> gantry.v1.NetworkAttachment
-	20, // 21: gantry.v1.Logging.options:type_name -> gantry.v1.Logging.OptionsEntry
-	21, // 22: gantry.v1.Healthcheck.interval:type_name -> google.protobuf.Duration
-	21, // 23: gantry.v1.Healthcheck.timeout:type_name -> google.protobuf.Duration
-	21, // 24: gantry.v1.Healthcheck.start_period:type_name -> google.protobuf.Duration
-	21, // 25: gantry.v1.Healthcheck.start_interval:type_name -> google.protobuf.Duration
-	3,  // 26: gantry.v1.RestartPolicy.condition:type_name -> gantry.v1.RestartPolicy.Condition
-	21, // 27: gantry.v1.RestartPolicy.delay:type_name -> google.protobuf.Duration
-	21, // 28: gantry.v1.RestartPolicy.window:type_name -> google.protobuf.Duration
-	29, // [29:29] is the sub-list for method output_type
-	29, // [29:29] is the sub-list for method input_type
-	29, // [29:29] is the sub-list for extension type_name
-	29, // [29:29] is the sub-list for extension extendee
-	0,  // [0:29] is the sub-list for field type_name
+	20, // 21: gantry.v1.Resources.named_devices:type_name -> gantry.v1.Resources.NamedDevicesEntry
+	21, // 22: gantry.v1.Logging.options:type_name -> gantry.v1.Logging.OptionsEntry
+	22, // 23: gantry.v1.Healthcheck.interval:type_name -> google.protobuf.Duration
+	22, // 24: gantry.v1.Healthcheck.timeout:type_name -> google.protobuf.Duration
+	22, // 25: gantry.v1.Healthcheck.start_period:type_name -> google.protobuf.Duration
+	22, // 26: gantry.v1.Healthcheck.start_interval:type_name -> google.protobuf.Duration
+	3,  // 27: gantry.v1.RestartPolicy.condition:type_name -> gantry.v1.RestartPolicy.Condition
+	22, // 28: gantry.v1.RestartPolicy.delay:type_name -> google.protobuf.Duration
+	22, // 29: gantry.v1.RestartPolicy.window:type_name -> google.protobuf.Duration
+	30, // [30:30] is the sub-list for method output_type
+	30, // [30:30] is the sub-list for method input_type
+	30, // [30:30] is the sub-list for extension type_name
+	30, // [30:30] is the sub-list for extension extendee
+	0,  // [0:30] is the sub-list for field type_name
 }
 
 func init() { file_gantry_v1_container_proto_init() }
@@ -1931,7 +1946,7 @@ func file_gantry_v1_container_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_gantry_v1_container_proto_rawDesc), len(file_gantry_v1_container_proto_rawDesc)),
 			NumEnums:      4,
-			NumMessages:   17,
+			NumMessages:   18,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
