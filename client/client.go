@@ -40,6 +40,8 @@ type Client struct {
 	Secrets   gantryv1connect.SecretServiceClient
 	Configs   gantryv1connect.ConfigServiceClient
 	System    gantryv1connect.SystemServiceClient
+	Cluster   gantryv1connect.ClusterServiceClient
+	Nodes     gantryv1connect.NodeAdminServiceClient
 
 	host      string
 	transport *http.Transport
@@ -74,6 +76,8 @@ func New(opts Options) (*Client, error) {
 	c.Secrets = gantryv1connect.NewSecretServiceClient(hc, base, with)
 	c.Configs = gantryv1connect.NewConfigServiceClient(hc, base, with)
 	c.System = gantryv1connect.NewSystemServiceClient(hc, base, with)
+	c.Cluster = gantryv1connect.NewClusterServiceClient(hc, base, with)
+	c.Nodes = gantryv1connect.NewNodeAdminServiceClient(hc, base, with)
 	return c, nil
 }
 
