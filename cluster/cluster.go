@@ -1,18 +1,22 @@
 // Package cluster runs this machine's member of the cluster's replicated state: etcd, embedded.
 //
-// Start begins a member whose files are under a directory; Client reaches it in process, without a network. A Member is
-// safe in parallel. One machine runs one member of a cluster of one; joining other machines is not there yet.
+// Start begins a member whose files are under a directory; Client reaches it in process, without a network. Lead calls a
+// function whenever this member is the one that decides; Members, AddLearner, Promote and Remove change who belongs to it. A
+// Member is safe in parallel. A machine that stands alone runs a cluster of one that listens nowhere.
 package cluster
 
 import (
 	"context"
+	"crypto/tls"
 	"fmt"
 	"log/slog"
 	"net/url"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
+	"go.etcd.io/etcd/client/pkg/v3/transport"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.etcd.io/etcd/server/v3/embed"
 	"go.etcd.io/etcd/server/v3/etcdserver/api/v3client"
@@ -26,6 +30,23 @@ type Options struct {
 	Root   string // durable files, the member's own directory
 	Run    string // sockets
 	Logger *slog.Logger
+	// Peers is how other members reach this one; nil for a cluster of one that nobody joins.
+	Peers *Peers
+	// Initial has "name=url" of every member of the cluster that a new member joins, itself included; empty for a new cluster.
+	Initial []string
+	// Force makes a cluster of one out of what this member has, when the majority is lost for good.
+	Force bool
+}
+
+// Peers is a member's end of the connections between members.
+type Peers struct {
+	Name string // unique in the cluster
+	// Listen and Advertise are "https://ADDRESS:PORT".
+	Listen, Advertise string
+	// Pair and Roots are PEM files: certificate with key, and who is trusted. They are read again at every handshake.
+	Pair, Roots string
+	// Hostname must be in the certificates of other members.
+	Hostname string
 }
 
 // Member is a running member.
@@ -66,6 +87,10 @@ func Start(ctx context.Context, o Options) (*Member, error) {
 		return nil, ctx.Err()
 	}
 	m.client = v3client.New(e.Server)
+	if err := m.announce(ctx, o.Peers); err != nil {
+		m.Stop()
+		return nil, err
+	}
 	return m, nil
 }
 
@@ -98,9 +123,16 @@ func config(o Options) (*embed.Config, error) {
 	cfg := embed.NewConfig()
 	cfg.Name = "member"
 	cfg.Dir = o.Root
+	cfg.ForceNewCluster = o.Force
 	cfg.ListenPeerUrls, cfg.AdvertisePeerUrls = []url.URL{peer}, []url.URL{advertised}
 	cfg.ListenClientUrls, cfg.AdvertiseClientUrls = []url.URL{client}, []url.URL{client}
-	cfg.InitialCluster = fmt.Sprintf("%s=%s", cfg.Name, advertised.String())
+	if err := between(cfg, o.Peers); err != nil {
+		return nil, err
+	}
+	cfg.InitialCluster = fmt.Sprintf("%s=%s", cfg.Name, cfg.AdvertisePeerUrls[0].String())
+	if len(o.Initial) > 0 {
+		cfg.InitialCluster, cfg.ClusterState = strings.Join(o.Initial, ","), embed.ClusterStateFlagExisting
+	}
 	cfg.AutoCompactionMode, cfg.AutoCompactionRetention = "periodic", "10m"
 	cfg.QuotaBackendBytes = quota
 	cfg.MaxTxnOps = maxTxnOps
@@ -109,6 +141,30 @@ func config(o Options) (*embed.Config, error) {
 	cfg.TickMs, cfg.ElectionMs = 100, 1000
 	cfg.ZapLoggerBuilder = embed.NewZapLoggerBuilder(logger(o.Logger))
 	return cfg, nil
+}
+
+// between makes the member reachable for others.
+func between(cfg *embed.Config, p *Peers) error {
+	if p == nil {
+		return nil
+	}
+	listen, err := url.Parse(p.Listen)
+	if err != nil {
+		return fault.Wrap(fault.Invalid, err, "the address %q of this member cannot be read", p.Listen)
+	}
+	advertise, err := url.Parse(p.Advertise)
+	if err != nil {
+		return fault.Wrap(fault.Invalid, err, "the address %q of this member cannot be read", p.Advertise)
+	}
+	cfg.Name = p.Name
+	cfg.ListenPeerUrls, cfg.AdvertisePeerUrls = []url.URL{*listen}, []url.URL{*advertise}
+	cfg.PeerTLSInfo = transport.TLSInfo{
+		CertFile: p.Pair, KeyFile: p.Pair, TrustedCAFile: p.Roots, ClientCertAuth: true, MinVersion: tls.VersionTLS13,
+		AllowedHostnames: []string{p.Hostname},
+		// Members are known by the name above; the address they come from may be any of theirs.
+		SkipClientSANVerify: true,
+	}
+	return nil
 }
 
 func socketURL(dir, name string) url.URL {
