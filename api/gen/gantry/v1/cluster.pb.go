@@ -31,9 +31,8 @@ type JoinRequest struct {
 	Name               string            `protobuf:"bytes,3,opt,name=name,proto3" json:"name,omitempty"`
 	Address            string            `protobuf:"bytes,4,opt,name=address,proto3" json:"address,omitempty"`
 	ApiAddress         string            `protobuf:"bytes,5,opt,name=api_address,json=apiAddress,proto3" json:"api_address,omitempty"`
-	PeerAddress        string            `protobuf:"bytes,6,opt,name=peer_address,json=peerAddress,proto3" json:"peer_address,omitempty"`
-	Labels             map[string]string `protobuf:"bytes,7,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
-	Version            string            `protobuf:"bytes,8,opt,name=version,proto3" json:"version,omitempty"`
+	Labels             map[string]string `protobuf:"bytes,6,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	Version            string            `protobuf:"bytes,7,opt,name=version,proto3" json:"version,omitempty"`
 	unknownFields      protoimpl.UnknownFields
 	sizeCache          protoimpl.SizeCache
 }
@@ -99,13 +98,6 @@ func (x *JoinRequest) GetAddress() string {
 func (x *JoinRequest) GetApiAddress() string {
 	if x != nil {
 		return x.ApiAddress
-	}
-	return ""
-}
-
-func (x *JoinRequest) GetPeerAddress() string {
-	if x != nil {
-		return x.PeerAddress
 	}
 	return ""
 }
@@ -248,9 +240,11 @@ func (x *RenewRequest) GetCertificateRequest() []byte {
 }
 
 type RenewResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Certificate   []byte                 `protobuf:"bytes,1,opt,name=certificate,proto3" json:"certificate,omitempty"`
-	Roots         []byte                 `protobuf:"bytes,2,opt,name=roots,proto3" json:"roots,omitempty"`
+	state       protoimpl.MessageState `protogen:"open.v1"`
+	Certificate []byte                 `protobuf:"bytes,1,opt,name=certificate,proto3" json:"certificate,omitempty"`
+	Roots       []byte                 `protobuf:"bytes,2,opt,name=roots,proto3" json:"roots,omitempty"`
+	// For a server: the key that secrets are sealed with.
+	SecretsKey    []byte `protobuf:"bytes,3,opt,name=secrets_key,json=secretsKey,proto3" json:"secrets_key,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -299,9 +293,16 @@ func (x *RenewResponse) GetRoots() []byte {
 	return nil
 }
 
+func (x *RenewResponse) GetSecretsKey() []byte {
+	if x != nil {
+		return x.SecretsKey
+	}
+	return nil
+}
+
 type AddMemberRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// URL of the member's peer listener.
+	// URL of the member's peer listener; it is named after its node.
 	PeerUrl       string `protobuf:"bytes,1,opt,name=peer_url,json=peerUrl,proto3" json:"peer_url,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -477,6 +478,95 @@ func (*PromoteMemberResponse) Descriptor() ([]byte, []int) {
 	return file_gantry_v1_cluster_proto_rawDescGZIP(), []int{7}
 }
 
+// MachineRecord is what a machine keeps on its disk of itself and its cluster, so that it starts without a server.
+type MachineRecord struct {
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Node    *Node                  `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
+	Cluster *Cluster               `protobuf:"bytes,2,opt,name=cluster,proto3" json:"cluster,omitempty"`
+	// API addresses of the servers.
+	Servers []string `protobuf:"bytes,3,rep,name=servers,proto3" json:"servers,omitempty"`
+	// What a founding machine has not stored in its cluster yet.
+	Founding bool `protobuf:"varint,4,opt,name=founding,proto3" json:"founding,omitempty"`
+	// The member that this server is or has been given.
+	Member string `protobuf:"bytes,5,opt,name=member,proto3" json:"member,omitempty"`
+	// "name=url" of the members that a new one starts with.
+	InitialCluster []string `protobuf:"bytes,6,rep,name=initial_cluster,json=initialCluster,proto3" json:"initial_cluster,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *MachineRecord) Reset() {
+	*x = MachineRecord{}
+	mi := &file_gantry_v1_cluster_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *MachineRecord) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*MachineRecord) ProtoMessage() {}
+
+func (x *MachineRecord) ProtoReflect() protoreflect.Message {
+	mi := &file_gantry_v1_cluster_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use MachineRecord.ProtoReflect.Descriptor instead.
+func (*MachineRecord) Descriptor() ([]byte, []int) {
+	return file_gantry_v1_cluster_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *MachineRecord) GetNode() *Node {
+	if x != nil {
+		return x.Node
+	}
+	return nil
+}
+
+func (x *MachineRecord) GetCluster() *Cluster {
+	if x != nil {
+		return x.Cluster
+	}
+	return nil
+}
+
+func (x *MachineRecord) GetServers() []string {
+	if x != nil {
+		return x.Servers
+	}
+	return nil
+}
+
+func (x *MachineRecord) GetFounding() bool {
+	if x != nil {
+		return x.Founding
+	}
+	return false
+}
+
+func (x *MachineRecord) GetMember() string {
+	if x != nil {
+		return x.Member
+	}
+	return ""
+}
+
+func (x *MachineRecord) GetInitialCluster() []string {
+	if x != nil {
+		return x.InitialCluster
+	}
+	return nil
+}
+
 type ClusterStatusRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -485,7 +575,7 @@ type ClusterStatusRequest struct {
 
 func (x *ClusterStatusRequest) Reset() {
 	*x = ClusterStatusRequest{}
-	mi := &file_gantry_v1_cluster_proto_msgTypes[8]
+	mi := &file_gantry_v1_cluster_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -497,7 +587,7 @@ func (x *ClusterStatusRequest) String() string {
 func (*ClusterStatusRequest) ProtoMessage() {}
 
 func (x *ClusterStatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_v1_cluster_proto_msgTypes[8]
+	mi := &file_gantry_v1_cluster_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -510,7 +600,7 @@ func (x *ClusterStatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClusterStatusRequest.ProtoReflect.Descriptor instead.
 func (*ClusterStatusRequest) Descriptor() ([]byte, []int) {
-	return file_gantry_v1_cluster_proto_rawDescGZIP(), []int{8}
+	return file_gantry_v1_cluster_proto_rawDescGZIP(), []int{9}
 }
 
 type ClusterStatusResponse struct {
@@ -530,7 +620,7 @@ type ClusterStatusResponse struct {
 
 func (x *ClusterStatusResponse) Reset() {
 	*x = ClusterStatusResponse{}
-	mi := &file_gantry_v1_cluster_proto_msgTypes[9]
+	mi := &file_gantry_v1_cluster_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -542,7 +632,7 @@ func (x *ClusterStatusResponse) String() string {
 func (*ClusterStatusResponse) ProtoMessage() {}
 
 func (x *ClusterStatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_v1_cluster_proto_msgTypes[9]
+	mi := &file_gantry_v1_cluster_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -555,7 +645,7 @@ func (x *ClusterStatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClusterStatusResponse.ProtoReflect.Descriptor instead.
 func (*ClusterStatusResponse) Descriptor() ([]byte, []int) {
-	return file_gantry_v1_cluster_proto_rawDescGZIP(), []int{9}
+	return file_gantry_v1_cluster_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *ClusterStatusResponse) GetId() string {
@@ -629,7 +719,7 @@ type MemberStatus struct {
 
 func (x *MemberStatus) Reset() {
 	*x = MemberStatus{}
-	mi := &file_gantry_v1_cluster_proto_msgTypes[10]
+	mi := &file_gantry_v1_cluster_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -641,7 +731,7 @@ func (x *MemberStatus) String() string {
 func (*MemberStatus) ProtoMessage() {}
 
 func (x *MemberStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_v1_cluster_proto_msgTypes[10]
+	mi := &file_gantry_v1_cluster_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -654,7 +744,7 @@ func (x *MemberStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MemberStatus.ProtoReflect.Descriptor instead.
 func (*MemberStatus) Descriptor() ([]byte, []int) {
-	return file_gantry_v1_cluster_proto_rawDescGZIP(), []int{10}
+	return file_gantry_v1_cluster_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *MemberStatus) GetMember() string {
@@ -720,7 +810,7 @@ type Finding struct {
 
 func (x *Finding) Reset() {
 	*x = Finding{}
-	mi := &file_gantry_v1_cluster_proto_msgTypes[11]
+	mi := &file_gantry_v1_cluster_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -732,7 +822,7 @@ func (x *Finding) String() string {
 func (*Finding) ProtoMessage() {}
 
 func (x *Finding) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_v1_cluster_proto_msgTypes[11]
+	mi := &file_gantry_v1_cluster_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -745,7 +835,7 @@ func (x *Finding) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Finding.ProtoReflect.Descriptor instead.
 func (*Finding) Descriptor() ([]byte, []int) {
-	return file_gantry_v1_cluster_proto_rawDescGZIP(), []int{11}
+	return file_gantry_v1_cluster_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Finding) GetSeverity() string {
@@ -788,7 +878,7 @@ type CreateTokenRequest struct {
 
 func (x *CreateTokenRequest) Reset() {
 	*x = CreateTokenRequest{}
-	mi := &file_gantry_v1_cluster_proto_msgTypes[12]
+	mi := &file_gantry_v1_cluster_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -800,7 +890,7 @@ func (x *CreateTokenRequest) String() string {
 func (*CreateTokenRequest) ProtoMessage() {}
 
 func (x *CreateTokenRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_v1_cluster_proto_msgTypes[12]
+	mi := &file_gantry_v1_cluster_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -813,7 +903,7 @@ func (x *CreateTokenRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateTokenRequest.ProtoReflect.Descriptor instead.
 func (*CreateTokenRequest) Descriptor() ([]byte, []int) {
-	return file_gantry_v1_cluster_proto_rawDescGZIP(), []int{12}
+	return file_gantry_v1_cluster_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *CreateTokenRequest) GetRole() string {
@@ -843,7 +933,7 @@ type CreateTokenResponse struct {
 
 func (x *CreateTokenResponse) Reset() {
 	*x = CreateTokenResponse{}
-	mi := &file_gantry_v1_cluster_proto_msgTypes[13]
+	mi := &file_gantry_v1_cluster_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -855,7 +945,7 @@ func (x *CreateTokenResponse) String() string {
 func (*CreateTokenResponse) ProtoMessage() {}
 
 func (x *CreateTokenResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_v1_cluster_proto_msgTypes[13]
+	mi := &file_gantry_v1_cluster_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -868,7 +958,7 @@ func (x *CreateTokenResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateTokenResponse.ProtoReflect.Descriptor instead.
 func (*CreateTokenResponse) Descriptor() ([]byte, []int) {
-	return file_gantry_v1_cluster_proto_rawDescGZIP(), []int{13}
+	return file_gantry_v1_cluster_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *CreateTokenResponse) GetId() string {
@@ -907,7 +997,7 @@ type ListTokensRequest struct {
 
 func (x *ListTokensRequest) Reset() {
 	*x = ListTokensRequest{}
-	mi := &file_gantry_v1_cluster_proto_msgTypes[14]
+	mi := &file_gantry_v1_cluster_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -919,7 +1009,7 @@ func (x *ListTokensRequest) String() string {
 func (*ListTokensRequest) ProtoMessage() {}
 
 func (x *ListTokensRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_v1_cluster_proto_msgTypes[14]
+	mi := &file_gantry_v1_cluster_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -932,7 +1022,7 @@ func (x *ListTokensRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListTokensRequest.ProtoReflect.Descriptor instead.
 func (*ListTokensRequest) Descriptor() ([]byte, []int) {
-	return file_gantry_v1_cluster_proto_rawDescGZIP(), []int{14}
+	return file_gantry_v1_cluster_proto_rawDescGZIP(), []int{15}
 }
 
 type ListTokensResponse struct {
@@ -945,7 +1035,7 @@ type ListTokensResponse struct {
 
 func (x *ListTokensResponse) Reset() {
 	*x = ListTokensResponse{}
-	mi := &file_gantry_v1_cluster_proto_msgTypes[15]
+	mi := &file_gantry_v1_cluster_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -957,7 +1047,7 @@ func (x *ListTokensResponse) String() string {
 func (*ListTokensResponse) ProtoMessage() {}
 
 func (x *ListTokensResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_v1_cluster_proto_msgTypes[15]
+	mi := &file_gantry_v1_cluster_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -970,7 +1060,7 @@ func (x *ListTokensResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListTokensResponse.ProtoReflect.Descriptor instead.
 func (*ListTokensResponse) Descriptor() ([]byte, []int) {
-	return file_gantry_v1_cluster_proto_rawDescGZIP(), []int{15}
+	return file_gantry_v1_cluster_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *ListTokensResponse) GetTokens() []*JoinToken {
@@ -989,7 +1079,7 @@ type RevokeTokenRequest struct {
 
 func (x *RevokeTokenRequest) Reset() {
 	*x = RevokeTokenRequest{}
-	mi := &file_gantry_v1_cluster_proto_msgTypes[16]
+	mi := &file_gantry_v1_cluster_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1001,7 +1091,7 @@ func (x *RevokeTokenRequest) String() string {
 func (*RevokeTokenRequest) ProtoMessage() {}
 
 func (x *RevokeTokenRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_v1_cluster_proto_msgTypes[16]
+	mi := &file_gantry_v1_cluster_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1014,7 +1104,7 @@ func (x *RevokeTokenRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeTokenRequest.ProtoReflect.Descriptor instead.
 func (*RevokeTokenRequest) Descriptor() ([]byte, []int) {
-	return file_gantry_v1_cluster_proto_rawDescGZIP(), []int{16}
+	return file_gantry_v1_cluster_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *RevokeTokenRequest) GetId() string {
@@ -1032,7 +1122,7 @@ type RevokeTokenResponse struct {
 
 func (x *RevokeTokenResponse) Reset() {
 	*x = RevokeTokenResponse{}
-	mi := &file_gantry_v1_cluster_proto_msgTypes[17]
+	mi := &file_gantry_v1_cluster_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1044,7 +1134,7 @@ func (x *RevokeTokenResponse) String() string {
 func (*RevokeTokenResponse) ProtoMessage() {}
 
 func (x *RevokeTokenResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_v1_cluster_proto_msgTypes[17]
+	mi := &file_gantry_v1_cluster_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1057,7 +1147,7 @@ func (x *RevokeTokenResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeTokenResponse.ProtoReflect.Descriptor instead.
 func (*RevokeTokenResponse) Descriptor() ([]byte, []int) {
-	return file_gantry_v1_cluster_proto_rawDescGZIP(), []int{17}
+	return file_gantry_v1_cluster_proto_rawDescGZIP(), []int{18}
 }
 
 type BackupRequest struct {
@@ -1068,7 +1158,7 @@ type BackupRequest struct {
 
 func (x *BackupRequest) Reset() {
 	*x = BackupRequest{}
-	mi := &file_gantry_v1_cluster_proto_msgTypes[18]
+	mi := &file_gantry_v1_cluster_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1080,7 +1170,7 @@ func (x *BackupRequest) String() string {
 func (*BackupRequest) ProtoMessage() {}
 
 func (x *BackupRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_v1_cluster_proto_msgTypes[18]
+	mi := &file_gantry_v1_cluster_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1093,7 +1183,7 @@ func (x *BackupRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BackupRequest.ProtoReflect.Descriptor instead.
 func (*BackupRequest) Descriptor() ([]byte, []int) {
-	return file_gantry_v1_cluster_proto_rawDescGZIP(), []int{18}
+	return file_gantry_v1_cluster_proto_rawDescGZIP(), []int{19}
 }
 
 type BackupChunk struct {
@@ -1105,7 +1195,7 @@ type BackupChunk struct {
 
 func (x *BackupChunk) Reset() {
 	*x = BackupChunk{}
-	mi := &file_gantry_v1_cluster_proto_msgTypes[19]
+	mi := &file_gantry_v1_cluster_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1117,7 +1207,7 @@ func (x *BackupChunk) String() string {
 func (*BackupChunk) ProtoMessage() {}
 
 func (x *BackupChunk) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_v1_cluster_proto_msgTypes[19]
+	mi := &file_gantry_v1_cluster_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1130,7 +1220,7 @@ func (x *BackupChunk) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BackupChunk.ProtoReflect.Descriptor instead.
 func (*BackupChunk) Descriptor() ([]byte, []int) {
-	return file_gantry_v1_cluster_proto_rawDescGZIP(), []int{19}
+	return file_gantry_v1_cluster_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *BackupChunk) GetData() []byte {
@@ -1148,7 +1238,7 @@ type RotateCARequest struct {
 
 func (x *RotateCARequest) Reset() {
 	*x = RotateCARequest{}
-	mi := &file_gantry_v1_cluster_proto_msgTypes[20]
+	mi := &file_gantry_v1_cluster_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1160,7 +1250,7 @@ func (x *RotateCARequest) String() string {
 func (*RotateCARequest) ProtoMessage() {}
 
 func (x *RotateCARequest) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_v1_cluster_proto_msgTypes[20]
+	mi := &file_gantry_v1_cluster_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1173,7 +1263,7 @@ func (x *RotateCARequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RotateCARequest.ProtoReflect.Descriptor instead.
 func (*RotateCARequest) Descriptor() ([]byte, []int) {
-	return file_gantry_v1_cluster_proto_rawDescGZIP(), []int{20}
+	return file_gantry_v1_cluster_proto_rawDescGZIP(), []int{21}
 }
 
 type RotateCAResponse struct {
@@ -1186,7 +1276,7 @@ type RotateCAResponse struct {
 
 func (x *RotateCAResponse) Reset() {
 	*x = RotateCAResponse{}
-	mi := &file_gantry_v1_cluster_proto_msgTypes[21]
+	mi := &file_gantry_v1_cluster_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1198,7 +1288,7 @@ func (x *RotateCAResponse) String() string {
 func (*RotateCAResponse) ProtoMessage() {}
 
 func (x *RotateCAResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_v1_cluster_proto_msgTypes[21]
+	mi := &file_gantry_v1_cluster_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1211,7 +1301,7 @@ func (x *RotateCAResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RotateCAResponse.ProtoReflect.Descriptor instead.
 func (*RotateCAResponse) Descriptor() ([]byte, []int) {
-	return file_gantry_v1_cluster_proto_rawDescGZIP(), []int{21}
+	return file_gantry_v1_cluster_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *RotateCAResponse) GetRootHash() string {
@@ -1232,7 +1322,7 @@ type ConfigureClusterRequest struct {
 
 func (x *ConfigureClusterRequest) Reset() {
 	*x = ConfigureClusterRequest{}
-	mi := &file_gantry_v1_cluster_proto_msgTypes[22]
+	mi := &file_gantry_v1_cluster_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1244,7 +1334,7 @@ func (x *ConfigureClusterRequest) String() string {
 func (*ConfigureClusterRequest) ProtoMessage() {}
 
 func (x *ConfigureClusterRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_v1_cluster_proto_msgTypes[22]
+	mi := &file_gantry_v1_cluster_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1257,7 +1347,7 @@ func (x *ConfigureClusterRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConfigureClusterRequest.ProtoReflect.Descriptor instead.
 func (*ConfigureClusterRequest) Descriptor() ([]byte, []int) {
-	return file_gantry_v1_cluster_proto_rawDescGZIP(), []int{22}
+	return file_gantry_v1_cluster_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *ConfigureClusterRequest) GetCertificateLife() *durationpb.Duration {
@@ -1290,7 +1380,7 @@ type NodeRequest struct {
 
 func (x *NodeRequest) Reset() {
 	*x = NodeRequest{}
-	mi := &file_gantry_v1_cluster_proto_msgTypes[23]
+	mi := &file_gantry_v1_cluster_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1302,7 +1392,7 @@ func (x *NodeRequest) String() string {
 func (*NodeRequest) ProtoMessage() {}
 
 func (x *NodeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_v1_cluster_proto_msgTypes[23]
+	mi := &file_gantry_v1_cluster_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1315,7 +1405,7 @@ func (x *NodeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeRequest.ProtoReflect.Descriptor instead.
 func (*NodeRequest) Descriptor() ([]byte, []int) {
-	return file_gantry_v1_cluster_proto_rawDescGZIP(), []int{23}
+	return file_gantry_v1_cluster_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *NodeRequest) GetNode() string {
@@ -1333,7 +1423,7 @@ type ListNodesRequest struct {
 
 func (x *ListNodesRequest) Reset() {
 	*x = ListNodesRequest{}
-	mi := &file_gantry_v1_cluster_proto_msgTypes[24]
+	mi := &file_gantry_v1_cluster_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1345,7 +1435,7 @@ func (x *ListNodesRequest) String() string {
 func (*ListNodesRequest) ProtoMessage() {}
 
 func (x *ListNodesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_v1_cluster_proto_msgTypes[24]
+	mi := &file_gantry_v1_cluster_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1358,7 +1448,7 @@ func (x *ListNodesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListNodesRequest.ProtoReflect.Descriptor instead.
 func (*ListNodesRequest) Descriptor() ([]byte, []int) {
-	return file_gantry_v1_cluster_proto_rawDescGZIP(), []int{24}
+	return file_gantry_v1_cluster_proto_rawDescGZIP(), []int{25}
 }
 
 type ListNodesResponse struct {
@@ -1370,7 +1460,7 @@ type ListNodesResponse struct {
 
 func (x *ListNodesResponse) Reset() {
 	*x = ListNodesResponse{}
-	mi := &file_gantry_v1_cluster_proto_msgTypes[25]
+	mi := &file_gantry_v1_cluster_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1382,7 +1472,7 @@ func (x *ListNodesResponse) String() string {
 func (*ListNodesResponse) ProtoMessage() {}
 
 func (x *ListNodesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_v1_cluster_proto_msgTypes[25]
+	mi := &file_gantry_v1_cluster_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1395,7 +1485,7 @@ func (x *ListNodesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListNodesResponse.ProtoReflect.Descriptor instead.
 func (*ListNodesResponse) Descriptor() ([]byte, []int) {
-	return file_gantry_v1_cluster_proto_rawDescGZIP(), []int{25}
+	return file_gantry_v1_cluster_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *ListNodesResponse) GetNodes() []*NodeView {
@@ -1422,7 +1512,7 @@ type NodeView struct {
 
 func (x *NodeView) Reset() {
 	*x = NodeView{}
-	mi := &file_gantry_v1_cluster_proto_msgTypes[26]
+	mi := &file_gantry_v1_cluster_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1434,7 +1524,7 @@ func (x *NodeView) String() string {
 func (*NodeView) ProtoMessage() {}
 
 func (x *NodeView) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_v1_cluster_proto_msgTypes[26]
+	mi := &file_gantry_v1_cluster_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1447,7 +1537,7 @@ func (x *NodeView) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeView.ProtoReflect.Descriptor instead.
 func (*NodeView) Descriptor() ([]byte, []int) {
-	return file_gantry_v1_cluster_proto_rawDescGZIP(), []int{26}
+	return file_gantry_v1_cluster_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *NodeView) GetNode() *Node {
@@ -1509,7 +1599,7 @@ type LabelNodeRequest struct {
 
 func (x *LabelNodeRequest) Reset() {
 	*x = LabelNodeRequest{}
-	mi := &file_gantry_v1_cluster_proto_msgTypes[27]
+	mi := &file_gantry_v1_cluster_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1521,7 +1611,7 @@ func (x *LabelNodeRequest) String() string {
 func (*LabelNodeRequest) ProtoMessage() {}
 
 func (x *LabelNodeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_v1_cluster_proto_msgTypes[27]
+	mi := &file_gantry_v1_cluster_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1534,7 +1624,7 @@ func (x *LabelNodeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LabelNodeRequest.ProtoReflect.Descriptor instead.
 func (*LabelNodeRequest) Descriptor() ([]byte, []int) {
-	return file_gantry_v1_cluster_proto_rawDescGZIP(), []int{27}
+	return file_gantry_v1_cluster_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *LabelNodeRequest) GetNode() string {
@@ -1561,7 +1651,7 @@ type SetAvailabilityRequest struct {
 
 func (x *SetAvailabilityRequest) Reset() {
 	*x = SetAvailabilityRequest{}
-	mi := &file_gantry_v1_cluster_proto_msgTypes[28]
+	mi := &file_gantry_v1_cluster_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1573,7 +1663,7 @@ func (x *SetAvailabilityRequest) String() string {
 func (*SetAvailabilityRequest) ProtoMessage() {}
 
 func (x *SetAvailabilityRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_v1_cluster_proto_msgTypes[28]
+	mi := &file_gantry_v1_cluster_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1586,7 +1676,7 @@ func (x *SetAvailabilityRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetAvailabilityRequest.ProtoReflect.Descriptor instead.
 func (*SetAvailabilityRequest) Descriptor() ([]byte, []int) {
-	return file_gantry_v1_cluster_proto_rawDescGZIP(), []int{28}
+	return file_gantry_v1_cluster_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *SetAvailabilityRequest) GetNode() string {
@@ -1614,7 +1704,7 @@ type RemoveNodeRequest struct {
 
 func (x *RemoveNodeRequest) Reset() {
 	*x = RemoveNodeRequest{}
-	mi := &file_gantry_v1_cluster_proto_msgTypes[29]
+	mi := &file_gantry_v1_cluster_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1626,7 +1716,7 @@ func (x *RemoveNodeRequest) String() string {
 func (*RemoveNodeRequest) ProtoMessage() {}
 
 func (x *RemoveNodeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_v1_cluster_proto_msgTypes[29]
+	mi := &file_gantry_v1_cluster_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1639,7 +1729,7 @@ func (x *RemoveNodeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveNodeRequest.ProtoReflect.Descriptor instead.
 func (*RemoveNodeRequest) Descriptor() ([]byte, []int) {
-	return file_gantry_v1_cluster_proto_rawDescGZIP(), []int{29}
+	return file_gantry_v1_cluster_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *RemoveNodeRequest) GetNode() string {
@@ -1664,7 +1754,7 @@ type RemoveNodeResponse struct {
 
 func (x *RemoveNodeResponse) Reset() {
 	*x = RemoveNodeResponse{}
-	mi := &file_gantry_v1_cluster_proto_msgTypes[30]
+	mi := &file_gantry_v1_cluster_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1676,7 +1766,7 @@ func (x *RemoveNodeResponse) String() string {
 func (*RemoveNodeResponse) ProtoMessage() {}
 
 func (x *RemoveNodeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_v1_cluster_proto_msgTypes[30]
+	mi := &file_gantry_v1_cluster_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1689,24 +1779,23 @@ func (x *RemoveNodeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveNodeResponse.ProtoReflect.Descriptor instead.
 func (*RemoveNodeResponse) Descriptor() ([]byte, []int) {
-	return file_gantry_v1_cluster_proto_rawDescGZIP(), []int{30}
+	return file_gantry_v1_cluster_proto_rawDescGZIP(), []int{31}
 }
 
 var File_gantry_v1_cluster_proto protoreflect.FileDescriptor
 
 const file_gantry_v1_cluster_proto_rawDesc = "" +
 	"\n" +
-	"\x17gantry/v1/cluster.proto\x12\tgantry.v1\x1a\x13gantry/v1/app.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xd7\x02\n" +
+	"\x17gantry/v1/cluster.proto\x12\tgantry.v1\x1a\x13gantry/v1/app.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xb4\x02\n" +
 	"\vJoinRequest\x12\x14\n" +
 	"\x05token\x18\x01 \x01(\tR\x05token\x12/\n" +
 	"\x13certificate_request\x18\x02 \x01(\fR\x12certificateRequest\x12\x12\n" +
 	"\x04name\x18\x03 \x01(\tR\x04name\x12\x18\n" +
 	"\aaddress\x18\x04 \x01(\tR\aaddress\x12\x1f\n" +
 	"\vapi_address\x18\x05 \x01(\tR\n" +
-	"apiAddress\x12!\n" +
-	"\fpeer_address\x18\x06 \x01(\tR\vpeerAddress\x12:\n" +
-	"\x06labels\x18\a \x03(\v2\".gantry.v1.JoinRequest.LabelsEntryR\x06labels\x12\x18\n" +
-	"\aversion\x18\b \x01(\tR\aversion\x1a9\n" +
+	"apiAddress\x12:\n" +
+	"\x06labels\x18\x06 \x03(\v2\".gantry.v1.JoinRequest.LabelsEntryR\x06labels\x12\x18\n" +
+	"\aversion\x18\a \x01(\tR\aversion\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xbe\x01\n" +
@@ -1718,10 +1807,12 @@ const file_gantry_v1_cluster_proto_rawDesc = "" +
 	"\vsecrets_key\x18\x05 \x01(\fR\n" +
 	"secretsKey\"?\n" +
 	"\fRenewRequest\x12/\n" +
-	"\x13certificate_request\x18\x01 \x01(\fR\x12certificateRequest\"G\n" +
+	"\x13certificate_request\x18\x01 \x01(\fR\x12certificateRequest\"h\n" +
 	"\rRenewResponse\x12 \n" +
 	"\vcertificate\x18\x01 \x01(\fR\vcertificate\x12\x14\n" +
-	"\x05roots\x18\x02 \x01(\fR\x05roots\"-\n" +
+	"\x05roots\x18\x02 \x01(\fR\x05roots\x12\x1f\n" +
+	"\vsecrets_key\x18\x03 \x01(\fR\n" +
+	"secretsKey\"-\n" +
 	"\x10AddMemberRequest\x12\x19\n" +
 	"\bpeer_url\x18\x01 \x01(\tR\apeerUrl\"T\n" +
 	"\x11AddMemberResponse\x12\x16\n" +
@@ -1729,7 +1820,14 @@ const file_gantry_v1_cluster_proto_rawDesc = "" +
 	"\x0finitial_cluster\x18\x02 \x03(\tR\x0einitialCluster\".\n" +
 	"\x14PromoteMemberRequest\x12\x16\n" +
 	"\x06member\x18\x01 \x01(\tR\x06member\"\x17\n" +
-	"\x15PromoteMemberResponse\"\x16\n" +
+	"\x15PromoteMemberResponse\"\xd9\x01\n" +
+	"\rMachineRecord\x12#\n" +
+	"\x04node\x18\x01 \x01(\v2\x0f.gantry.v1.NodeR\x04node\x12,\n" +
+	"\acluster\x18\x02 \x01(\v2\x12.gantry.v1.ClusterR\acluster\x12\x18\n" +
+	"\aservers\x18\x03 \x03(\tR\aservers\x12\x1a\n" +
+	"\bfounding\x18\x04 \x01(\bR\bfounding\x12\x16\n" +
+	"\x06member\x18\x05 \x01(\tR\x06member\x12'\n" +
+	"\x0finitial_cluster\x18\x06 \x03(\tR\x0einitialCluster\"\x16\n" +
 	"\x14ClusterStatusRequest\"\x94\x02\n" +
 	"\x15ClusterStatusResponse\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x16\n" +
@@ -1843,7 +1941,7 @@ func file_gantry_v1_cluster_proto_rawDescGZIP() []byte {
 	return file_gantry_v1_cluster_proto_rawDescData
 }
 
-var file_gantry_v1_cluster_proto_msgTypes = make([]protoimpl.MessageInfo, 33)
+var file_gantry_v1_cluster_proto_msgTypes = make([]protoimpl.MessageInfo, 34)
 var file_gantry_v1_cluster_proto_goTypes = []any{
 	(*JoinRequest)(nil),             // 0: gantry.v1.JoinRequest
 	(*JoinResponse)(nil),            // 1: gantry.v1.JoinResponse
@@ -1853,95 +1951,98 @@ var file_gantry_v1_cluster_proto_goTypes = []any{
 	(*AddMemberResponse)(nil),       // 5: gantry.v1.AddMemberResponse
 	(*PromoteMemberRequest)(nil),    // 6: gantry.v1.PromoteMemberRequest
 	(*PromoteMemberResponse)(nil),   // 7: gantry.v1.PromoteMemberResponse
-	(*ClusterStatusRequest)(nil),    // 8: gantry.v1.ClusterStatusRequest
-	(*ClusterStatusResponse)(nil),   // 9: gantry.v1.ClusterStatusResponse
-	(*MemberStatus)(nil),            // 10: gantry.v1.MemberStatus
-	(*Finding)(nil),                 // 11: gantry.v1.Finding
-	(*CreateTokenRequest)(nil),      // 12: gantry.v1.CreateTokenRequest
-	(*CreateTokenResponse)(nil),     // 13: gantry.v1.CreateTokenResponse
-	(*ListTokensRequest)(nil),       // 14: gantry.v1.ListTokensRequest
-	(*ListTokensResponse)(nil),      // 15: gantry.v1.ListTokensResponse
-	(*RevokeTokenRequest)(nil),      // 16: gantry.v1.RevokeTokenRequest
-	(*RevokeTokenResponse)(nil),     // 17: gantry.v1.RevokeTokenResponse
-	(*BackupRequest)(nil),           // 18: gantry.v1.BackupRequest
-	(*BackupChunk)(nil),             // 19: gantry.v1.BackupChunk
-	(*RotateCARequest)(nil),         // 20: gantry.v1.RotateCARequest
-	(*RotateCAResponse)(nil),        // 21: gantry.v1.RotateCAResponse
-	(*ConfigureClusterRequest)(nil), // 22: gantry.v1.ConfigureClusterRequest
-	(*NodeRequest)(nil),             // 23: gantry.v1.NodeRequest
-	(*ListNodesRequest)(nil),        // 24: gantry.v1.ListNodesRequest
-	(*ListNodesResponse)(nil),       // 25: gantry.v1.ListNodesResponse
-	(*NodeView)(nil),                // 26: gantry.v1.NodeView
-	(*LabelNodeRequest)(nil),        // 27: gantry.v1.LabelNodeRequest
-	(*SetAvailabilityRequest)(nil),  // 28: gantry.v1.SetAvailabilityRequest
-	(*RemoveNodeRequest)(nil),       // 29: gantry.v1.RemoveNodeRequest
-	(*RemoveNodeResponse)(nil),      // 30: gantry.v1.RemoveNodeResponse
-	nil,                             // 31: gantry.v1.JoinRequest.LabelsEntry
-	nil,                             // 32: gantry.v1.LabelNodeRequest.LabelsEntry
-	(*Node)(nil),                    // 33: gantry.v1.Node
-	(*Cluster)(nil),                 // 34: gantry.v1.Cluster
-	(*durationpb.Duration)(nil),     // 35: google.protobuf.Duration
-	(*timestamppb.Timestamp)(nil),   // 36: google.protobuf.Timestamp
-	(*JoinToken)(nil),               // 37: gantry.v1.JoinToken
-	(*NodeStatus)(nil),              // 38: gantry.v1.NodeStatus
+	(*MachineRecord)(nil),           // 8: gantry.v1.MachineRecord
+	(*ClusterStatusRequest)(nil),    // 9: gantry.v1.ClusterStatusRequest
+	(*ClusterStatusResponse)(nil),   // 10: gantry.v1.ClusterStatusResponse
+	(*MemberStatus)(nil),            // 11: gantry.v1.MemberStatus
+	(*Finding)(nil),                 // 12: gantry.v1.Finding
+	(*CreateTokenRequest)(nil),      // 13: gantry.v1.CreateTokenRequest
+	(*CreateTokenResponse)(nil),     // 14: gantry.v1.CreateTokenResponse
+	(*ListTokensRequest)(nil),       // 15: gantry.v1.ListTokensRequest
+	(*ListTokensResponse)(nil),      // 16: gantry.v1.ListTokensResponse
+	(*RevokeTokenRequest)(nil),      // 17: gantry.v1.RevokeTokenRequest
+	(*RevokeTokenResponse)(nil),     // 18: gantry.v1.RevokeTokenResponse
+	(*BackupRequest)(nil),           // 19: gantry.v1.BackupRequest
+	(*BackupChunk)(nil),             // 20: gantry.v1.BackupChunk
+	(*RotateCARequest)(nil),         // 21: gantry.v1.RotateCARequest
+	(*RotateCAResponse)(nil),        // 22: gantry.v1.RotateCAResponse
+	(*ConfigureClusterRequest)(nil), // 23: gantry.v1.ConfigureClusterRequest
+	(*NodeRequest)(nil),             // 24: gantry.v1.NodeRequest
+	(*ListNodesRequest)(nil),        // 25: gantry.v1.ListNodesRequest
+	(*ListNodesResponse)(nil),       // 26: gantry.v1.ListNodesResponse
+	(*NodeView)(nil),                // 27: gantry.v1.NodeView
+	(*LabelNodeRequest)(nil),        // 28: gantry.v1.LabelNodeRequest
+	(*SetAvailabilityRequest)(nil),  // 29: gantry.v1.SetAvailabilityRequest
+	(*RemoveNodeRequest)(nil),       // 30: gantry.v1.RemoveNodeRequest
+	(*RemoveNodeResponse)(nil),      // 31: gantry.v1.RemoveNodeResponse
+	nil,                             // 32: gantry.v1.JoinRequest.LabelsEntry
+	nil,                             // 33: gantry.v1.LabelNodeRequest.LabelsEntry
+	(*Node)(nil),                    // 34: gantry.v1.Node
+	(*Cluster)(nil),                 // 35: gantry.v1.Cluster
+	(*durationpb.Duration)(nil),     // 36: google.protobuf.Duration
+	(*timestamppb.Timestamp)(nil),   // 37: google.protobuf.Timestamp
+	(*JoinToken)(nil),               // 38: gantry.v1.JoinToken
+	(*NodeStatus)(nil),              // 39: gantry.v1.NodeStatus
 }
 var file_gantry_v1_cluster_proto_depIdxs = []int32{
-	31, // 0: gantry.v1.JoinRequest.labels:type_name -> gantry.v1.JoinRequest.LabelsEntry
-	33, // 1: gantry.v1.JoinResponse.node:type_name -> gantry.v1.Node
-	34, // 2: gantry.v1.JoinResponse.cluster:type_name -> gantry.v1.Cluster
-	10, // 3: gantry.v1.ClusterStatusResponse.members:type_name -> gantry.v1.MemberStatus
-	11, // 4: gantry.v1.ClusterStatusResponse.findings:type_name -> gantry.v1.Finding
-	35, // 5: gantry.v1.CreateTokenRequest.life:type_name -> google.protobuf.Duration
-	36, // 6: gantry.v1.CreateTokenResponse.expires_at:type_name -> google.protobuf.Timestamp
-	37, // 7: gantry.v1.ListTokensResponse.tokens:type_name -> gantry.v1.JoinToken
-	35, // 8: gantry.v1.ConfigureClusterRequest.certificate_life:type_name -> google.protobuf.Duration
-	35, // 9: gantry.v1.ConfigureClusterRequest.suspect_after:type_name -> google.protobuf.Duration
-	35, // 10: gantry.v1.ConfigureClusterRequest.down_after:type_name -> google.protobuf.Duration
-	26, // 11: gantry.v1.ListNodesResponse.nodes:type_name -> gantry.v1.NodeView
-	33, // 12: gantry.v1.NodeView.node:type_name -> gantry.v1.Node
-	38, // 13: gantry.v1.NodeView.status:type_name -> gantry.v1.NodeStatus
-	32, // 14: gantry.v1.LabelNodeRequest.labels:type_name -> gantry.v1.LabelNodeRequest.LabelsEntry
-	0,  // 15: gantry.v1.JoinService.Join:input_type -> gantry.v1.JoinRequest
-	2,  // 16: gantry.v1.MachineService.Renew:input_type -> gantry.v1.RenewRequest
-	4,  // 17: gantry.v1.MachineService.AddMember:input_type -> gantry.v1.AddMemberRequest
-	6,  // 18: gantry.v1.MachineService.PromoteMember:input_type -> gantry.v1.PromoteMemberRequest
-	8,  // 19: gantry.v1.ClusterService.Status:input_type -> gantry.v1.ClusterStatusRequest
-	12, // 20: gantry.v1.ClusterService.CreateToken:input_type -> gantry.v1.CreateTokenRequest
-	14, // 21: gantry.v1.ClusterService.ListTokens:input_type -> gantry.v1.ListTokensRequest
-	16, // 22: gantry.v1.ClusterService.RevokeToken:input_type -> gantry.v1.RevokeTokenRequest
-	18, // 23: gantry.v1.ClusterService.Backup:input_type -> gantry.v1.BackupRequest
-	20, // 24: gantry.v1.ClusterService.RotateCA:input_type -> gantry.v1.RotateCARequest
-	22, // 25: gantry.v1.ClusterService.Configure:input_type -> gantry.v1.ConfigureClusterRequest
-	24, // 26: gantry.v1.NodeAdminService.List:input_type -> gantry.v1.ListNodesRequest
-	23, // 27: gantry.v1.NodeAdminService.Get:input_type -> gantry.v1.NodeRequest
-	27, // 28: gantry.v1.NodeAdminService.Label:input_type -> gantry.v1.LabelNodeRequest
-	28, // 29: gantry.v1.NodeAdminService.SetAvailability:input_type -> gantry.v1.SetAvailabilityRequest
-	23, // 30: gantry.v1.NodeAdminService.Promote:input_type -> gantry.v1.NodeRequest
-	23, // 31: gantry.v1.NodeAdminService.Demote:input_type -> gantry.v1.NodeRequest
-	29, // 32: gantry.v1.NodeAdminService.Remove:input_type -> gantry.v1.RemoveNodeRequest
-	1,  // 33: gantry.v1.JoinService.Join:output_type -> gantry.v1.JoinResponse
-	3,  // 34: gantry.v1.MachineService.Renew:output_type -> gantry.v1.RenewResponse
-	5,  // 35: gantry.v1.MachineService.AddMember:output_type -> gantry.v1.AddMemberResponse
-	7,  // 36: gantry.v1.MachineService.PromoteMember:output_type -> gantry.v1.PromoteMemberResponse
-	9,  // 37: gantry.v1.ClusterService.Status:output_type -> gantry.v1.ClusterStatusResponse
-	13, // 38: gantry.v1.ClusterService.CreateToken:output_type -> gantry.v1.CreateTokenResponse
-	15, // 39: gantry.v1.ClusterService.ListTokens:output_type -> gantry.v1.ListTokensResponse
-	17, // 40: gantry.v1.ClusterService.RevokeToken:output_type -> gantry.v1.RevokeTokenResponse
-	19, // 41: gantry.v1.ClusterService.Backup:output_type -> gantry.v1.BackupChunk
-	21, // 42: gantry.v1.ClusterService.RotateCA:output_type -> gantry.v1.RotateCAResponse
-	34, // 43: gantry.v1.ClusterService.Configure:output_type -> gantry.v1.Cluster
-	25, // 44: gantry.v1.NodeAdminService.List:output_type -> gantry.v1.ListNodesResponse
-	26, // 45: gantry.v1.NodeAdminService.Get:output_type -> gantry.v1.NodeView
-	26, // 46: gantry.v1.NodeAdminService.Label:output_type -> gantry.v1.NodeView
-	26, // 47: gantry.v1.NodeAdminService.SetAvailability:output_type -> gantry.v1.NodeView
-	26, // 48: gantry.v1.NodeAdminService.Promote:output_type -> gantry.v1.NodeView
-	26, // 49: gantry.v1.NodeAdminService.Demote:output_type -> gantry.v1.NodeView
-	30, // 50: gantry.v1.NodeAdminService.Remove:output_type -> gantry.v1.RemoveNodeResponse
-	33, // [33:51] is the sub-list for method output_type
-	15, // [15:33] is the sub-list for method input_type
-	15, // [15:15] is the sub-list for extension type_name
-	15, // [15:15] is the sub-list for extension extendee
-	0,  // [0:15] is the sub-list for field type_name
+	32, // 0: gantry.v1.JoinRequest.labels:type_name -> gantry.v1.JoinRequest.LabelsEntry
+	34, // 1: gantry.v1.JoinResponse.node:type_name -> gantry.v1.Node
+	35, // 2: gantry.v1.JoinResponse.cluster:type_name -> gantry.v1.Cluster
+	34, // 3: gantry.v1.MachineRecord.node:type_name -> gantry.v1.Node
+	35, // 4: gantry.v1.MachineRecord.cluster:type_name -> gantry.v1.Cluster
+	11, // 5: gantry.v1.ClusterStatusResponse.members:type_name -> gantry.v1.MemberStatus
+	12, // 6: gantry.v1.ClusterStatusResponse.findings:type_name -> gantry.v1.Finding
+	36, // 7: gantry.v1.CreateTokenRequest.life:type_name -> google.protobuf.Duration
+	37, // 8: gantry.v1.CreateTokenResponse.expires_at:type_name -> google.protobuf.Timestamp
+	38, // 9: gantry.v1.ListTokensResponse.tokens:type_name -> gantry.v1.JoinToken
+	36, // 10: gantry.v1.ConfigureClusterRequest.certificate_life:type_name -> google.protobuf.Duration
+	36, // 11: gantry.v1.ConfigureClusterRequest.suspect_after:type_name -> google.protobuf.Duration
+	36, // 12: gantry.v1.ConfigureClusterRequest.down_after:type_name -> google.protobuf.Duration
+	27, // 13: gantry.v1.ListNodesResponse.nodes:type_name -> gantry.v1.NodeView
+	34, // 14: gantry.v1.NodeView.node:type_name -> gantry.v1.Node
+	39, // 15: gantry.v1.NodeView.status:type_name -> gantry.v1.NodeStatus
+	33, // 16: gantry.v1.LabelNodeRequest.labels:type_name -> gantry.v1.LabelNodeRequest.LabelsEntry
+	0,  // 17: gantry.v1.JoinService.Join:input_type -> gantry.v1.JoinRequest
+	2,  // 18: gantry.v1.MachineService.Renew:input_type -> gantry.v1.RenewRequest
+	4,  // 19: gantry.v1.MachineService.AddMember:input_type -> gantry.v1.AddMemberRequest
+	6,  // 20: gantry.v1.MachineService.PromoteMember:input_type -> gantry.v1.PromoteMemberRequest
+	9,  // 21: gantry.v1.ClusterService.Status:input_type -> gantry.v1.ClusterStatusRequest
+	13, // 22: gantry.v1.ClusterService.CreateToken:input_type -> gantry.v1.CreateTokenRequest
+	15, // 23: gantry.v1.ClusterService.ListTokens:input_type -> gantry.v1.ListTokensRequest
+	17, // 24: gantry.v1.ClusterService.RevokeToken:input_type -> gantry.v1.RevokeTokenRequest
+	19, // 25: gantry.v1.ClusterService.Backup:input_type -> gantry.v1.BackupRequest
+	21, // 26: gantry.v1.ClusterService.RotateCA:input_type -> gantry.v1.RotateCARequest
+	23, // 27: gantry.v1.ClusterService.Configure:input_type -> gantry.v1.ConfigureClusterRequest
+	25, // 28: gantry.v1.NodeAdminService.List:input_type -> gantry.v1.ListNodesRequest
+	24, // 29: gantry.v1.NodeAdminService.Get:input_type -> gantry.v1.NodeRequest
+	28, // 30: gantry.v1.NodeAdminService.Label:input_type -> gantry.v1.LabelNodeRequest
+	29, // 31: gantry.v1.NodeAdminService.SetAvailability:input_type -> gantry.v1.SetAvailabilityRequest
+	24, // 32: gantry.v1.NodeAdminService.Promote:input_type -> gantry.v1.NodeRequest
+	24, // 33: gantry.v1.NodeAdminService.Demote:input_type -> gantry.v1.NodeRequest
+	30, // 34: gantry.v1.NodeAdminService.Remove:input_type -> gantry.v1.RemoveNodeRequest
+	1,  // 35: gantry.v1.JoinService.Join:output_type -> gantry.v1.JoinResponse
+	3,  // 36: gantry.v1.MachineService.Renew:output_type -> gantry.v1.RenewResponse
+	5,  // 37: gantry.v1.MachineService.AddMember:output_type -> gantry.v1.AddMemberResponse
+	7,  // 38: gantry.v1.MachineService.PromoteMember:output_type -> gantry.v1.PromoteMemberResponse
+	10, // 39: gantry.v1.ClusterService.Status:output_type -> gantry.v1.ClusterStatusResponse
+	14, // 40: gantry.v1.ClusterService.CreateToken:output_type -> gantry.v1.CreateTokenResponse
+	16, // 41: gantry.v1.ClusterService.ListTokens:output_type -> gantry.v1.ListTokensResponse
+	18, // 42: gantry.v1.ClusterService.RevokeToken:output_type -> gantry.v1.RevokeTokenResponse
+	20, // 43: gantry.v1.ClusterService.Backup:output_type -> gantry.v1.BackupChunk
+	22, // 44: gantry.v1.ClusterService.RotateCA:output_type -> gantry.v1.RotateCAResponse
+	35, // 45: gantry.v1.ClusterService.Configure:output_type -> gantry.v1.Cluster
+	26, // 46: gantry.v1.NodeAdminService.List:output_type -> gantry.v1.ListNodesResponse
+	27, // 47: gantry.v1.NodeAdminService.Get:output_type -> gantry.v1.NodeView
+	27, // 48: gantry.v1.NodeAdminService.Label:output_type -> gantry.v1.NodeView
+	27, // 49: gantry.v1.NodeAdminService.SetAvailability:output_type -> gantry.v1.NodeView
+	27, // 50: gantry.v1.NodeAdminService.Promote:output_type -> gantry.v1.NodeView
+	27, // 51: gantry.v1.NodeAdminService.Demote:output_type -> gantry.v1.NodeView
+	31, // 52: gantry.v1.NodeAdminService.Remove:output_type -> gantry.v1.RemoveNodeResponse
+	35, // [35:53] is the sub-list for method output_type
+	17, // [17:35] is the sub-list for method input_type
+	17, // [17:17] is the sub-list for extension type_name
+	17, // [17:17] is the sub-list for extension extendee
+	0,  // [0:17] is the sub-list for field type_name
 }
 
 func init() { file_gantry_v1_cluster_proto_init() }
@@ -1956,7 +2057,7 @@ func file_gantry_v1_cluster_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_gantry_v1_cluster_proto_rawDesc), len(file_gantry_v1_cluster_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   33,
+			NumMessages:   34,
 			NumExtensions: 0,
 			NumServices:   4,
 		},
