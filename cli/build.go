@@ -11,6 +11,7 @@ import (
 	gantryv1 "github.com/gantryd/gantry/api/gen/gantry/v1"
 	"github.com/gantryd/gantry/cli/builder"
 	"github.com/gantryd/gantry/cli/human"
+	"github.com/gantryd/gantry/cli/images"
 	"github.com/gantryd/gantry/cli/verb"
 	"github.com/gantryd/gantry/fault"
 )
@@ -21,7 +22,8 @@ func (s *session) buildImage(ctx context.Context, spec *gantryv1.BuildSpec, job 
 	if err != nil {
 		return nil, err
 	}
-	b := &builder.Builder{Client: c, Auths: s.auths, Out: s.Err, NewLive: s.Live, Style: s.Style(), Warn: s.Warn}
+	auths := func(ctx context.Context) ([]*gantryv1.RegistryAuth, error) { return images.Auths(ctx, s.Session) }
+	b := &builder.Builder{Client: c, Auths: auths, Out: s.Err, NewLive: s.Live, Style: s.Style(), Warn: s.Warn}
 	return b.Build(ctx, spec, job)
 }
 

@@ -13,6 +13,9 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/gantryd/gantry/cli/host"
+	"github.com/gantryd/gantry/cli/images"
+	"github.com/gantryd/gantry/cli/kept"
 	"github.com/gantryd/gantry/cli/verb"
 )
 
@@ -69,12 +72,12 @@ func newRoot(s *session) *cobra.Command {
 		}
 	}
 	add(groupApp, s.upCommand(), s.planCommand(), s.downCommand(), s.psCommand(), s.logsCommand(), s.scaleCommand(),
-		s.rollbackCommand(), s.buildCommand(), s.releaseCommand(), s.eventsCommand())
+		s.rollbackCommand(), s.buildCommand(), kept.Release(s.Session), s.eventsCommand())
 	add(groupOne, s.runCommand(), s.execCommand(), s.attachCommand(), s.stopCommand(), s.startCommand(),
 		s.restartCommand(), s.killCommand(), s.rmCommand(), s.pauseCommand(), s.unpauseCommand(), s.cpCommand(),
 		s.diffCommand(), s.inspectCommand(), s.statsCommand(), s.topCommand(), s.waitCommand(), s.portCommand())
-	add(groupKeep, s.imageCommand(), s.volumeCommand(), s.networkCommand(), s.secretCommand(), s.configCommand())
-	add(groupHost, s.systemCommand(), s.initCommand(), s.versionCommand(), s.completionCommand())
+	add(groupKeep, images.Command(s.Session), kept.Volume(s.Session), kept.Network(s.Session), kept.Secret(s.Session), kept.Config(s.Session))
+	add(groupHost, host.System(s.Session), s.initCommand(), host.Version(s.Session), host.Completion(s.Session))
 	root.SetHelpCommandGroupID(groupHost)
 	return root
 }

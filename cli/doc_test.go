@@ -8,6 +8,8 @@ import (
 	"testing"
 
 	"github.com/spf13/cobra"
+
+	"github.com/gantryd/gantry/cli/verb"
 )
 
 // doc/cli.md names every command there is, and every command says what it does.
@@ -34,7 +36,7 @@ func TestEveryCommandIsDescribed(t *testing.T) {
 			}
 		}
 	}
-	walk(newRoot(&session{}), "")
+	walk(newRoot(&session{&verb.Session{}}), "")
 }
 
 func lineWith(page, verb string) string {

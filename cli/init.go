@@ -23,7 +23,7 @@ func (s *session) initCommand() *cobra.Command {
 		Short: "Install and start the daemon on this machine (needs root)",
 		Args:  verb.Between(0, 0),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			limit, err := timeoutOf(timeout)
+			limit, err := verb.Timeout(timeout)
 			if err != nil {
 				return err
 			}

@@ -98,7 +98,7 @@ func (l *lifecycle) waitFlags(cmd *cobra.Command) {
 
 // grace reads --timeout. Services end by their own grace period, so it needs instances.
 func (l *lifecycle) grace(t *sorted) (*durationpb.Duration, error) {
-	d, err := timeoutOf(l.timeout)
+	d, err := verb.Timeout(l.timeout)
 	if l.timeout == "" || err != nil {
 		return nil, err
 	}
@@ -180,7 +180,7 @@ func (s *session) arrive(ctx context.Context, l lifecycle, w appwait.Wait) error
 	if l.detach {
 		return nil
 	}
-	timeout, err := timeoutOf(l.wait)
+	timeout, err := verb.Timeout(l.wait)
 	if err != nil {
 		return err
 	}

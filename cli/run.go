@@ -13,6 +13,7 @@ import (
 
 	gantryv1 "github.com/gantryd/gantry/api/gen/gantry/v1"
 	"github.com/gantryd/gantry/cli/converse"
+	"github.com/gantryd/gantry/cli/images"
 	"github.com/gantryd/gantry/cli/runflags"
 	"github.com/gantryd/gantry/cli/terminal"
 	"github.com/gantryd/gantry/cli/verb"
@@ -82,7 +83,7 @@ func (s *session) run(ctx context.Context, f *runOptions, image string, command 
 		return err
 	}
 	if image != "" {
-		if spec.ImageDigest, err = s.pull(ctx, image, spec.GetPlatform(), spec.GetPullPolicy(), f.quiet); err != nil {
+		if spec.ImageDigest, err = images.Pull(ctx, s.Session, image, spec.GetPlatform(), spec.GetPullPolicy(), f.quiet); err != nil {
 			return err
 		}
 	}

@@ -54,7 +54,7 @@ func (s *session) upCommand() *cobra.Command {
 }
 
 func (s *session) up(ctx context.Context, f upFlags, services []string) error {
-	timeout, err := timeoutOf(f.timeout)
+	timeout, err := verb.Timeout(f.timeout)
 	if err != nil {
 		return err
 	}
@@ -102,13 +102,6 @@ func (s *session) up(ctx context.Context, f upFlags, services []string) error {
 		s.Say("app %q is up in %s: %s", p.Name, human.Duration(time.Since(begun)), verb.Count(len(wanted), "service"))
 	}
 	return nil
-}
-
-func timeoutOf(text string) (time.Duration, error) {
-	if text == "" {
-		return 0, nil
-	}
-	return human.ParseDuration(text)
 }
 
 // scaled puts --scale into the spec.
@@ -288,7 +281,7 @@ func (s *session) downCommand() *cobra.Command {
 		Short: "Remove the app's containers and networks; volumes stay unless -v is given",
 		Args:  verb.Between(0, 0),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			limit, err := timeoutOf(timeout)
+			limit, err := verb.Timeout(timeout)
 			if err != nil {
 				return err
 			}

@@ -70,3 +70,11 @@ func ShortImage(image string) string {
 	}
 	return image
 }
+
+// Timeout reads a flag that says how long to wait; empty is no limit.
+func Timeout(text string) (time.Duration, error) {
+	if text == "" {
+		return 0, nil
+	}
+	return human.ParseDuration(text)
+}

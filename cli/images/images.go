@@ -1,4 +1,5 @@
-package cli
+// Package images is the verbs of `gantry image`, and what other verbs need of images: Pull and the credentials for it.
+package images
 
 import (
 	"context"
@@ -12,8 +13,10 @@ import (
 	"github.com/spf13/cobra"
 
 	gantryv1 "github.com/gantryd/gantry/api/gen/gantry/v1"
+	"github.com/gantryd/gantry/cli/dockerauth"
 	"github.com/gantryd/gantry/cli/human"
 	"github.com/gantryd/gantry/cli/imagearchive"
+	"github.com/gantryd/gantry/cli/progress"
 	"github.com/gantryd/gantry/cli/table"
 	"github.com/gantryd/gantry/cli/terminal"
 	"github.com/gantryd/gantry/cli/verb"
@@ -21,13 +24,18 @@ import (
 	"github.com/gantryd/gantry/fault"
 )
 
-func (s *session) imageCommand() *cobra.Command {
+// verbs gives the verbs of this package what all share.
+type verbs struct{ *verb.Session }
+
+// Command is `gantry image`.
+func Command(session *verb.Session) *cobra.Command {
+	s := verbs{session}
 	return verb.Group("image", "Images: pull, push, import, export, bootstrap, …",
 		s.imageLs(), s.imagePull(), s.imagePush(), s.imageImport(), s.imageExport(), s.imageBootstrap(),
 		s.imageTag(), s.imageRm(), s.imagePrune(), s.imageInspect(), s.imageHistory())
 }
 
-func (s *session) imageLs() *cobra.Command {
+func (s verbs) imageLs() *cobra.Command {
 	var quiet, digests bool
 	cmd := &cobra.Command{
 		Use: "ls [NAME]", Short: "List images", Aliases: []string{"list"}, Args: verb.Between(0, 1),
@@ -48,7 +56,7 @@ func (s *session) imageLs() *cobra.Command {
 	return s.OutputFlag(cmd, "table")
 }
 
-func (s *session) printImages(images []*gantryv1.Image, quiet, digests bool) error {
+func (s verbs) printImages(images []*gantryv1.Image, quiet, digests bool) error {
 	tab := table.New("NAME", "TAG", "DIGEST", "PLATFORMS", "CREATED", "SIZE")
 	for _, image := range images {
 		digest := image.GetDigest()
@@ -83,7 +91,7 @@ func splitTag(ref string) (name, tag string) {
 	return ref, "-"
 }
 
-func (s *session) imagePull() *cobra.Command {
+func (s verbs) imagePull() *cobra.Command {
 	var platform string
 	var quiet bool
 	cmd := &cobra.Command{
@@ -91,7 +99,7 @@ func (s *session) imagePull() *cobra.Command {
 		RunE: func(cmd *cobra.Command, args []string) error {
 			var failed []error
 			for _, image := range args {
-				digest, err := s.pull(cmd.Context(), image, platform, gantryv1.PullPolicy_PULL_POLICY_ALWAYS, quiet)
+				digest, err := Pull(cmd.Context(), s.Session, image, platform, gantryv1.PullPolicy_PULL_POLICY_ALWAYS, quiet)
 				if err != nil {
 					failed = append(failed, err)
 					continue
@@ -106,7 +114,7 @@ func (s *session) imagePull() *cobra.Command {
 	return cmd
 }
 
-func (s *session) imagePush() *cobra.Command {
+func (s verbs) imagePush() *cobra.Command {
 	var all, quiet bool
 	cmd := &cobra.Command{
 		Use: "push IMAGE", Short: "Push an image to its registry", Args: verb.Between(1, 1),
@@ -116,13 +124,13 @@ func (s *session) imagePush() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			auth, err := s.auth(ctx, args[0])
+			key, err := auth(ctx, args[0])
 			if err != nil {
 				return err
 			}
-			show := s.transfer(args[0], quiet)
+			show := transfer(s.Session, args[0], quiet)
 			digest := ""
-			err = client.Each(ctx, c.Images.Push, &gantryv1.PushRequest{Image: args[0], Auth: auth, AllPlatforms: all}, func(e *gantryv1.Progress) error {
+			err = client.Each(ctx, c.Images.Push, &gantryv1.PushRequest{Image: args[0], Auth: key, AllPlatforms: all}, func(e *gantryv1.Progress) error {
 				if e.GetImage() != nil {
 					digest = e.GetImage().GetDigest()
 				}
@@ -140,7 +148,7 @@ func (s *session) imagePush() *cobra.Command {
 	return cmd
 }
 
-func (s *session) imageImport() *cobra.Command {
+func (s verbs) imageImport() *cobra.Command {
 	var input string
 	cmd := &cobra.Command{
 		Use: "import [FILE|DIRECTORY|-] [NAME]", Short: "Read images from an OCI layout or an archive of docker save", Aliases: []string{"load"}, Args: verb.Between(0, 2),
@@ -166,7 +174,7 @@ func (s *session) imageImport() *cobra.Command {
 }
 
 // importFrom loads an archive; an error about what is in it names it.
-func (s *session) importFrom(ctx context.Context, path, reference string) error {
+func (s verbs) importFrom(ctx context.Context, path, reference string) error {
 	var from io.Reader = s.In
 	if path != "-" {
 		f, err := imagearchive.Open(path)
@@ -199,7 +207,7 @@ func (s *session) importFrom(ctx context.Context, path, reference string) error 
 	return nil
 }
 
-func (s *session) imageExport() *cobra.Command {
+func (s verbs) imageExport() *cobra.Command {
 	var output, platform string
 	cmd := &cobra.Command{
 		Use: "export IMAGE... -o FILE", Short: "Write images as an OCI layout that docker load reads too", Aliases: []string{"save"}, Args: verb.Between(1, -1),
@@ -215,7 +223,7 @@ func (s *session) imageExport() *cobra.Command {
 	return cmd
 }
 
-func (s *session) export(ctx context.Context, output string, req *gantryv1.ExportRequest) (err error) {
+func (s verbs) export(ctx context.Context, output string, req *gantryv1.ExportRequest) (err error) {
 	c, err := s.Client()
 	if err != nil {
 		return err
@@ -245,7 +253,7 @@ func (s *session) export(ctx context.Context, output string, req *gantryv1.Expor
 	return os.Rename(f.Name(), output)
 }
 
-func (s *session) imageBootstrap() *cobra.Command {
+func (s verbs) imageBootstrap() *cobra.Command {
 	req := &gantryv1.BootstrapRequest{}
 	var quiet bool
 	cmd := &cobra.Command{
@@ -261,7 +269,7 @@ func (s *session) imageBootstrap() *cobra.Command {
 				return err
 			}
 			req.Image = args[0]
-			show := s.transfer(args[0], quiet)
+			show := transfer(s.Session, args[0], quiet)
 			var image *gantryv1.Image
 			err = client.Each(cmd.Context(), c.Images.Bootstrap, req, func(e *gantryv1.Progress) error {
 				if e.GetImage() != nil {
@@ -284,7 +292,7 @@ func (s *session) imageBootstrap() *cobra.Command {
 	return cmd
 }
 
-func (s *session) imageTag() *cobra.Command {
+func (s verbs) imageTag() *cobra.Command {
 	return &cobra.Command{
 		Use: "tag IMAGE NAME", Short: "Give an image another name", Args: verb.Between(2, 2),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -298,7 +306,7 @@ func (s *session) imageTag() *cobra.Command {
 	}
 }
 
-func (s *session) imageRm() *cobra.Command {
+func (s verbs) imageRm() *cobra.Command {
 	var force bool
 	cmd := &cobra.Command{
 		Use: "rm IMAGE...", Short: "Remove images", Aliases: []string{"remove"}, Args: verb.Between(1, -1),
@@ -328,7 +336,7 @@ func (s *session) imageRm() *cobra.Command {
 	return cmd
 }
 
-func (s *session) imagePrune() *cobra.Command {
+func (s verbs) imagePrune() *cobra.Command {
 	var all, force bool
 	cmd := &cobra.Command{
 		Use: "prune", Short: "Remove images without a name, with -a all that nothing uses", Args: verb.Between(0, 0),
@@ -340,7 +348,7 @@ func (s *session) imagePrune() *cobra.Command {
 			if err := s.Confirm(force, what); err != nil {
 				return err
 			}
-			return s.pruneImages(cmd.Context(), all)
+			return Prune(cmd.Context(), s.Session, all)
 		},
 	}
 	cmd.Flags().BoolVarP(&all, "all", "a", false, "also named ones that nothing uses")
@@ -348,7 +356,8 @@ func (s *session) imagePrune() *cobra.Command {
 	return cmd
 }
 
-func (s *session) pruneImages(ctx context.Context, all bool) error {
+// Prune removes images that nothing uses, with all named ones too.
+func Prune(ctx context.Context, s *verb.Session, all bool) error {
 	c, err := s.Client()
 	if err != nil {
 		return err
@@ -364,7 +373,7 @@ func (s *session) pruneImages(ctx context.Context, all bool) error {
 	return nil
 }
 
-func (s *session) inspectImages(ctx context.Context, names []string, platform string) ([]*gantryv1.InspectImageResponse, error) {
+func (s verbs) inspectImages(ctx context.Context, names []string, platform string) ([]*gantryv1.InspectImageResponse, error) {
 	c, err := s.Client()
 	if err != nil {
 		return nil, err
@@ -382,7 +391,7 @@ func (s *session) inspectImages(ctx context.Context, names []string, platform st
 	return found, s.Join(failed)
 }
 
-func (s *session) imageInspect() *cobra.Command {
+func (s verbs) imageInspect() *cobra.Command {
 	var platform string
 	cmd := &cobra.Command{
 		Use: "inspect IMAGE...", Short: "Print all that is known of images", Args: verb.Between(1, -1),
@@ -395,7 +404,7 @@ func (s *session) imageInspect() *cobra.Command {
 	return s.OutputFlag(cmd, "json")
 }
 
-func (s *session) imageHistory() *cobra.Command {
+func (s verbs) imageHistory() *cobra.Command {
 	var noTrunc bool
 	cmd := &cobra.Command{
 		Use: "history IMAGE", Short: "Print how an image was made, newest step first", Args: verb.Between(1, 1),
@@ -424,4 +433,70 @@ func (s *session) imageHistory() *cobra.Command {
 	}
 	cmd.Flags().BoolVar(&noTrunc, "no-trunc", false, "print whole commands")
 	return s.OutputFlag(cmd, "table")
+}
+
+// Pull makes an image be there by a policy and returns its digest. What is there already is not mentioned.
+func Pull(ctx context.Context, s *verb.Session, image, platform string, policy gantryv1.PullPolicy, quiet bool) (string, error) {
+	c, err := s.Client()
+	if err != nil {
+		return "", err
+	}
+	key, err := auth(ctx, image)
+	if err != nil {
+		return "", err
+	}
+	show := transfer(s, image, quiet)
+	var result *gantryv1.Image
+	err = client.Each(ctx, c.Images.Pull, &gantryv1.PullRequest{Image: image, Platform: platform, Auth: key, Policy: policy},
+		func(e *gantryv1.Progress) error {
+			if e.GetImage() != nil {
+				result = e.GetImage()
+			}
+			show(e)
+			return nil
+		})
+	if err == nil && result == nil {
+		err = fault.New(fault.Internal, "the pull of %s ended without an image", image).WithHint("gantry image ls")
+	}
+	return result.GetDigest(), err
+}
+
+// transfer makes what shows the steps of moving an image. An image that was there says nothing.
+func transfer(s *verb.Session, title string, quiet bool) func(*gantryv1.Progress) {
+	if quiet {
+		return func(*gantryv1.Progress) {}
+	}
+	show := progress.NewPull(s.Err, title, s.Live())
+	busy := false
+	return func(e *gantryv1.Progress) {
+		if e.GetImage() != nil && !busy {
+			return
+		}
+		busy = true
+		show.Event(e)
+		if e.GetImage() != nil {
+			show.Close()
+		}
+	}
+}
+
+func auth(ctx context.Context, image string) (*gantryv1.RegistryAuth, error) {
+	keys, err := dockerauth.Load()
+	if err != nil {
+		return nil, err
+	}
+	return keys.For(ctx, image)
+}
+
+// Auths gives all credentials there are, for work that may reach any registry.
+func Auths(ctx context.Context, s *verb.Session) ([]*gantryv1.RegistryAuth, error) {
+	keys, err := dockerauth.Load()
+	if err != nil {
+		return nil, err
+	}
+	all, problems := keys.All(ctx)
+	for _, p := range problems {
+		s.Warn("%s", p)
+	}
+	return all, nil
 }

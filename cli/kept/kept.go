@@ -1,4 +1,5 @@
-package cli
+// Package kept is the verbs for what is kept beside containers: volumes, networks, secrets, configs and releases.
+package kept
 
 import (
 	"context"
@@ -21,11 +22,16 @@ import (
 	"github.com/gantryd/gantry/fault"
 )
 
-func (s *session) volumeCommand() *cobra.Command {
+// verbs gives the verbs of this package what all share.
+type verbs struct{ *verb.Session }
+
+// Volume is `gantry volume`.
+func Volume(session *verb.Session) *cobra.Command {
+	s := verbs{session}
 	return verb.Group("volume", "Volumes", s.volumeLs(), s.volumeCreate(), s.volumeInspect(), s.volumeRm(), s.volumePrune())
 }
 
-func (s *session) volumeLs() *cobra.Command {
+func (s verbs) volumeLs() *cobra.Command {
 	var quiet bool
 	cmd := &cobra.Command{
 		Use: "ls", Short: "List volumes", Aliases: []string{"list"}, Args: verb.Between(0, 0),
@@ -59,7 +65,7 @@ func (s *session) volumeLs() *cobra.Command {
 	return s.OutputFlag(cmd, "table")
 }
 
-func (s *session) volumeCreate() *cobra.Command {
+func (s verbs) volumeCreate() *cobra.Command {
 	var driver string
 	var options, labels []string
 	cmd := &cobra.Command{
@@ -90,7 +96,7 @@ func (s *session) volumeCreate() *cobra.Command {
 	return cmd
 }
 
-func (s *session) volumeInspect() *cobra.Command {
+func (s verbs) volumeInspect() *cobra.Command {
 	return s.OutputFlag(&cobra.Command{
 		Use: "inspect NAME...", Short: "Print all that is known of volumes", Args: verb.Between(1, -1),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -106,7 +112,7 @@ func (s *session) volumeInspect() *cobra.Command {
 	}, "json")
 }
 
-func (s *session) volumeRm() *cobra.Command {
+func (s verbs) volumeRm() *cobra.Command {
 	var force bool
 	cmd := &cobra.Command{
 		Use: "rm NAME...", Short: "Remove volumes with all data in them", Aliases: []string{"remove"}, Args: verb.Between(1, -1),
@@ -125,7 +131,7 @@ func (s *session) volumeRm() *cobra.Command {
 	return cmd
 }
 
-func (s *session) volumePrune() *cobra.Command {
+func (s verbs) volumePrune() *cobra.Command {
 	var all, force bool
 	cmd := &cobra.Command{
 		Use: "prune", Short: "Remove anonymous volumes that nothing uses, with -a named ones too", Args: verb.Between(0, 0),
@@ -137,7 +143,7 @@ func (s *session) volumePrune() *cobra.Command {
 			if err := s.Confirm(force, what); err != nil {
 				return err
 			}
-			return s.pruneVolumes(cmd.Context(), all)
+			return PruneVolumes(cmd.Context(), s.Session, all)
 		},
 	}
 	cmd.Flags().BoolVarP(&all, "all", "a", false, "also named ones that nothing uses")
@@ -145,7 +151,8 @@ func (s *session) volumePrune() *cobra.Command {
 	return cmd
 }
 
-func (s *session) pruneVolumes(ctx context.Context, all bool) error {
+// PruneVolumes removes volumes that nothing uses, with all named ones too.
+func PruneVolumes(ctx context.Context, s *verb.Session, all bool) error {
 	c, err := s.Client()
 	if err != nil {
 		return err
@@ -161,7 +168,9 @@ func (s *session) pruneVolumes(ctx context.Context, all bool) error {
 	return nil
 }
 
-func (s *session) networkCommand() *cobra.Command {
+// Network is `gantry network`.
+func Network(session *verb.Session) *cobra.Command {
+	s := verbs{session}
 	ls := &cobra.Command{
 		Use: "ls", Short: "List networks", Aliases: []string{"list"}, Args: verb.Between(0, 0),
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -209,7 +218,9 @@ type fileCalls interface {
 	Remove(context.Context, *connect.Request[gantryv1.FileTarget]) (*connect.Response[gantryv1.RemoveFileResponse], error)
 }
 
-func (s *session) secretCommand() *cobra.Command {
+// Secret is `gantry secret`.
+func Secret(session *verb.Session) *cobra.Command {
+	s := verbs{session}
 	return s.fileCommand("secret", "Secrets: encrypted, never shown again", func() (fileCalls, error) {
 		c, err := s.Client()
 		if err != nil {
@@ -219,7 +230,9 @@ func (s *session) secretCommand() *cobra.Command {
 	})
 }
 
-func (s *session) configCommand() *cobra.Command {
+// Config is `gantry config`.
+func Config(session *verb.Session) *cobra.Command {
+	s := verbs{session}
 	return s.fileCommand("config", "Configs: plain files for containers", func() (fileCalls, error) {
 		c, err := s.Client()
 		if err != nil {
@@ -229,11 +242,11 @@ func (s *session) configCommand() *cobra.Command {
 	})
 }
 
-func (s *session) fileCommand(noun, short string, calls func() (fileCalls, error)) *cobra.Command {
+func (s verbs) fileCommand(noun, short string, calls func() (fileCalls, error)) *cobra.Command {
 	return verb.Group(noun, short, s.fileLs(noun, calls), s.fileCreate(noun, calls), s.fileRm(noun, calls))
 }
 
-func (s *session) fileLs(noun string, calls func() (fileCalls, error)) *cobra.Command {
+func (s verbs) fileLs(noun string, calls func() (fileCalls, error)) *cobra.Command {
 	return s.OutputFlag(&cobra.Command{
 		Use: "ls", Short: "List " + noun + "s", Aliases: []string{"list"}, Args: verb.Between(0, 0),
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -256,7 +269,7 @@ func (s *session) fileLs(noun string, calls func() (fileCalls, error)) *cobra.Co
 	}, "table")
 }
 
-func (s *session) fileCreate(noun string, calls func() (fileCalls, error)) *cobra.Command {
+func (s verbs) fileCreate(noun string, calls func() (fileCalls, error)) *cobra.Command {
 	var labels []string
 	var replace bool
 	cmd := &cobra.Command{
@@ -287,7 +300,7 @@ func (s *session) fileCreate(noun string, calls func() (fileCalls, error)) *cobr
 }
 
 // content reads a file or standard input, no more than can be stored.
-func (s *session) content(cmd *cobra.Command, noun, path string) ([]byte, error) {
+func (s verbs) content(cmd *cobra.Command, noun, path string) ([]byte, error) {
 	const most = 512 << 10
 	from := s.In
 	if path != "-" {
@@ -310,7 +323,7 @@ func (s *session) content(cmd *cobra.Command, noun, path string) ([]byte, error)
 	return data, nil
 }
 
-func (s *session) fileRm(noun string, calls func() (fileCalls, error)) *cobra.Command {
+func (s verbs) fileRm(noun string, calls func() (fileCalls, error)) *cobra.Command {
 	return &cobra.Command{
 		Use: "rm NAME...", Short: "Remove " + noun + "s", Aliases: []string{"remove"}, Args: verb.Between(1, -1),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -326,7 +339,9 @@ func (s *session) fileRm(noun string, calls func() (fileCalls, error)) *cobra.Co
 	}
 }
 
-func (s *session) releaseCommand() *cobra.Command {
+// Release is `gantry release`.
+func Release(session *verb.Session) *cobra.Command {
+	s := verbs{session}
 	ls := &cobra.Command{
 		Use: "ls [SERVICE]", Short: "List releases, newest first", Aliases: []string{"list"}, Args: verb.Between(0, 1),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -349,7 +364,7 @@ func (s *session) releaseCommand() *cobra.Command {
 	return verb.Group("release", "Releases of services", s.OutputFlag(ls, "table"))
 }
 
-func (s *session) printReleases(app string, releases []*gantryv1.ReleaseView) error {
+func (s verbs) printReleases(app string, releases []*gantryv1.ReleaseView) error {
 	tab := table.New("SERVICE", "RELEASE", "VERSION", "IMAGE", "CREATED", "INSTANCES", "NOTE")
 	for _, v := range releases {
 		r := v.GetRelease()

@@ -1,4 +1,4 @@
-package cli
+package images
 
 import (
 	"bytes"
@@ -12,7 +12,7 @@ import (
 )
 
 // putImages prints images with their OCI documents as JSON inside, not as the bytes that the API carries.
-func (s *session) putImages(found []*gantryv1.InspectImageResponse) error {
+func (s verbs) putImages(found []*gantryv1.InspectImageResponse) error {
 	all := []any{}
 	for _, image := range found {
 		v, err := verb.Decoded(image)

@@ -1,4 +1,5 @@
-package cli
+// Package host is the verbs for Gantry itself: system, version and completion.
+package host
 
 import (
 	"context"
@@ -10,6 +11,8 @@ import (
 
 	gantryv1 "github.com/gantryd/gantry/api/gen/gantry/v1"
 	"github.com/gantryd/gantry/cli/human"
+	"github.com/gantryd/gantry/cli/images"
+	"github.com/gantryd/gantry/cli/kept"
 	"github.com/gantryd/gantry/cli/outline"
 	"github.com/gantryd/gantry/cli/table"
 	"github.com/gantryd/gantry/cli/verb"
@@ -17,11 +20,16 @@ import (
 	"github.com/gantryd/gantry/fault"
 )
 
-func (s *session) systemCommand() *cobra.Command {
+// verbs gives the verbs of this package what all share.
+type verbs struct{ *verb.Session }
+
+// System is `gantry system`.
+func System(session *verb.Session) *cobra.Command {
+	s := verbs{session}
 	return verb.Group("system", "The daemon and its machine", s.systemInfo(), s.systemDf(), s.systemPrune(), s.systemEnvs(), s.systemSetEnv())
 }
 
-func (s *session) systemInfo() *cobra.Command {
+func (s verbs) systemInfo() *cobra.Command {
 	return s.OutputFlag(&cobra.Command{
 		Use: "info", Short: "Print what the daemon knows of itself and its machine", Args: verb.Between(0, 0),
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -41,7 +49,7 @@ func (s *session) systemInfo() *cobra.Command {
 	}, "table")
 }
 
-func (s *session) printInfo(i *gantryv1.InfoResponse) error {
+func (s verbs) printInfo(i *gantryv1.InfoResponse) error {
 	for _, row := range [][2]string{
 		{"Node", i.GetNode()},
 		{"Host", i.GetHostname()},
@@ -77,7 +85,7 @@ func (s *session) printInfo(i *gantryv1.InfoResponse) error {
 	return tab.Write(s.Out)
 }
 
-func (s *session) systemDf() *cobra.Command {
+func (s verbs) systemDf() *cobra.Command {
 	return s.OutputFlag(&cobra.Command{
 		Use: "df", Short: "Print what takes how much of the disk", Args: verb.Between(0, 0),
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -100,7 +108,7 @@ func (s *session) systemDf() *cobra.Command {
 	}, "table")
 }
 
-func (s *session) systemPrune() *cobra.Command {
+func (s verbs) systemPrune() *cobra.Command {
 	var all, volumes, force bool
 	var keep string
 	cmd := &cobra.Command{
@@ -133,15 +141,15 @@ func (s *session) systemPrune() *cobra.Command {
 	return cmd
 }
 
-func (s *session) prune(ctx context.Context, all, volumes bool, keep int64) error {
+func (s verbs) prune(ctx context.Context, all, volumes bool, keep int64) error {
 	if err := s.pruneInstances(ctx); err != nil {
 		return err
 	}
-	if err := s.pruneImages(ctx, all); err != nil {
+	if err := images.Prune(ctx, s.Session, all); err != nil {
 		return err
 	}
 	if volumes {
-		if err := s.pruneVolumes(ctx, false); err != nil {
+		if err := kept.PruneVolumes(ctx, s.Session, false); err != nil {
 			return err
 		}
 	}
@@ -157,7 +165,7 @@ func (s *session) prune(ctx context.Context, all, volumes bool, keep int64) erro
 }
 
 // pruneInstances removes containers of run that have ended. Those of services belong to their apps.
-func (s *session) pruneInstances(ctx context.Context) error {
+func (s verbs) pruneInstances(ctx context.Context) error {
 	c, err := s.Client()
 	if err != nil {
 		return err
@@ -184,7 +192,7 @@ func (s *session) pruneInstances(ctx context.Context) error {
 	return nil
 }
 
-func (s *session) systemEnvs() *cobra.Command {
+func (s verbs) systemEnvs() *cobra.Command {
 	return s.OutputFlag(&cobra.Command{
 		Use: "environments", Short: "List environments", Args: verb.Between(0, 0),
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -211,7 +219,7 @@ func (s *session) systemEnvs() *cobra.Command {
 	}, "table")
 }
 
-func (s *session) systemSetEnv() *cobra.Command {
+func (s verbs) systemSetEnv() *cobra.Command {
 	var privileged bool
 	cmd := &cobra.Command{
 		Use: "set-environment NAME", Short: "Set what an environment permits", Args: verb.Between(1, 1),
@@ -230,7 +238,9 @@ func (s *session) systemSetEnv() *cobra.Command {
 	return cmd
 }
 
-func (s *session) versionCommand() *cobra.Command {
+// Version is `gantry version`.
+func Version(session *verb.Session) *cobra.Command {
+	s := verbs{session}
 	var clientOnly, modules bool
 	cmd := &cobra.Command{
 		Use: "version", Short: "Print the versions of this program and of the daemon", Args: verb.Between(0, 0),
@@ -264,7 +274,7 @@ type versions struct {
 }
 
 // ask fills in the daemon's part; a daemon that does not answer is a line of the answer, not a failure.
-func (v *versions) ask(ctx context.Context, s *session) {
+func (v *versions) ask(ctx context.Context, s verbs) {
 	c, err := s.Client()
 	if err == nil {
 		var got *gantryv1.VersionResponse
@@ -277,7 +287,7 @@ func (v *versions) ask(ctx context.Context, s *session) {
 	v.err, v.Problem = err, err.Error()
 }
 
-func (v *versions) print(s *session, modules bool) error {
+func (v *versions) print(s verbs, modules bool) error {
 	if !modules {
 		v.Modules = nil
 	}
@@ -314,7 +324,9 @@ func (v *versions) print(s *session, modules bool) error {
 	return tab.Write(s.Out)
 }
 
-func (s *session) completionCommand() *cobra.Command {
+// Completion is `gantry completion`.
+func Completion(session *verb.Session) *cobra.Command {
+	s := verbs{session}
 	return &cobra.Command{
 		Use: "completion bash|zsh|fish|powershell", Short: "Print a shell's completion script",
 		Long: `Print a shell's completion script. For bash, now and at every login:
