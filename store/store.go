@@ -44,6 +44,7 @@ func stored() map[string]func() Object {
 		"Secret":      func() Object { return &gantryv1.Secret{} },
 		"Config":      func() Object { return &gantryv1.Config{} },
 		"Node":        func() Object { return &gantryv1.Node{} },
+		"Operation":   func() Object { return &gantryv1.Operation{} },
 		"Cluster":     func() Object { return &gantryv1.Cluster{} },
 		"JoinToken":   func() Object { return &gantryv1.JoinToken{} },
 		"Job":         func() Object { return &gantryv1.Job{} },

@@ -147,6 +147,8 @@ const (
 	InstanceStatus_PHASE_REMOVED    InstanceStatus_Phase = 10
 	// Created, process not started yet.
 	InstanceStatus_PHASE_CREATED InstanceStatus_Phase = 11
+	// Its node is down or has been removed; nobody knows what runs there.
+	InstanceStatus_PHASE_LOST InstanceStatus_Phase = 12
 )
 
 // Enum value maps for InstanceStatus_Phase.
@@ -164,6 +166,7 @@ var (
 		9:  "PHASE_PAUSED",
 		10: "PHASE_REMOVED",
 		11: "PHASE_CREATED",
+		12: "PHASE_LOST",
 	}
 	InstanceStatus_Phase_value = map[string]int32{
 		"PHASE_UNSPECIFIED": 0,
@@ -178,6 +181,7 @@ var (
 		"PHASE_PAUSED":      9,
 		"PHASE_REMOVED":     10,
 		"PHASE_CREATED":     11,
+		"PHASE_LOST":        12,
 	}
 )
 
@@ -1445,7 +1449,12 @@ type Service struct {
 	// Being removed: instances go first, then the service itself.
 	Removing bool `protobuf:"varint,11,opt,name=removing,proto3" json:"removing,omitempty"`
 	// Wanted number of instances. A scale changes it without a new release.
-	Replicas      int32 `protobuf:"varint,12,opt,name=replicas,proto3" json:"replicas,omitempty"`
+	Replicas int32 `protobuf:"varint,12,opt,name=replicas,proto3" json:"replicas,omitempty"`
+	// While a rollout holds traffic: percent of new connections for a release. A release that is not named shares what is
+	// left, each instance alike; one with 0 gets none as long as another one is ready.
+	Weights map[int64]int32 `protobuf:"bytes,13,rep,name=weights,proto3" json:"weights,omitempty" protobuf_key:"varint,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"`
+	// Grace period of the stop or restart asked for last (gantry stop -t); unset for the spec's.
+	StopGrace     *durationpb.Duration `protobuf:"bytes,14,opt,name=stop_grace,json=stopGrace,proto3" json:"stop_grace,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1562,6 +1571,20 @@ func (x *Service) GetReplicas() int32 {
 		return x.Replicas
 	}
 	return 0
+}
+
+func (x *Service) GetWeights() map[int64]int32 {
+	if x != nil {
+		return x.Weights
+	}
+	return nil
+}
+
+func (x *Service) GetStopGrace() *durationpb.Duration {
+	if x != nil {
+		return x.StopGrace
+	}
+	return nil
 }
 
 // Release is an immutable snapshot of a service's resolved spec. Key: "env/app/service/00000007".
@@ -2932,7 +2955,7 @@ const file_gantry_v1_app_proto_rawDesc = "" +
 	"\x15max_replicas_per_node\x18\x03 \x01(\x05R\x12maxReplicasPerNode\x12\x1a\n" +
 	"\bstrategy\x18\x04 \x01(\tR\bstrategy\x12#\n" +
 	"\ranti_affinity\x18\x05 \x03(\tR\fantiAffinity\x12\x1c\n" +
-	"\trebalance\x18\x06 \x01(\bR\trebalance\"\x87\x03\n" +
+	"\trebalance\x18\x06 \x01(\bR\trebalance\"\xb8\x04\n" +
 	"\aService\x12#\n" +
 	"\x04meta\x18\x01 \x01(\v2\x0f.gantry.v1.MetaR\x04meta\x12 \n" +
 	"\venvironment\x18\x02 \x01(\tR\venvironment\x12\x10\n" +
@@ -2947,7 +2970,13 @@ const file_gantry_v1_app_proto_rawDesc = "" +
 	"\x12restart_generation\x18\n" +
 	" \x01(\x03R\x11restartGeneration\x12\x1a\n" +
 	"\bremoving\x18\v \x01(\bR\bremoving\x12\x1a\n" +
-	"\breplicas\x18\f \x01(\x05R\breplicas\"\xbd\x01\n" +
+	"\breplicas\x18\f \x01(\x05R\breplicas\x129\n" +
+	"\aweights\x18\r \x03(\v2\x1f.gantry.v1.Service.WeightsEntryR\aweights\x128\n" +
+	"\n" +
+	"stop_grace\x18\x0e \x01(\v2\x19.google.protobuf.DurationR\tstopGrace\x1a:\n" +
+	"\fWeightsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\x03R\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\x05R\x05value:\x028\x01\"\xbd\x01\n" +
 	"\aRelease\x12#\n" +
 	"\x04meta\x18\x01 \x01(\v2\x0f.gantry.v1.MetaR\x04meta\x12\x18\n" +
 	"\aservice\x18\x02 \x01(\tR\aservice\x12\x16\n" +
@@ -2982,7 +3011,7 @@ const file_gantry_v1_app_proto_rawDesc = "" +
 	"\x13DESIRED_UNSPECIFIED\x10\x00\x12\x13\n" +
 	"\x0fDESIRED_RUNNING\x10\x01\x12\x13\n" +
 	"\x0fDESIRED_STOPPED\x10\x02\x12\x13\n" +
-	"\x0fDESIRED_REMOVED\x10\x03\"\x92\b\n" +
+	"\x0fDESIRED_REMOVED\x10\x03\"\xa2\b\n" +
 	"\x0eInstanceStatus\x12#\n" +
 	"\x04meta\x18\x01 \x01(\v2\x0f.gantry.v1.MetaR\x04meta\x12\x12\n" +
 	"\x04node\x18\x02 \x01(\tR\x04node\x125\n" +
@@ -3006,7 +3035,7 @@ const file_gantry_v1_app_proto_rawDesc = "" +
 	"\x05ports\x18\x10 \x03(\v2\x16.gantry.v1.PortPublishR\x05ports\x12\x1a\n" +
 	"\baddress6\x18\x11 \x01(\tR\baddress6\x12-\n" +
 	"\x12restart_generation\x18\x12 \x01(\x03R\x11restartGeneration\x12\x16\n" +
-	"\x06streak\x18\x13 \x01(\x05R\x06streak\"\xf1\x01\n" +
+	"\x06streak\x18\x13 \x01(\x05R\x06streak\"\x81\x02\n" +
 	"\x05Phase\x12\x15\n" +
 	"\x11PHASE_UNSPECIFIED\x10\x00\x12\x11\n" +
 	"\rPHASE_PENDING\x10\x01\x12\x11\n" +
@@ -3020,7 +3049,9 @@ const file_gantry_v1_app_proto_rawDesc = "" +
 	"\fPHASE_PAUSED\x10\t\x12\x11\n" +
 	"\rPHASE_REMOVED\x10\n" +
 	"\x12\x11\n" +
-	"\rPHASE_CREATED\x10\v\"_\n" +
+	"\rPHASE_CREATED\x10\v\x12\x0e\n" +
+	"\n" +
+	"PHASE_LOST\x10\f\"_\n" +
 	"\x06Health\x12\x16\n" +
 	"\x12HEALTH_UNSPECIFIED\x10\x00\x12\x13\n" +
 	"\x0fHEALTH_STARTING\x10\x01\x12\x12\n" +
@@ -3120,7 +3151,7 @@ func file_gantry_v1_app_proto_rawDescGZIP() []byte {
 }
 
 var file_gantry_v1_app_proto_enumTypes = make([]protoimpl.EnumInfo, 4)
-var file_gantry_v1_app_proto_msgTypes = make([]protoimpl.MessageInfo, 40)
+var file_gantry_v1_app_proto_msgTypes = make([]protoimpl.MessageInfo, 41)
 var file_gantry_v1_app_proto_goTypes = []any{
 	(Dependency_Condition)(0),     // 0: gantry.v1.Dependency.Condition
 	(Instance_Desired)(0),         // 1: gantry.v1.Instance.Desired
@@ -3164,16 +3195,17 @@ var file_gantry_v1_app_proto_goTypes = []any{
 	nil,                           // 39: gantry.v1.BuildSpec.LabelsEntry
 	nil,                           // 40: gantry.v1.BuildSpec.SecretsEntry
 	nil,                           // 41: gantry.v1.BuildSpec.AdditionalContextsEntry
-	nil,                           // 42: gantry.v1.Volume.DriverOptionsEntry
-	nil,                           // 43: gantry.v1.NodeStatus.DevicesEntry
-	(*Meta)(nil),                  // 44: gantry.v1.Meta
-	(*ContainerSpec)(nil),         // 45: gantry.v1.ContainerSpec
-	(*durationpb.Duration)(nil),   // 46: google.protobuf.Duration
-	(*timestamppb.Timestamp)(nil), // 47: google.protobuf.Timestamp
-	(*PortPublish)(nil),           // 48: gantry.v1.PortPublish
+	nil,                           // 42: gantry.v1.Service.WeightsEntry
+	nil,                           // 43: gantry.v1.Volume.DriverOptionsEntry
+	nil,                           // 44: gantry.v1.NodeStatus.DevicesEntry
+	(*Meta)(nil),                  // 45: gantry.v1.Meta
+	(*ContainerSpec)(nil),         // 46: gantry.v1.ContainerSpec
+	(*durationpb.Duration)(nil),   // 47: google.protobuf.Duration
+	(*timestamppb.Timestamp)(nil), // 48: google.protobuf.Timestamp
+	(*PortPublish)(nil),           // 49: gantry.v1.PortPublish
 }
 var file_gantry_v1_app_proto_depIdxs = []int32{
-	44, // 0: gantry.v1.App.meta:type_name -> gantry.v1.Meta
+	45, // 0: gantry.v1.App.meta:type_name -> gantry.v1.Meta
 	5,  // 1: gantry.v1.App.spec:type_name -> gantry.v1.AppSpec
 	28, // 2: gantry.v1.AppSpec.services:type_name -> gantry.v1.AppSpec.ServicesEntry
 	29, // 3: gantry.v1.AppSpec.networks:type_name -> gantry.v1.AppSpec.NetworksEntry
@@ -3184,7 +3216,7 @@ var file_gantry_v1_app_proto_depIdxs = []int32{
 	34, // 8: gantry.v1.VolumeSpec.driver_options:type_name -> gantry.v1.VolumeSpec.DriverOptionsEntry
 	35, // 9: gantry.v1.VolumeSpec.labels:type_name -> gantry.v1.VolumeSpec.LabelsEntry
 	36, // 10: gantry.v1.FileSpec.labels:type_name -> gantry.v1.FileSpec.LabelsEntry
-	45, // 11: gantry.v1.ServiceSpec.container:type_name -> gantry.v1.ContainerSpec
+	46, // 11: gantry.v1.ServiceSpec.container:type_name -> gantry.v1.ContainerSpec
 	11, // 12: gantry.v1.ServiceSpec.build:type_name -> gantry.v1.BuildSpec
 	12, // 13: gantry.v1.ServiceSpec.depends_on:type_name -> gantry.v1.Dependency
 	13, // 14: gantry.v1.ServiceSpec.update:type_name -> gantry.v1.UpdateConfig
@@ -3192,58 +3224,60 @@ var file_gantry_v1_app_proto_depIdxs = []int32{
 	37, // 16: gantry.v1.ServiceSpec.labels:type_name -> gantry.v1.ServiceSpec.LabelsEntry
 	15, // 17: gantry.v1.ServiceSpec.placement:type_name -> gantry.v1.Placement
 	10, // 18: gantry.v1.ServiceSpec.job:type_name -> gantry.v1.JobSpec
-	46, // 19: gantry.v1.JobSpec.timeout:type_name -> google.protobuf.Duration
+	47, // 19: gantry.v1.JobSpec.timeout:type_name -> google.protobuf.Duration
 	38, // 20: gantry.v1.BuildSpec.args:type_name -> gantry.v1.BuildSpec.ArgsEntry
 	39, // 21: gantry.v1.BuildSpec.labels:type_name -> gantry.v1.BuildSpec.LabelsEntry
 	40, // 22: gantry.v1.BuildSpec.secrets:type_name -> gantry.v1.BuildSpec.SecretsEntry
 	41, // 23: gantry.v1.BuildSpec.additional_contexts:type_name -> gantry.v1.BuildSpec.AdditionalContextsEntry
 	0,  // 24: gantry.v1.Dependency.condition:type_name -> gantry.v1.Dependency.Condition
-	46, // 25: gantry.v1.UpdateConfig.delay:type_name -> google.protobuf.Duration
-	46, // 26: gantry.v1.UpdateConfig.monitor:type_name -> google.protobuf.Duration
+	47, // 25: gantry.v1.UpdateConfig.delay:type_name -> google.protobuf.Duration
+	47, // 26: gantry.v1.UpdateConfig.monitor:type_name -> google.protobuf.Duration
 	14, // 27: gantry.v1.UpdateConfig.canary:type_name -> gantry.v1.CanaryStep
-	46, // 28: gantry.v1.UpdateConfig.keep:type_name -> google.protobuf.Duration
-	46, // 29: gantry.v1.CanaryStep.pause:type_name -> google.protobuf.Duration
-	44, // 30: gantry.v1.Service.meta:type_name -> gantry.v1.Meta
+	47, // 28: gantry.v1.UpdateConfig.keep:type_name -> google.protobuf.Duration
+	47, // 29: gantry.v1.CanaryStep.pause:type_name -> google.protobuf.Duration
+	45, // 30: gantry.v1.Service.meta:type_name -> gantry.v1.Meta
 	9,  // 31: gantry.v1.Service.spec:type_name -> gantry.v1.ServiceSpec
-	44, // 32: gantry.v1.Release.meta:type_name -> gantry.v1.Meta
-	9,  // 33: gantry.v1.Release.spec:type_name -> gantry.v1.ServiceSpec
-	44, // 34: gantry.v1.Instance.meta:type_name -> gantry.v1.Meta
-	45, // 35: gantry.v1.Instance.spec:type_name -> gantry.v1.ContainerSpec
-	1,  // 36: gantry.v1.Instance.desired:type_name -> gantry.v1.Instance.Desired
-	46, // 37: gantry.v1.Instance.stop_grace:type_name -> google.protobuf.Duration
-	44, // 38: gantry.v1.InstanceStatus.meta:type_name -> gantry.v1.Meta
-	2,  // 39: gantry.v1.InstanceStatus.phase:type_name -> gantry.v1.InstanceStatus.Phase
-	3,  // 40: gantry.v1.InstanceStatus.health:type_name -> gantry.v1.InstanceStatus.Health
-	47, // 41: gantry.v1.InstanceStatus.started_at:type_name -> google.protobuf.Timestamp
-	47, // 42: gantry.v1.InstanceStatus.finished_at:type_name -> google.protobuf.Timestamp
-	48, // 43: gantry.v1.InstanceStatus.ports:type_name -> gantry.v1.PortPublish
-	44, // 44: gantry.v1.Volume.meta:type_name -> gantry.v1.Meta
-	42, // 45: gantry.v1.Volume.driver_options:type_name -> gantry.v1.Volume.DriverOptionsEntry
-	44, // 46: gantry.v1.Network.meta:type_name -> gantry.v1.Meta
-	44, // 47: gantry.v1.Secret.meta:type_name -> gantry.v1.Meta
-	44, // 48: gantry.v1.Config.meta:type_name -> gantry.v1.Meta
-	44, // 49: gantry.v1.Node.meta:type_name -> gantry.v1.Meta
-	44, // 50: gantry.v1.NodeStatus.meta:type_name -> gantry.v1.Meta
-	47, // 51: gantry.v1.NodeStatus.last_seen:type_name -> google.protobuf.Timestamp
-	43, // 52: gantry.v1.NodeStatus.devices:type_name -> gantry.v1.NodeStatus.DevicesEntry
-	47, // 53: gantry.v1.NodeStatus.clock:type_name -> google.protobuf.Timestamp
-	47, // 54: gantry.v1.NodeStatus.certificate_end:type_name -> google.protobuf.Timestamp
-	44, // 55: gantry.v1.Cluster.meta:type_name -> gantry.v1.Meta
-	46, // 56: gantry.v1.Cluster.certificate_life:type_name -> google.protobuf.Duration
-	46, // 57: gantry.v1.Cluster.suspect_after:type_name -> google.protobuf.Duration
-	46, // 58: gantry.v1.Cluster.down_after:type_name -> google.protobuf.Duration
-	44, // 59: gantry.v1.JoinToken.meta:type_name -> gantry.v1.Meta
-	47, // 60: gantry.v1.JoinToken.expires_at:type_name -> google.protobuf.Timestamp
-	9,  // 61: gantry.v1.AppSpec.ServicesEntry.value:type_name -> gantry.v1.ServiceSpec
-	6,  // 62: gantry.v1.AppSpec.NetworksEntry.value:type_name -> gantry.v1.NetworkSpec
-	7,  // 63: gantry.v1.AppSpec.VolumesEntry.value:type_name -> gantry.v1.VolumeSpec
-	8,  // 64: gantry.v1.AppSpec.SecretsEntry.value:type_name -> gantry.v1.FileSpec
-	8,  // 65: gantry.v1.AppSpec.ConfigsEntry.value:type_name -> gantry.v1.FileSpec
-	66, // [66:66] is the sub-list for method output_type
-	66, // [66:66] is the sub-list for method input_type
-	66, // [66:66] is the sub-list for extension type_name
-	66, // [66:66] is the sub-list for extension extendee
-	0,  // [0:66] is the sub-list for field type_name
+	42, // 32: gantry.v1.Service.weights:type_name -> gantry.v1.Service.WeightsEntry
+	47, // 33: gantry.v1.Service.stop_grace:type_name -> google.protobuf.Duration
+	45, // 34: gantry.v1.Release.meta:type_name -> gantry.v1.Meta
+	9,  // 35: gantry.v1.Release.spec:type_name -> gantry.v1.ServiceSpec
+	45, // 36: gantry.v1.Instance.meta:type_name -> gantry.v1.Meta
+	46, // 37: gantry.v1.Instance.spec:type_name -> gantry.v1.ContainerSpec
+	1,  // 38: gantry.v1.Instance.desired:type_name -> gantry.v1.Instance.Desired
+	47, // 39: gantry.v1.Instance.stop_grace:type_name -> google.protobuf.Duration
+	45, // 40: gantry.v1.InstanceStatus.meta:type_name -> gantry.v1.Meta
+	2,  // 41: gantry.v1.InstanceStatus.phase:type_name -> gantry.v1.InstanceStatus.Phase
+	3,  // 42: gantry.v1.InstanceStatus.health:type_name -> gantry.v1.InstanceStatus.Health
+	48, // 43: gantry.v1.InstanceStatus.started_at:type_name -> google.protobuf.Timestamp
+	48, // 44: gantry.v1.InstanceStatus.finished_at:type_name -> google.protobuf.Timestamp
+	49, // 45: gantry.v1.InstanceStatus.ports:type_name -> gantry.v1.PortPublish
+	45, // 46: gantry.v1.Volume.meta:type_name -> gantry.v1.Meta
+	43, // 47: gantry.v1.Volume.driver_options:type_name -> gantry.v1.Volume.DriverOptionsEntry
+	45, // 48: gantry.v1.Network.meta:type_name -> gantry.v1.Meta
+	45, // 49: gantry.v1.Secret.meta:type_name -> gantry.v1.Meta
+	45, // 50: gantry.v1.Config.meta:type_name -> gantry.v1.Meta
+	45, // 51: gantry.v1.Node.meta:type_name -> gantry.v1.Meta
+	45, // 52: gantry.v1.NodeStatus.meta:type_name -> gantry.v1.Meta
+	48, // 53: gantry.v1.NodeStatus.last_seen:type_name -> google.protobuf.Timestamp
+	44, // 54: gantry.v1.NodeStatus.devices:type_name -> gantry.v1.NodeStatus.DevicesEntry
+	48, // 55: gantry.v1.NodeStatus.clock:type_name -> google.protobuf.Timestamp
+	48, // 56: gantry.v1.NodeStatus.certificate_end:type_name -> google.protobuf.Timestamp
+	45, // 57: gantry.v1.Cluster.meta:type_name -> gantry.v1.Meta
+	47, // 58: gantry.v1.Cluster.certificate_life:type_name -> google.protobuf.Duration
+	47, // 59: gantry.v1.Cluster.suspect_after:type_name -> google.protobuf.Duration
+	47, // 60: gantry.v1.Cluster.down_after:type_name -> google.protobuf.Duration
+	45, // 61: gantry.v1.JoinToken.meta:type_name -> gantry.v1.Meta
+	48, // 62: gantry.v1.JoinToken.expires_at:type_name -> google.protobuf.Timestamp
+	9,  // 63: gantry.v1.AppSpec.ServicesEntry.value:type_name -> gantry.v1.ServiceSpec
+	6,  // 64: gantry.v1.AppSpec.NetworksEntry.value:type_name -> gantry.v1.NetworkSpec
+	7,  // 65: gantry.v1.AppSpec.VolumesEntry.value:type_name -> gantry.v1.VolumeSpec
+	8,  // 66: gantry.v1.AppSpec.SecretsEntry.value:type_name -> gantry.v1.FileSpec
+	8,  // 67: gantry.v1.AppSpec.ConfigsEntry.value:type_name -> gantry.v1.FileSpec
+	68, // [68:68] is the sub-list for method output_type
+	68, // [68:68] is the sub-list for method input_type
+	68, // [68:68] is the sub-list for extension type_name
+	68, // [68:68] is the sub-list for extension extendee
+	0,  // [0:68] is the sub-list for field type_name
 }
 
 func init() { file_gantry_v1_app_proto_init() }
@@ -3259,7 +3293,7 @@ func file_gantry_v1_app_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_gantry_v1_app_proto_rawDesc), len(file_gantry_v1_app_proto_rawDesc)),
 			NumEnums:      4,
-			NumMessages:   40,
+			NumMessages:   41,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

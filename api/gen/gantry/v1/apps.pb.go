@@ -9,6 +9,7 @@ package gantryv1
 import (
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
+	durationpb "google.golang.org/protobuf/types/known/durationpb"
 	reflect "reflect"
 	sync "sync"
 	unsafe "unsafe"
@@ -84,6 +85,10 @@ type ApplyRequest struct {
 	RemoveOrphans bool `protobuf:"varint,5,opt,name=remove_orphans,json=removeOrphans,proto3" json:"remove_orphans,omitempty"`
 	// Replace instances even if nothing changed.
 	ForceRecreate bool `protobuf:"varint,6,opt,name=force_recreate,json=forceRecreate,proto3" json:"force_recreate,omitempty"`
+	// Refuse unless the app is as it was when a plan had this index; 0 for no check.
+	CheckIndex int64 `protobuf:"varint,7,opt,name=check_index,json=checkIndex,proto3" json:"check_index,omitempty"`
+	// Who asks, as the client says: "user@host".
+	Who           string `protobuf:"bytes,8,opt,name=who,proto3" json:"who,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -160,11 +165,29 @@ func (x *ApplyRequest) GetForceRecreate() bool {
 	return false
 }
 
+func (x *ApplyRequest) GetCheckIndex() int64 {
+	if x != nil {
+		return x.CheckIndex
+	}
+	return 0
+}
+
+func (x *ApplyRequest) GetWho() string {
+	if x != nil {
+		return x.Who
+	}
+	return ""
+}
+
 type PlanResponse struct {
 	state   protoimpl.MessageState `protogen:"open.v1"`
 	Changes []*Change              `protobuf:"bytes,1,rep,name=changes,proto3" json:"changes,omitempty"`
 	// Store revision the plan was made at.
-	Revision      int64 `protobuf:"varint,2,opt,name=revision,proto3" json:"revision,omitempty"`
+	Revision int64 `protobuf:"varint,2,opt,name=revision,proto3" json:"revision,omitempty"`
+	// Stands for all objects of the app, before the change; the same as long as none has changed.
+	Index int64 `protobuf:"varint,3,opt,name=index,proto3" json:"index,omitempty"`
+	// Keys of the operations begun.
+	Operations    []string `protobuf:"bytes,4,rep,name=operations,proto3" json:"operations,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -211,6 +234,20 @@ func (x *PlanResponse) GetRevision() int64 {
 		return x.Revision
 	}
 	return 0
+}
+
+func (x *PlanResponse) GetIndex() int64 {
+	if x != nil {
+		return x.Index
+	}
+	return 0
+}
+
+func (x *PlanResponse) GetOperations() []string {
+	if x != nil {
+		return x.Operations
+	}
+	return nil
 }
 
 // Change is one line of a plan.
@@ -557,7 +594,9 @@ type ServiceView struct {
 	// Why it cannot get there by itself; empty if it can.
 	Failure string `protobuf:"bytes,6,opt,name=failure,proto3" json:"failure,omitempty"`
 	// All wanted instances run the current release and are ready, or a job has completed.
-	Converged     bool `protobuf:"varint,7,opt,name=converged,proto3" json:"converged,omitempty"`
+	Converged bool `protobuf:"varint,7,opt,name=converged,proto3" json:"converged,omitempty"`
+	// The last rollout.
+	Operation     *Operation `protobuf:"bytes,8,opt,name=operation,proto3" json:"operation,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -639,6 +678,13 @@ func (x *ServiceView) GetConverged() bool {
 		return x.Converged
 	}
 	return false
+}
+
+func (x *ServiceView) GetOperation() *Operation {
+	if x != nil {
+		return x.Operation
+	}
+	return nil
 }
 
 type InstanceView struct {
@@ -891,7 +937,9 @@ type RollbackRequest struct {
 	App         string                 `protobuf:"bytes,2,opt,name=app,proto3" json:"app,omitempty"`
 	Service     string                 `protobuf:"bytes,3,opt,name=service,proto3" json:"service,omitempty"`
 	// 0 for the release before.
-	Release       int64 `protobuf:"varint,4,opt,name=release,proto3" json:"release,omitempty"`
+	Release int64 `protobuf:"varint,4,opt,name=release,proto3" json:"release,omitempty"`
+	// Who asks, as the client says.
+	Who           string `protobuf:"bytes,5,opt,name=who,proto3" json:"who,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -954,9 +1002,18 @@ func (x *RollbackRequest) GetRelease() int64 {
 	return 0
 }
 
+func (x *RollbackRequest) GetWho() string {
+	if x != nil {
+		return x.Who
+	}
+	return ""
+}
+
 type RollbackResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Release       int64                  `protobuf:"varint,1,opt,name=release,proto3" json:"release,omitempty"`
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Release int64                  `protobuf:"varint,1,opt,name=release,proto3" json:"release,omitempty"`
+	// Key of the operation begun; empty if the service has this release already.
+	Operation     string `protobuf:"bytes,2,opt,name=operation,proto3" json:"operation,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -998,13 +1055,22 @@ func (x *RollbackResponse) GetRelease() int64 {
 	return 0
 }
 
+func (x *RollbackResponse) GetOperation() string {
+	if x != nil {
+		return x.Operation
+	}
+	return ""
+}
+
 type SetStoppedRequest struct {
 	state       protoimpl.MessageState `protogen:"open.v1"`
 	Environment string                 `protobuf:"bytes,1,opt,name=environment,proto3" json:"environment,omitempty"`
 	App         string                 `protobuf:"bytes,2,opt,name=app,proto3" json:"app,omitempty"`
 	// Empty for all.
-	Services      []string `protobuf:"bytes,3,rep,name=services,proto3" json:"services,omitempty"`
-	Stopped       bool     `protobuf:"varint,4,opt,name=stopped,proto3" json:"stopped,omitempty"`
+	Services []string `protobuf:"bytes,3,rep,name=services,proto3" json:"services,omitempty"`
+	Stopped  bool     `protobuf:"varint,4,opt,name=stopped,proto3" json:"stopped,omitempty"`
+	// Time between the stop signal and SIGKILL; unset for the services' own.
+	GracePeriod   *durationpb.Duration `protobuf:"bytes,5,opt,name=grace_period,json=gracePeriod,proto3" json:"grace_period,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1067,6 +1133,13 @@ func (x *SetStoppedRequest) GetStopped() bool {
 	return false
 }
 
+func (x *SetStoppedRequest) GetGracePeriod() *durationpb.Duration {
+	if x != nil {
+		return x.GracePeriod
+	}
+	return nil
+}
+
 type SetStoppedResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -1104,10 +1177,12 @@ func (*SetStoppedResponse) Descriptor() ([]byte, []int) {
 }
 
 type RestartRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Environment   string                 `protobuf:"bytes,1,opt,name=environment,proto3" json:"environment,omitempty"`
-	App           string                 `protobuf:"bytes,2,opt,name=app,proto3" json:"app,omitempty"`
-	Services      []string               `protobuf:"bytes,3,rep,name=services,proto3" json:"services,omitempty"`
+	state       protoimpl.MessageState `protogen:"open.v1"`
+	Environment string                 `protobuf:"bytes,1,opt,name=environment,proto3" json:"environment,omitempty"`
+	App         string                 `protobuf:"bytes,2,opt,name=app,proto3" json:"app,omitempty"`
+	Services    []string               `protobuf:"bytes,3,rep,name=services,proto3" json:"services,omitempty"`
+	// Time between the stop signal and SIGKILL; unset for the services' own.
+	GracePeriod   *durationpb.Duration `protobuf:"bytes,4,opt,name=grace_period,json=gracePeriod,proto3" json:"grace_period,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1159,6 +1234,13 @@ func (x *RestartRequest) GetApp() string {
 func (x *RestartRequest) GetServices() []string {
 	if x != nil {
 		return x.Services
+	}
+	return nil
+}
+
+func (x *RestartRequest) GetGracePeriod() *durationpb.Duration {
+	if x != nil {
+		return x.GracePeriod
 	}
 	return nil
 }
@@ -1368,17 +1450,24 @@ var File_gantry_v1_apps_proto protoreflect.FileDescriptor
 
 const file_gantry_v1_apps_proto_rawDesc = "" +
 	"\n" +
-	"\x14gantry/v1/apps.proto\x12\tgantry.v1\x1a\x13gantry/v1/app.proto\"\xd4\x01\n" +
+	"\x14gantry/v1/apps.proto\x12\tgantry.v1\x1a\x13gantry/v1/app.proto\x1a\x19gantry/v1/operation.proto\x1a\x1egoogle/protobuf/duration.proto\"\x87\x02\n" +
 	"\fApplyRequest\x12 \n" +
 	"\venvironment\x18\x01 \x01(\tR\venvironment\x12\x10\n" +
 	"\x03app\x18\x02 \x01(\tR\x03app\x12&\n" +
 	"\x04spec\x18\x03 \x01(\v2\x12.gantry.v1.AppSpecR\x04spec\x12\x1a\n" +
 	"\bservices\x18\x04 \x03(\tR\bservices\x12%\n" +
 	"\x0eremove_orphans\x18\x05 \x01(\bR\rremoveOrphans\x12%\n" +
-	"\x0eforce_recreate\x18\x06 \x01(\bR\rforceRecreate\"W\n" +
+	"\x0eforce_recreate\x18\x06 \x01(\bR\rforceRecreate\x12\x1f\n" +
+	"\vcheck_index\x18\a \x01(\x03R\n" +
+	"checkIndex\x12\x10\n" +
+	"\x03who\x18\b \x01(\tR\x03who\"\x8d\x01\n" +
 	"\fPlanResponse\x12+\n" +
 	"\achanges\x18\x01 \x03(\v2\x11.gantry.v1.ChangeR\achanges\x12\x1a\n" +
-	"\brevision\x18\x02 \x01(\x03R\brevision\"\xeb\x01\n" +
+	"\brevision\x18\x02 \x01(\x03R\brevision\x12\x14\n" +
+	"\x05index\x18\x03 \x01(\x03R\x05index\x12\x1e\n" +
+	"\n" +
+	"operations\x18\x04 \x03(\tR\n" +
+	"operations\"\xeb\x01\n" +
 	"\x06Change\x120\n" +
 	"\x06action\x18\x01 \x01(\x0e2\x18.gantry.v1.Change.ActionR\x06action\x12\x12\n" +
 	"\x04kind\x18\x02 \x01(\tR\x04kind\x12\x10\n" +
@@ -1403,7 +1492,7 @@ const file_gantry_v1_apps_proto_rawDesc = "" +
 	"\aAppView\x12 \n" +
 	"\x03app\x18\x01 \x01(\v2\x0e.gantry.v1.AppR\x03app\x122\n" +
 	"\bservices\x18\x02 \x03(\v2\x16.gantry.v1.ServiceViewR\bservices\x12\x1a\n" +
-	"\brevision\x18\x03 \x01(\x03R\brevision\"\xf2\x01\n" +
+	"\brevision\x18\x03 \x01(\x03R\brevision\"\xa6\x02\n" +
 	"\vServiceView\x12,\n" +
 	"\aservice\x18\x01 \x01(\v2\x12.gantry.v1.ServiceR\aservice\x125\n" +
 	"\tinstances\x18\x02 \x03(\v2\x17.gantry.v1.InstanceViewR\tinstances\x12\x14\n" +
@@ -1411,7 +1500,8 @@ const file_gantry_v1_apps_proto_rawDesc = "" +
 	"\x06wanted\x18\x04 \x01(\x05R\x06wanted\x12\x18\n" +
 	"\awaiting\x18\x05 \x01(\tR\awaiting\x12\x18\n" +
 	"\afailure\x18\x06 \x01(\tR\afailure\x12\x1c\n" +
-	"\tconverged\x18\a \x01(\bR\tconverged\"r\n" +
+	"\tconverged\x18\a \x01(\bR\tconverged\x122\n" +
+	"\toperation\x18\b \x01(\v2\x14.gantry.v1.OperationR\toperation\"r\n" +
 	"\fInstanceView\x12/\n" +
 	"\binstance\x18\x01 \x01(\v2\x13.gantry.v1.InstanceR\binstance\x121\n" +
 	"\x06status\x18\x02 \x01(\v2\x19.gantry.v1.InstanceStatusR\x06status\"`\n" +
@@ -1427,24 +1517,28 @@ const file_gantry_v1_apps_proto_rawDesc = "" +
 	"\rReplicasEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\x05R\x05value:\x028\x01\"\x0f\n" +
-	"\rScaleResponse\"y\n" +
+	"\rScaleResponse\"\x8b\x01\n" +
 	"\x0fRollbackRequest\x12 \n" +
 	"\venvironment\x18\x01 \x01(\tR\venvironment\x12\x10\n" +
 	"\x03app\x18\x02 \x01(\tR\x03app\x12\x18\n" +
 	"\aservice\x18\x03 \x01(\tR\aservice\x12\x18\n" +
-	"\arelease\x18\x04 \x01(\x03R\arelease\",\n" +
+	"\arelease\x18\x04 \x01(\x03R\arelease\x12\x10\n" +
+	"\x03who\x18\x05 \x01(\tR\x03who\"J\n" +
 	"\x10RollbackResponse\x12\x18\n" +
-	"\arelease\x18\x01 \x01(\x03R\arelease\"}\n" +
+	"\arelease\x18\x01 \x01(\x03R\arelease\x12\x1c\n" +
+	"\toperation\x18\x02 \x01(\tR\toperation\"\xbb\x01\n" +
 	"\x11SetStoppedRequest\x12 \n" +
 	"\venvironment\x18\x01 \x01(\tR\venvironment\x12\x10\n" +
 	"\x03app\x18\x02 \x01(\tR\x03app\x12\x1a\n" +
 	"\bservices\x18\x03 \x03(\tR\bservices\x12\x18\n" +
-	"\astopped\x18\x04 \x01(\bR\astopped\"\x14\n" +
-	"\x12SetStoppedResponse\"`\n" +
+	"\astopped\x18\x04 \x01(\bR\astopped\x12<\n" +
+	"\fgrace_period\x18\x05 \x01(\v2\x19.google.protobuf.DurationR\vgracePeriod\"\x14\n" +
+	"\x12SetStoppedResponse\"\x9e\x01\n" +
 	"\x0eRestartRequest\x12 \n" +
 	"\venvironment\x18\x01 \x01(\tR\venvironment\x12\x10\n" +
 	"\x03app\x18\x02 \x01(\tR\x03app\x12\x1a\n" +
-	"\bservices\x18\x03 \x03(\tR\bservices\"\x11\n" +
+	"\bservices\x18\x03 \x03(\tR\bservices\x12<\n" +
+	"\fgrace_period\x18\x04 \x01(\v2\x19.google.protobuf.DurationR\vgracePeriod\"\x11\n" +
 	"\x0fRestartResponse\"c\n" +
 	"\x13ListReleasesRequest\x12 \n" +
 	"\venvironment\x18\x01 \x01(\tR\venvironment\x12\x10\n" +
@@ -1514,9 +1608,11 @@ var file_gantry_v1_apps_proto_goTypes = []any{
 	(*AppSpec)(nil),              // 25: gantry.v1.AppSpec
 	(*App)(nil),                  // 26: gantry.v1.App
 	(*Service)(nil),              // 27: gantry.v1.Service
-	(*Instance)(nil),             // 28: gantry.v1.Instance
-	(*InstanceStatus)(nil),       // 29: gantry.v1.InstanceStatus
-	(*Release)(nil),              // 30: gantry.v1.Release
+	(*Operation)(nil),            // 28: gantry.v1.Operation
+	(*Instance)(nil),             // 29: gantry.v1.Instance
+	(*InstanceStatus)(nil),       // 30: gantry.v1.InstanceStatus
+	(*durationpb.Duration)(nil),  // 31: google.protobuf.Duration
+	(*Release)(nil),              // 32: gantry.v1.Release
 }
 var file_gantry_v1_apps_proto_depIdxs = []int32{
 	25, // 0: gantry.v1.ApplyRequest.spec:type_name -> gantry.v1.AppSpec
@@ -1528,38 +1624,41 @@ var file_gantry_v1_apps_proto_depIdxs = []int32{
 	9,  // 6: gantry.v1.AppView.services:type_name -> gantry.v1.ServiceView
 	27, // 7: gantry.v1.ServiceView.service:type_name -> gantry.v1.Service
 	10, // 8: gantry.v1.ServiceView.instances:type_name -> gantry.v1.InstanceView
-	28, // 9: gantry.v1.InstanceView.instance:type_name -> gantry.v1.Instance
-	29, // 10: gantry.v1.InstanceView.status:type_name -> gantry.v1.InstanceStatus
-	24, // 11: gantry.v1.ScaleRequest.replicas:type_name -> gantry.v1.ScaleRequest.ReplicasEntry
-	23, // 12: gantry.v1.ListReleasesResponse.releases:type_name -> gantry.v1.ReleaseView
-	30, // 13: gantry.v1.ReleaseView.release:type_name -> gantry.v1.Release
-	1,  // 14: gantry.v1.AppService.Plan:input_type -> gantry.v1.ApplyRequest
-	1,  // 15: gantry.v1.AppService.Apply:input_type -> gantry.v1.ApplyRequest
-	5,  // 16: gantry.v1.AppService.List:input_type -> gantry.v1.ListAppsRequest
-	7,  // 17: gantry.v1.AppService.Get:input_type -> gantry.v1.GetAppRequest
-	11, // 18: gantry.v1.AppService.Remove:input_type -> gantry.v1.RemoveAppRequest
-	7,  // 19: gantry.v1.AppService.Watch:input_type -> gantry.v1.GetAppRequest
-	13, // 20: gantry.v1.AppService.Scale:input_type -> gantry.v1.ScaleRequest
-	15, // 21: gantry.v1.AppService.Rollback:input_type -> gantry.v1.RollbackRequest
-	17, // 22: gantry.v1.AppService.SetStopped:input_type -> gantry.v1.SetStoppedRequest
-	19, // 23: gantry.v1.AppService.Restart:input_type -> gantry.v1.RestartRequest
-	21, // 24: gantry.v1.AppService.ListReleases:input_type -> gantry.v1.ListReleasesRequest
-	2,  // 25: gantry.v1.AppService.Plan:output_type -> gantry.v1.PlanResponse
-	2,  // 26: gantry.v1.AppService.Apply:output_type -> gantry.v1.PlanResponse
-	6,  // 27: gantry.v1.AppService.List:output_type -> gantry.v1.ListAppsResponse
-	8,  // 28: gantry.v1.AppService.Get:output_type -> gantry.v1.AppView
-	12, // 29: gantry.v1.AppService.Remove:output_type -> gantry.v1.RemoveAppResponse
-	8,  // 30: gantry.v1.AppService.Watch:output_type -> gantry.v1.AppView
-	14, // 31: gantry.v1.AppService.Scale:output_type -> gantry.v1.ScaleResponse
-	16, // 32: gantry.v1.AppService.Rollback:output_type -> gantry.v1.RollbackResponse
-	18, // 33: gantry.v1.AppService.SetStopped:output_type -> gantry.v1.SetStoppedResponse
-	20, // 34: gantry.v1.AppService.Restart:output_type -> gantry.v1.RestartResponse
-	22, // 35: gantry.v1.AppService.ListReleases:output_type -> gantry.v1.ListReleasesResponse
-	25, // [25:36] is the sub-list for method output_type
-	14, // [14:25] is the sub-list for method input_type
-	14, // [14:14] is the sub-list for extension type_name
-	14, // [14:14] is the sub-list for extension extendee
-	0,  // [0:14] is the sub-list for field type_name
+	28, // 9: gantry.v1.ServiceView.operation:type_name -> gantry.v1.Operation
+	29, // 10: gantry.v1.InstanceView.instance:type_name -> gantry.v1.Instance
+	30, // 11: gantry.v1.InstanceView.status:type_name -> gantry.v1.InstanceStatus
+	24, // 12: gantry.v1.ScaleRequest.replicas:type_name -> gantry.v1.ScaleRequest.ReplicasEntry
+	31, // 13: gantry.v1.SetStoppedRequest.grace_period:type_name -> google.protobuf.Duration
+	31, // 14: gantry.v1.RestartRequest.grace_period:type_name -> google.protobuf.Duration
+	23, // 15: gantry.v1.ListReleasesResponse.releases:type_name -> gantry.v1.ReleaseView
+	32, // 16: gantry.v1.ReleaseView.release:type_name -> gantry.v1.Release
+	1,  // 17: gantry.v1.AppService.Plan:input_type -> gantry.v1.ApplyRequest
+	1,  // 18: gantry.v1.AppService.Apply:input_type -> gantry.v1.ApplyRequest
+	5,  // 19: gantry.v1.AppService.List:input_type -> gantry.v1.ListAppsRequest
+	7,  // 20: gantry.v1.AppService.Get:input_type -> gantry.v1.GetAppRequest
+	11, // 21: gantry.v1.AppService.Remove:input_type -> gantry.v1.RemoveAppRequest
+	7,  // 22: gantry.v1.AppService.Watch:input_type -> gantry.v1.GetAppRequest
+	13, // 23: gantry.v1.AppService.Scale:input_type -> gantry.v1.ScaleRequest
+	15, // 24: gantry.v1.AppService.Rollback:input_type -> gantry.v1.RollbackRequest
+	17, // 25: gantry.v1.AppService.SetStopped:input_type -> gantry.v1.SetStoppedRequest
+	19, // 26: gantry.v1.AppService.Restart:input_type -> gantry.v1.RestartRequest
+	21, // 27: gantry.v1.AppService.ListReleases:input_type -> gantry.v1.ListReleasesRequest
+	2,  // 28: gantry.v1.AppService.Plan:output_type -> gantry.v1.PlanResponse
+	2,  // 29: gantry.v1.AppService.Apply:output_type -> gantry.v1.PlanResponse
+	6,  // 30: gantry.v1.AppService.List:output_type -> gantry.v1.ListAppsResponse
+	8,  // 31: gantry.v1.AppService.Get:output_type -> gantry.v1.AppView
+	12, // 32: gantry.v1.AppService.Remove:output_type -> gantry.v1.RemoveAppResponse
+	8,  // 33: gantry.v1.AppService.Watch:output_type -> gantry.v1.AppView
+	14, // 34: gantry.v1.AppService.Scale:output_type -> gantry.v1.ScaleResponse
+	16, // 35: gantry.v1.AppService.Rollback:output_type -> gantry.v1.RollbackResponse
+	18, // 36: gantry.v1.AppService.SetStopped:output_type -> gantry.v1.SetStoppedResponse
+	20, // 37: gantry.v1.AppService.Restart:output_type -> gantry.v1.RestartResponse
+	22, // 38: gantry.v1.AppService.ListReleases:output_type -> gantry.v1.ListReleasesResponse
+	28, // [28:39] is the sub-list for method output_type
+	17, // [17:28] is the sub-list for method input_type
+	17, // [17:17] is the sub-list for extension type_name
+	17, // [17:17] is the sub-list for extension extendee
+	0,  // [0:17] is the sub-list for field type_name
 }
 
 func init() { file_gantry_v1_apps_proto_init() }
@@ -1568,6 +1667,7 @@ func file_gantry_v1_apps_proto_init() {
 		return
 	}
 	file_gantry_v1_app_proto_init()
+	file_gantry_v1_operation_proto_init()
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
