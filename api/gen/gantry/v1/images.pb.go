@@ -1223,9 +1223,11 @@ func (x *PruneImagesRequest) GetKeep() []string {
 }
 
 type PruneImagesResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Removed       []string               `protobuf:"bytes,1,rep,name=removed,proto3" json:"removed,omitempty"`
-	Reclaimed     int64                  `protobuf:"varint,2,opt,name=reclaimed,proto3" json:"reclaimed,omitempty"`
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	Removed   []string               `protobuf:"bytes,1,rep,name=removed,proto3" json:"removed,omitempty"`
+	Reclaimed int64                  `protobuf:"varint,2,opt,name=reclaimed,proto3" json:"reclaimed,omitempty"`
+	// Nodes whose images were left.
+	Failures      []*NodeFailure `protobuf:"bytes,3,rep,name=failures,proto3" json:"failures,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1274,6 +1276,13 @@ func (x *PruneImagesResponse) GetReclaimed() int64 {
 	return 0
 }
 
+func (x *PruneImagesResponse) GetFailures() []*NodeFailure {
+	if x != nil {
+		return x.Failures
+	}
+	return nil
+}
+
 type BuildStart struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Contexts and secrets are sent as data; paths in spec are the client's, for messages only.
@@ -1286,7 +1295,11 @@ type BuildStart struct {
 	// Dockerfile content, when it is outside of the context or inline.
 	Dockerfile []byte `protobuf:"bytes,5,opt,name=dockerfile,proto3" json:"dockerfile,omitempty"`
 	// Refuse to reach registries.
-	Offline       bool `protobuf:"varint,6,opt,name=offline,proto3" json:"offline,omitempty"`
+	Offline bool `protobuf:"varint,6,opt,name=offline,proto3" json:"offline,omitempty"`
+	// Environment whose permissions hold; the default one when empty.
+	Environment string `protobuf:"bytes,7,opt,name=environment,proto3" json:"environment,omitempty"`
+	// Steps may use the machine's own network; filled in by the server.
+	HostNetwork   bool `protobuf:"varint,8,opt,name=host_network,json=hostNetwork,proto3" json:"host_network,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1359,6 +1372,20 @@ func (x *BuildStart) GetDockerfile() []byte {
 func (x *BuildStart) GetOffline() bool {
 	if x != nil {
 		return x.Offline
+	}
+	return false
+}
+
+func (x *BuildStart) GetEnvironment() string {
+	if x != nil {
+		return x.Environment
+	}
+	return ""
+}
+
+func (x *BuildStart) GetHostNetwork() bool {
+	if x != nil {
+		return x.HostNetwork
 	}
 	return false
 }
@@ -1731,9 +1758,11 @@ func (x *PruneBuildCacheRequest) GetKeep() int64 {
 }
 
 type PruneBuildCacheResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Reclaimed     int64                  `protobuf:"varint,1,opt,name=reclaimed,proto3" json:"reclaimed,omitempty"`
-	Records       int32                  `protobuf:"varint,2,opt,name=records,proto3" json:"records,omitempty"`
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	Reclaimed int64                  `protobuf:"varint,1,opt,name=reclaimed,proto3" json:"reclaimed,omitempty"`
+	Records   int32                  `protobuf:"varint,2,opt,name=records,proto3" json:"records,omitempty"`
+	// Nodes whose cache was left.
+	Failures      []*NodeFailure `protobuf:"bytes,3,rep,name=failures,proto3" json:"failures,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1780,6 +1809,13 @@ func (x *PruneBuildCacheResponse) GetRecords() int32 {
 		return x.Records
 	}
 	return 0
+}
+
+func (x *PruneBuildCacheResponse) GetFailures() []*NodeFailure {
+	if x != nil {
+		return x.Failures
+	}
+	return nil
 }
 
 type BuildInput_Chunk struct {
@@ -2169,7 +2205,7 @@ var File_gantry_v1_images_proto protoreflect.FileDescriptor
 
 const file_gantry_v1_images_proto_rawDesc = "" +
 	"\n" +
-	"\x16gantry/v1/images.proto\x12\tgantry.v1\x1a\x13gantry/v1/app.proto\x1a\x19gantry/v1/container.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xc2\x02\n" +
+	"\x16gantry/v1/images.proto\x12\tgantry.v1\x1a\x13gantry/v1/app.proto\x1a\x19gantry/v1/container.proto\x1a\x19gantry/v1/instances.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xc2\x02\n" +
 	"\x05Image\x12\x16\n" +
 	"\x06digest\x18\x01 \x01(\tR\x06digest\x12\x1e\n" +
 	"\n" +
@@ -2256,10 +2292,11 @@ const file_gantry_v1_images_proto_rawDesc = "" +
 	"\adeleted\x18\x02 \x03(\tR\adeleted\":\n" +
 	"\x12PruneImagesRequest\x12\x10\n" +
 	"\x03all\x18\x01 \x01(\bR\x03all\x12\x12\n" +
-	"\x04keep\x18\x02 \x03(\tR\x04keep\"M\n" +
+	"\x04keep\x18\x02 \x03(\tR\x04keep\"\x81\x01\n" +
 	"\x13PruneImagesResponse\x12\x18\n" +
 	"\aremoved\x18\x01 \x03(\tR\aremoved\x12\x1c\n" +
-	"\treclaimed\x18\x02 \x01(\x03R\treclaimed\"\xad\x02\n" +
+	"\treclaimed\x18\x02 \x01(\x03R\treclaimed\x122\n" +
+	"\bfailures\x18\x03 \x03(\v2\x16.gantry.v1.NodeFailureR\bfailures\"\xf2\x02\n" +
 	"\n" +
 	"BuildStart\x12(\n" +
 	"\x04spec\x18\x01 \x01(\v2\x14.gantry.v1.BuildSpecR\x04spec\x12<\n" +
@@ -2269,7 +2306,9 @@ const file_gantry_v1_images_proto_rawDesc = "" +
 	"\n" +
 	"dockerfile\x18\x05 \x01(\fR\n" +
 	"dockerfile\x12\x18\n" +
-	"\aoffline\x18\x06 \x01(\bR\aoffline\x1a:\n" +
+	"\aoffline\x18\x06 \x01(\bR\aoffline\x12 \n" +
+	"\venvironment\x18\a \x01(\tR\venvironment\x12!\n" +
+	"\fhost_network\x18\b \x01(\bR\vhostNetwork\x1a:\n" +
 	"\fSecretsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\fR\x05value:\x028\x01\"\xe4\x01\n" +
@@ -2328,10 +2367,11 @@ const file_gantry_v1_images_proto_rawDesc = "" +
 	"\x05event\">\n" +
 	"\x16PruneBuildCacheRequest\x12\x10\n" +
 	"\x03all\x18\x01 \x01(\bR\x03all\x12\x12\n" +
-	"\x04keep\x18\x02 \x01(\x03R\x04keep\"Q\n" +
+	"\x04keep\x18\x02 \x01(\x03R\x04keep\"\x85\x01\n" +
 	"\x17PruneBuildCacheResponse\x12\x1c\n" +
 	"\treclaimed\x18\x01 \x01(\x03R\treclaimed\x12\x18\n" +
-	"\arecords\x18\x02 \x01(\x05R\arecords2\xa7\x06\n" +
+	"\arecords\x18\x02 \x01(\x05R\arecords\x122\n" +
+	"\bfailures\x18\x03 \x03(\v2\x16.gantry.v1.NodeFailureR\bfailures2\xa7\x06\n" +
 	"\fImageService\x12C\n" +
 	"\x04List\x12\x1c.gantry.v1.ListImagesRequest\x1a\x1d.gantry.v1.ListImagesResponse\x12J\n" +
 	"\aInspect\x12\x1e.gantry.v1.InspectImageRequest\x1a\x1f.gantry.v1.InspectImageResponse\x125\n" +
@@ -2396,7 +2436,8 @@ var file_gantry_v1_images_proto_goTypes = []any{
 	(*BuildEvent_Warning)(nil),      // 33: gantry.v1.BuildEvent.Warning
 	(*timestamppb.Timestamp)(nil),   // 34: google.protobuf.Timestamp
 	(PullPolicy)(0),                 // 35: gantry.v1.PullPolicy
-	(*BuildSpec)(nil),               // 36: gantry.v1.BuildSpec
+	(*NodeFailure)(nil),             // 36: gantry.v1.NodeFailure
+	(*BuildSpec)(nil),               // 37: gantry.v1.BuildSpec
 }
 var file_gantry_v1_images_proto_depIdxs = []int32{
 	34, // 0: gantry.v1.Image.created_at:type_name -> google.protobuf.Timestamp
@@ -2410,49 +2451,51 @@ var file_gantry_v1_images_proto_depIdxs = []int32{
 	6,  // 8: gantry.v1.PushRequest.auth:type_name -> gantry.v1.RegistryAuth
 	0,  // 9: gantry.v1.Progress.image:type_name -> gantry.v1.Image
 	0,  // 10: gantry.v1.ImportResponse.images:type_name -> gantry.v1.Image
-	36, // 11: gantry.v1.BuildStart.spec:type_name -> gantry.v1.BuildSpec
-	28, // 12: gantry.v1.BuildStart.secrets:type_name -> gantry.v1.BuildStart.SecretsEntry
-	6,  // 13: gantry.v1.BuildStart.auths:type_name -> gantry.v1.RegistryAuth
-	21, // 14: gantry.v1.BuildInput.start:type_name -> gantry.v1.BuildStart
-	29, // 15: gantry.v1.BuildInput.chunk:type_name -> gantry.v1.BuildInput.Chunk
-	23, // 16: gantry.v1.BuildInput.ssh:type_name -> gantry.v1.SSHData
-	30, // 17: gantry.v1.BuildEvent.vertex:type_name -> gantry.v1.BuildEvent.Vertex
-	31, // 18: gantry.v1.BuildEvent.status:type_name -> gantry.v1.BuildEvent.Status
-	32, // 19: gantry.v1.BuildEvent.log:type_name -> gantry.v1.BuildEvent.Log
-	33, // 20: gantry.v1.BuildEvent.warning:type_name -> gantry.v1.BuildEvent.Warning
-	0,  // 21: gantry.v1.BuildEvent.image:type_name -> gantry.v1.Image
-	23, // 22: gantry.v1.BuildEvent.ssh:type_name -> gantry.v1.SSHData
-	34, // 23: gantry.v1.BuildEvent.Vertex.started_at:type_name -> google.protobuf.Timestamp
-	34, // 24: gantry.v1.BuildEvent.Vertex.completed_at:type_name -> google.protobuf.Timestamp
-	1,  // 25: gantry.v1.ImageService.List:input_type -> gantry.v1.ListImagesRequest
-	3,  // 26: gantry.v1.ImageService.Inspect:input_type -> gantry.v1.InspectImageRequest
-	7,  // 27: gantry.v1.ImageService.Pull:input_type -> gantry.v1.PullRequest
-	8,  // 28: gantry.v1.ImageService.Push:input_type -> gantry.v1.PushRequest
-	10, // 29: gantry.v1.ImageService.Import:input_type -> gantry.v1.ImportChunk
-	12, // 30: gantry.v1.ImageService.Export:input_type -> gantry.v1.ExportRequest
-	14, // 31: gantry.v1.ImageService.Bootstrap:input_type -> gantry.v1.BootstrapRequest
-	15, // 32: gantry.v1.ImageService.Tag:input_type -> gantry.v1.TagRequest
-	17, // 33: gantry.v1.ImageService.Remove:input_type -> gantry.v1.RemoveImageRequest
-	19, // 34: gantry.v1.ImageService.Prune:input_type -> gantry.v1.PruneImagesRequest
-	22, // 35: gantry.v1.ImageService.Build:input_type -> gantry.v1.BuildInput
-	25, // 36: gantry.v1.ImageService.PruneBuildCache:input_type -> gantry.v1.PruneBuildCacheRequest
-	2,  // 37: gantry.v1.ImageService.List:output_type -> gantry.v1.ListImagesResponse
-	4,  // 38: gantry.v1.ImageService.Inspect:output_type -> gantry.v1.InspectImageResponse
-	9,  // 39: gantry.v1.ImageService.Pull:output_type -> gantry.v1.Progress
-	9,  // 40: gantry.v1.ImageService.Push:output_type -> gantry.v1.Progress
-	11, // 41: gantry.v1.ImageService.Import:output_type -> gantry.v1.ImportResponse
-	13, // 42: gantry.v1.ImageService.Export:output_type -> gantry.v1.ExportChunk
-	9,  // 43: gantry.v1.ImageService.Bootstrap:output_type -> gantry.v1.Progress
-	16, // 44: gantry.v1.ImageService.Tag:output_type -> gantry.v1.TagResponse
-	18, // 45: gantry.v1.ImageService.Remove:output_type -> gantry.v1.RemoveImageResponse
-	20, // 46: gantry.v1.ImageService.Prune:output_type -> gantry.v1.PruneImagesResponse
-	24, // 47: gantry.v1.ImageService.Build:output_type -> gantry.v1.BuildEvent
-	26, // 48: gantry.v1.ImageService.PruneBuildCache:output_type -> gantry.v1.PruneBuildCacheResponse
-	37, // [37:49] is the sub-list for method output_type
-	25, // [25:37] is the sub-list for method input_type
-	25, // [25:25] is the sub-list for extension type_name
-	25, // [25:25] is the sub-list for extension extendee
-	0,  // [0:25] is the sub-list for field type_name
+	36, // 11: gantry.v1.PruneImagesResponse.failures:type_name -> gantry.v1.NodeFailure
+	37, // 12: gantry.v1.BuildStart.spec:type_name -> gantry.v1.BuildSpec
+	28, // 13: gantry.v1.BuildStart.secrets:type_name -> gantry.v1.BuildStart.SecretsEntry
+	6,  // 14: gantry.v1.BuildStart.auths:type_name -> gantry.v1.RegistryAuth
+	21, // 15: gantry.v1.BuildInput.start:type_name -> gantry.v1.BuildStart
+	29, // 16: gantry.v1.BuildInput.chunk:type_name -> gantry.v1.BuildInput.Chunk
+	23, // 17: gantry.v1.BuildInput.ssh:type_name -> gantry.v1.SSHData
+	30, // 18: gantry.v1.BuildEvent.vertex:type_name -> gantry.v1.BuildEvent.Vertex
+	31, // 19: gantry.v1.BuildEvent.status:type_name -> gantry.v1.BuildEvent.Status
+	32, // 20: gantry.v1.BuildEvent.log:type_name -> gantry.v1.BuildEvent.Log
+	33, // 21: gantry.v1.BuildEvent.warning:type_name -> gantry.v1.BuildEvent.Warning
+	0,  // 22: gantry.v1.BuildEvent.image:type_name -> gantry.v1.Image
+	23, // 23: gantry.v1.BuildEvent.ssh:type_name -> gantry.v1.SSHData
+	36, // 24: gantry.v1.PruneBuildCacheResponse.failures:type_name -> gantry.v1.NodeFailure
+	34, // 25: gantry.v1.BuildEvent.Vertex.started_at:type_name -> google.protobuf.Timestamp
+	34, // 26: gantry.v1.BuildEvent.Vertex.completed_at:type_name -> google.protobuf.Timestamp
+	1,  // 27: gantry.v1.ImageService.List:input_type -> gantry.v1.ListImagesRequest
+	3,  // 28: gantry.v1.ImageService.Inspect:input_type -> gantry.v1.InspectImageRequest
+	7,  // 29: gantry.v1.ImageService.Pull:input_type -> gantry.v1.PullRequest
+	8,  // 30: gantry.v1.ImageService.Push:input_type -> gantry.v1.PushRequest
+	10, // 31: gantry.v1.ImageService.Import:input_type -> gantry.v1.ImportChunk
+	12, // 32: gantry.v1.ImageService.Export:input_type -> gantry.v1.ExportRequest
+	14, // 33: gantry.v1.ImageService.Bootstrap:input_type -> gantry.v1.BootstrapRequest
+	15, // 34: gantry.v1.ImageService.Tag:input_type -> gantry.v1.TagRequest
+	17, // 35: gantry.v1.ImageService.Remove:input_type -> gantry.v1.RemoveImageRequest
+	19, // 36: gantry.v1.ImageService.Prune:input_type -> gantry.v1.PruneImagesRequest
+	22, // 37: gantry.v1.ImageService.Build:input_type -> gantry.v1.BuildInput
+	25, // 38: gantry.v1.ImageService.PruneBuildCache:input_type -> gantry.v1.PruneBuildCacheRequest
+	2,  // 39: gantry.v1.ImageService.List:output_type -> gantry.v1.ListImagesResponse
+	4,  // 40: gantry.v1.ImageService.Inspect:output_type -> gantry.v1.InspectImageResponse
+	9,  // 41: gantry.v1.ImageService.Pull:output_type -> gantry.v1.Progress
+	9,  // 42: gantry.v1.ImageService.Push:output_type -> gantry.v1.Progress
+	11, // 43: gantry.v1.ImageService.Import:output_type -> gantry.v1.ImportResponse
+	13, // 44: gantry.v1.ImageService.Export:output_type -> gantry.v1.ExportChunk
+	9,  // 45: gantry.v1.ImageService.Bootstrap:output_type -> gantry.v1.Progress
+	16, // 46: gantry.v1.ImageService.Tag:output_type -> gantry.v1.TagResponse
+	18, // 47: gantry.v1.ImageService.Remove:output_type -> gantry.v1.RemoveImageResponse
+	20, // 48: gantry.v1.ImageService.Prune:output_type -> gantry.v1.PruneImagesResponse
+	24, // 49: gantry.v1.ImageService.Build:output_type -> gantry.v1.BuildEvent
+	26, // 50: gantry.v1.ImageService.PruneBuildCache:output_type -> gantry.v1.PruneBuildCacheResponse
+	39, // [39:51] is the sub-list for method output_type
+	27, // [27:39] is the sub-list for method input_type
+	27, // [27:27] is the sub-list for extension type_name
+	27, // [27:27] is the sub-list for extension extendee
+	0,  // [0:27] is the sub-list for field type_name
 }
 
 func init() { file_gantry_v1_images_proto_init() }
@@ -2462,6 +2505,7 @@ func file_gantry_v1_images_proto_init() {
 	}
 	file_gantry_v1_app_proto_init()
 	file_gantry_v1_container_proto_init()
+	file_gantry_v1_instances_proto_init()
 	file_gantry_v1_images_proto_msgTypes[22].OneofWrappers = []any{
 		(*BuildInput_Start)(nil),
 		(*BuildInput_Chunk_)(nil),

@@ -293,8 +293,10 @@ func (x *ListInstancesRequest) GetAll() bool {
 }
 
 type ListInstancesResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Instances     []*InstanceView        `protobuf:"bytes,1,rep,name=instances,proto3" json:"instances,omitempty"`
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	Instances []*InstanceView        `protobuf:"bytes,1,rep,name=instances,proto3" json:"instances,omitempty"`
+	// All machines of the cluster.
+	Nodes         []*NodeBrief `protobuf:"bytes,2,rep,name=nodes,proto3" json:"nodes,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -332,6 +334,13 @@ func (*ListInstancesResponse) Descriptor() ([]byte, []int) {
 func (x *ListInstancesResponse) GetInstances() []*InstanceView {
 	if x != nil {
 		return x.Instances
+	}
+	return nil
+}
+
+func (x *ListInstancesResponse) GetNodes() []*NodeBrief {
+	if x != nil {
+		return x.Nodes
 	}
 	return nil
 }
@@ -608,6 +617,137 @@ func (x *WaitResponse) GetError() string {
 	return ""
 }
 
+// NodeFailure is why a node's part is missing from an answer.
+type NodeFailure struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Node          string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
+	Name          string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	Message       string                 `protobuf:"bytes,3,opt,name=message,proto3" json:"message,omitempty"`
+	Hint          string                 `protobuf:"bytes,4,opt,name=hint,proto3" json:"hint,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *NodeFailure) Reset() {
+	*x = NodeFailure{}
+	mi := &file_gantry_v1_instances_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *NodeFailure) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*NodeFailure) ProtoMessage() {}
+
+func (x *NodeFailure) ProtoReflect() protoreflect.Message {
+	mi := &file_gantry_v1_instances_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use NodeFailure.ProtoReflect.Descriptor instead.
+func (*NodeFailure) Descriptor() ([]byte, []int) {
+	return file_gantry_v1_instances_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *NodeFailure) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *NodeFailure) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *NodeFailure) GetMessage() string {
+	if x != nil {
+		return x.Message
+	}
+	return ""
+}
+
+func (x *NodeFailure) GetHint() string {
+	if x != nil {
+		return x.Hint
+	}
+	return ""
+}
+
+// NodeBrief names a node and says how it is.
+type NodeBrief struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Id    string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Name  string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	// "ready", "suspect", "down"; empty while it has not been heard of.
+	State         string `protobuf:"bytes,3,opt,name=state,proto3" json:"state,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *NodeBrief) Reset() {
+	*x = NodeBrief{}
+	mi := &file_gantry_v1_instances_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *NodeBrief) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*NodeBrief) ProtoMessage() {}
+
+func (x *NodeBrief) ProtoReflect() protoreflect.Message {
+	mi := &file_gantry_v1_instances_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use NodeBrief.ProtoReflect.Descriptor instead.
+func (*NodeBrief) Descriptor() ([]byte, []int) {
+	return file_gantry_v1_instances_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *NodeBrief) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *NodeBrief) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *NodeBrief) GetState() string {
+	if x != nil {
+		return x.State
+	}
+	return ""
+}
+
 type LogsRequest struct {
 	state       protoimpl.MessageState `protogen:"open.v1"`
 	Environment string                 `protobuf:"bytes,1,opt,name=environment,proto3" json:"environment,omitempty"`
@@ -625,7 +765,7 @@ type LogsRequest struct {
 
 func (x *LogsRequest) Reset() {
 	*x = LogsRequest{}
-	mi := &file_gantry_v1_instances_proto_msgTypes[10]
+	mi := &file_gantry_v1_instances_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -637,7 +777,7 @@ func (x *LogsRequest) String() string {
 func (*LogsRequest) ProtoMessage() {}
 
 func (x *LogsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_v1_instances_proto_msgTypes[10]
+	mi := &file_gantry_v1_instances_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -650,7 +790,7 @@ func (x *LogsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogsRequest.ProtoReflect.Descriptor instead.
 func (*LogsRequest) Descriptor() ([]byte, []int) {
-	return file_gantry_v1_instances_proto_rawDescGZIP(), []int{10}
+	return file_gantry_v1_instances_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *LogsRequest) GetEnvironment() string {
@@ -711,14 +851,16 @@ type LogEntry struct {
 	Stream string                 `protobuf:"bytes,3,opt,name=stream,proto3" json:"stream,omitempty"`
 	Time   *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=time,proto3" json:"time,omitempty"`
 	// Up to 16 KiB; ends with a newline unless the line goes on in the next entry.
-	Line          []byte `protobuf:"bytes,5,opt,name=line,proto3" json:"line,omitempty"`
+	Line []byte `protobuf:"bytes,5,opt,name=line,proto3" json:"line,omitempty"`
+	// In place of a line: whose log is missing here, and why.
+	Failure       *NodeFailure `protobuf:"bytes,6,opt,name=failure,proto3" json:"failure,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *LogEntry) Reset() {
 	*x = LogEntry{}
-	mi := &file_gantry_v1_instances_proto_msgTypes[11]
+	mi := &file_gantry_v1_instances_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -730,7 +872,7 @@ func (x *LogEntry) String() string {
 func (*LogEntry) ProtoMessage() {}
 
 func (x *LogEntry) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_v1_instances_proto_msgTypes[11]
+	mi := &file_gantry_v1_instances_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -743,7 +885,7 @@ func (x *LogEntry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogEntry.ProtoReflect.Descriptor instead.
 func (*LogEntry) Descriptor() ([]byte, []int) {
-	return file_gantry_v1_instances_proto_rawDescGZIP(), []int{11}
+	return file_gantry_v1_instances_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *LogEntry) GetInstance() string {
@@ -781,6 +923,13 @@ func (x *LogEntry) GetLine() []byte {
 	return nil
 }
 
+func (x *LogEntry) GetFailure() *NodeFailure {
+	if x != nil {
+		return x.Failure
+	}
+	return nil
+}
+
 type ExecStart struct {
 	state      protoimpl.MessageState `protogen:"open.v1"`
 	Target     *InstanceTarget        `protobuf:"bytes,1,opt,name=target,proto3" json:"target,omitempty"`
@@ -802,7 +951,7 @@ type ExecStart struct {
 
 func (x *ExecStart) Reset() {
 	*x = ExecStart{}
-	mi := &file_gantry_v1_instances_proto_msgTypes[12]
+	mi := &file_gantry_v1_instances_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -814,7 +963,7 @@ func (x *ExecStart) String() string {
 func (*ExecStart) ProtoMessage() {}
 
 func (x *ExecStart) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_v1_instances_proto_msgTypes[12]
+	mi := &file_gantry_v1_instances_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -827,7 +976,7 @@ func (x *ExecStart) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecStart.ProtoReflect.Descriptor instead.
 func (*ExecStart) Descriptor() ([]byte, []int) {
-	return file_gantry_v1_instances_proto_rawDescGZIP(), []int{12}
+	return file_gantry_v1_instances_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *ExecStart) GetTarget() *InstanceTarget {
@@ -930,7 +1079,7 @@ type ExecInput struct {
 
 func (x *ExecInput) Reset() {
 	*x = ExecInput{}
-	mi := &file_gantry_v1_instances_proto_msgTypes[13]
+	mi := &file_gantry_v1_instances_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -942,7 +1091,7 @@ func (x *ExecInput) String() string {
 func (*ExecInput) ProtoMessage() {}
 
 func (x *ExecInput) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_v1_instances_proto_msgTypes[13]
+	mi := &file_gantry_v1_instances_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -955,7 +1104,7 @@ func (x *ExecInput) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecInput.ProtoReflect.Descriptor instead.
 func (*ExecInput) Descriptor() ([]byte, []int) {
-	return file_gantry_v1_instances_proto_rawDescGZIP(), []int{13}
+	return file_gantry_v1_instances_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *ExecInput) GetInput() isExecInput_Input {
@@ -1059,7 +1208,7 @@ type ExecOutput struct {
 
 func (x *ExecOutput) Reset() {
 	*x = ExecOutput{}
-	mi := &file_gantry_v1_instances_proto_msgTypes[14]
+	mi := &file_gantry_v1_instances_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1071,7 +1220,7 @@ func (x *ExecOutput) String() string {
 func (*ExecOutput) ProtoMessage() {}
 
 func (x *ExecOutput) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_v1_instances_proto_msgTypes[14]
+	mi := &file_gantry_v1_instances_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1084,7 +1233,7 @@ func (x *ExecOutput) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecOutput.ProtoReflect.Descriptor instead.
 func (*ExecOutput) Descriptor() ([]byte, []int) {
-	return file_gantry_v1_instances_proto_rawDescGZIP(), []int{14}
+	return file_gantry_v1_instances_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *ExecOutput) GetOutput() isExecOutput_Output {
@@ -1172,7 +1321,7 @@ type StatsRequest struct {
 
 func (x *StatsRequest) Reset() {
 	*x = StatsRequest{}
-	mi := &file_gantry_v1_instances_proto_msgTypes[15]
+	mi := &file_gantry_v1_instances_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1184,7 +1333,7 @@ func (x *StatsRequest) String() string {
 func (*StatsRequest) ProtoMessage() {}
 
 func (x *StatsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_v1_instances_proto_msgTypes[15]
+	mi := &file_gantry_v1_instances_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1197,7 +1346,7 @@ func (x *StatsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatsRequest.ProtoReflect.Descriptor instead.
 func (*StatsRequest) Descriptor() ([]byte, []int) {
-	return file_gantry_v1_instances_proto_rawDescGZIP(), []int{15}
+	return file_gantry_v1_instances_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *StatsRequest) GetEnvironment() string {
@@ -1231,13 +1380,14 @@ func (x *StatsRequest) GetOnce() bool {
 type StatsResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Stats         []*InstanceStats       `protobuf:"bytes,1,rep,name=stats,proto3" json:"stats,omitempty"`
+	Failures      []*NodeFailure         `protobuf:"bytes,2,rep,name=failures,proto3" json:"failures,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *StatsResponse) Reset() {
 	*x = StatsResponse{}
-	mi := &file_gantry_v1_instances_proto_msgTypes[16]
+	mi := &file_gantry_v1_instances_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1249,7 +1399,7 @@ func (x *StatsResponse) String() string {
 func (*StatsResponse) ProtoMessage() {}
 
 func (x *StatsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_v1_instances_proto_msgTypes[16]
+	mi := &file_gantry_v1_instances_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1262,12 +1412,19 @@ func (x *StatsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatsResponse.ProtoReflect.Descriptor instead.
 func (*StatsResponse) Descriptor() ([]byte, []int) {
-	return file_gantry_v1_instances_proto_rawDescGZIP(), []int{16}
+	return file_gantry_v1_instances_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *StatsResponse) GetStats() []*InstanceStats {
 	if x != nil {
 		return x.Stats
+	}
+	return nil
+}
+
+func (x *StatsResponse) GetFailures() []*NodeFailure {
+	if x != nil {
+		return x.Failures
 	}
 	return nil
 }
@@ -1289,13 +1446,14 @@ type InstanceStats struct {
 	BlockRead     uint64 `protobuf:"varint,10,opt,name=block_read,json=blockRead,proto3" json:"block_read,omitempty"`
 	BlockWrite    uint64 `protobuf:"varint,11,opt,name=block_write,json=blockWrite,proto3" json:"block_write,omitempty"`
 	Pids          uint64 `protobuf:"varint,12,opt,name=pids,proto3" json:"pids,omitempty"`
+	Node          string `protobuf:"bytes,13,opt,name=node,proto3" json:"node,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *InstanceStats) Reset() {
 	*x = InstanceStats{}
-	mi := &file_gantry_v1_instances_proto_msgTypes[17]
+	mi := &file_gantry_v1_instances_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1307,7 +1465,7 @@ func (x *InstanceStats) String() string {
 func (*InstanceStats) ProtoMessage() {}
 
 func (x *InstanceStats) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_v1_instances_proto_msgTypes[17]
+	mi := &file_gantry_v1_instances_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1320,7 +1478,7 @@ func (x *InstanceStats) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InstanceStats.ProtoReflect.Descriptor instead.
 func (*InstanceStats) Descriptor() ([]byte, []int) {
-	return file_gantry_v1_instances_proto_rawDescGZIP(), []int{17}
+	return file_gantry_v1_instances_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *InstanceStats) GetInstance() string {
@@ -1407,6 +1565,13 @@ func (x *InstanceStats) GetPids() uint64 {
 	return 0
 }
 
+func (x *InstanceStats) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
 type TopResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Titles        []string               `protobuf:"bytes,1,rep,name=titles,proto3" json:"titles,omitempty"`
@@ -1417,7 +1582,7 @@ type TopResponse struct {
 
 func (x *TopResponse) Reset() {
 	*x = TopResponse{}
-	mi := &file_gantry_v1_instances_proto_msgTypes[18]
+	mi := &file_gantry_v1_instances_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1429,7 +1594,7 @@ func (x *TopResponse) String() string {
 func (*TopResponse) ProtoMessage() {}
 
 func (x *TopResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_v1_instances_proto_msgTypes[18]
+	mi := &file_gantry_v1_instances_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1442,7 +1607,7 @@ func (x *TopResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TopResponse.ProtoReflect.Descriptor instead.
 func (*TopResponse) Descriptor() ([]byte, []int) {
-	return file_gantry_v1_instances_proto_rawDescGZIP(), []int{18}
+	return file_gantry_v1_instances_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *TopResponse) GetTitles() []string {
@@ -1468,7 +1633,7 @@ type DiffResponse struct {
 
 func (x *DiffResponse) Reset() {
 	*x = DiffResponse{}
-	mi := &file_gantry_v1_instances_proto_msgTypes[19]
+	mi := &file_gantry_v1_instances_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1480,7 +1645,7 @@ func (x *DiffResponse) String() string {
 func (*DiffResponse) ProtoMessage() {}
 
 func (x *DiffResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_v1_instances_proto_msgTypes[19]
+	mi := &file_gantry_v1_instances_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1493,7 +1658,7 @@ func (x *DiffResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DiffResponse.ProtoReflect.Descriptor instead.
 func (*DiffResponse) Descriptor() ([]byte, []int) {
-	return file_gantry_v1_instances_proto_rawDescGZIP(), []int{19}
+	return file_gantry_v1_instances_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *DiffResponse) GetEntries() []*DiffResponse_Entry {
@@ -1515,7 +1680,7 @@ type CopyStart struct {
 
 func (x *CopyStart) Reset() {
 	*x = CopyStart{}
-	mi := &file_gantry_v1_instances_proto_msgTypes[20]
+	mi := &file_gantry_v1_instances_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1527,7 +1692,7 @@ func (x *CopyStart) String() string {
 func (*CopyStart) ProtoMessage() {}
 
 func (x *CopyStart) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_v1_instances_proto_msgTypes[20]
+	mi := &file_gantry_v1_instances_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1540,7 +1705,7 @@ func (x *CopyStart) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CopyStart.ProtoReflect.Descriptor instead.
 func (*CopyStart) Descriptor() ([]byte, []int) {
-	return file_gantry_v1_instances_proto_rawDescGZIP(), []int{20}
+	return file_gantry_v1_instances_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *CopyStart) GetTarget() *InstanceTarget {
@@ -1577,7 +1742,7 @@ type CopyChunk struct {
 
 func (x *CopyChunk) Reset() {
 	*x = CopyChunk{}
-	mi := &file_gantry_v1_instances_proto_msgTypes[21]
+	mi := &file_gantry_v1_instances_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1589,7 +1754,7 @@ func (x *CopyChunk) String() string {
 func (*CopyChunk) ProtoMessage() {}
 
 func (x *CopyChunk) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_v1_instances_proto_msgTypes[21]
+	mi := &file_gantry_v1_instances_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1602,7 +1767,7 @@ func (x *CopyChunk) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CopyChunk.ProtoReflect.Descriptor instead.
 func (*CopyChunk) Descriptor() ([]byte, []int) {
-	return file_gantry_v1_instances_proto_rawDescGZIP(), []int{21}
+	return file_gantry_v1_instances_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *CopyChunk) GetChunk() isCopyChunk_Chunk {
@@ -1657,7 +1822,7 @@ type CopyFromRequest struct {
 
 func (x *CopyFromRequest) Reset() {
 	*x = CopyFromRequest{}
-	mi := &file_gantry_v1_instances_proto_msgTypes[22]
+	mi := &file_gantry_v1_instances_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1669,7 +1834,7 @@ func (x *CopyFromRequest) String() string {
 func (*CopyFromRequest) ProtoMessage() {}
 
 func (x *CopyFromRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_v1_instances_proto_msgTypes[22]
+	mi := &file_gantry_v1_instances_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1682,7 +1847,7 @@ func (x *CopyFromRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CopyFromRequest.ProtoReflect.Descriptor instead.
 func (*CopyFromRequest) Descriptor() ([]byte, []int) {
-	return file_gantry_v1_instances_proto_rawDescGZIP(), []int{22}
+	return file_gantry_v1_instances_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *CopyFromRequest) GetTarget() *InstanceTarget {
@@ -1718,7 +1883,7 @@ type EventsRequest struct {
 
 func (x *EventsRequest) Reset() {
 	*x = EventsRequest{}
-	mi := &file_gantry_v1_instances_proto_msgTypes[23]
+	mi := &file_gantry_v1_instances_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1730,7 +1895,7 @@ func (x *EventsRequest) String() string {
 func (*EventsRequest) ProtoMessage() {}
 
 func (x *EventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_v1_instances_proto_msgTypes[23]
+	mi := &file_gantry_v1_instances_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1743,7 +1908,7 @@ func (x *EventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EventsRequest.ProtoReflect.Descriptor instead.
 func (*EventsRequest) Descriptor() ([]byte, []int) {
-	return file_gantry_v1_instances_proto_rawDescGZIP(), []int{23}
+	return file_gantry_v1_instances_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *EventsRequest) GetEnvironment() string {
@@ -1789,7 +1954,7 @@ type Event struct {
 
 func (x *Event) Reset() {
 	*x = Event{}
-	mi := &file_gantry_v1_instances_proto_msgTypes[24]
+	mi := &file_gantry_v1_instances_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1801,7 +1966,7 @@ func (x *Event) String() string {
 func (*Event) ProtoMessage() {}
 
 func (x *Event) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_v1_instances_proto_msgTypes[24]
+	mi := &file_gantry_v1_instances_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1814,7 +1979,7 @@ func (x *Event) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Event.ProtoReflect.Descriptor instead.
 func (*Event) Descriptor() ([]byte, []int) {
-	return file_gantry_v1_instances_proto_rawDescGZIP(), []int{24}
+	return file_gantry_v1_instances_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *Event) GetTime() *timestamppb.Timestamp {
@@ -1862,7 +2027,7 @@ type ExecInput_Resize struct {
 
 func (x *ExecInput_Resize) Reset() {
 	*x = ExecInput_Resize{}
-	mi := &file_gantry_v1_instances_proto_msgTypes[26]
+	mi := &file_gantry_v1_instances_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1874,7 +2039,7 @@ func (x *ExecInput_Resize) String() string {
 func (*ExecInput_Resize) ProtoMessage() {}
 
 func (x *ExecInput_Resize) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_v1_instances_proto_msgTypes[26]
+	mi := &file_gantry_v1_instances_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1887,7 +2052,7 @@ func (x *ExecInput_Resize) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecInput_Resize.ProtoReflect.Descriptor instead.
 func (*ExecInput_Resize) Descriptor() ([]byte, []int) {
-	return file_gantry_v1_instances_proto_rawDescGZIP(), []int{13, 0}
+	return file_gantry_v1_instances_proto_rawDescGZIP(), []int{15, 0}
 }
 
 func (x *ExecInput_Resize) GetRows() uint32 {
@@ -1915,7 +2080,7 @@ type DiffResponse_Entry struct {
 
 func (x *DiffResponse_Entry) Reset() {
 	*x = DiffResponse_Entry{}
-	mi := &file_gantry_v1_instances_proto_msgTypes[27]
+	mi := &file_gantry_v1_instances_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1927,7 +2092,7 @@ func (x *DiffResponse_Entry) String() string {
 func (*DiffResponse_Entry) ProtoMessage() {}
 
 func (x *DiffResponse_Entry) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_v1_instances_proto_msgTypes[27]
+	mi := &file_gantry_v1_instances_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1940,7 +2105,7 @@ func (x *DiffResponse_Entry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DiffResponse_Entry.ProtoReflect.Descriptor instead.
 func (*DiffResponse_Entry) Descriptor() ([]byte, []int) {
-	return file_gantry_v1_instances_proto_rawDescGZIP(), []int{19, 0}
+	return file_gantry_v1_instances_proto_rawDescGZIP(), []int{21, 0}
 }
 
 func (x *DiffResponse_Entry) GetKind() string {
@@ -1985,9 +2150,10 @@ const file_gantry_v1_instances_proto_rawDesc = "" +
 	"\x14ListInstancesRequest\x12 \n" +
 	"\venvironment\x18\x01 \x01(\tR\venvironment\x12\x10\n" +
 	"\x03app\x18\x02 \x01(\tR\x03app\x12\x10\n" +
-	"\x03all\x18\x03 \x01(\bR\x03all\"N\n" +
+	"\x03all\x18\x03 \x01(\bR\x03all\"z\n" +
 	"\x15ListInstancesResponse\x125\n" +
-	"\tinstances\x18\x01 \x03(\v2\x17.gantry.v1.InstanceViewR\tinstances\"(\n" +
+	"\tinstances\x18\x01 \x03(\v2\x17.gantry.v1.InstanceViewR\tinstances\x12*\n" +
+	"\x05nodes\x18\x02 \x03(\v2\x14.gantry.v1.NodeBriefR\x05nodes\"(\n" +
 	"\x16InstanceActionResponse\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\"\x86\x01\n" +
 	"\x13StopInstanceRequest\x121\n" +
@@ -2004,7 +2170,16 @@ const file_gantry_v1_instances_proto_rawDesc = "" +
 	"\texit_code\x18\x01 \x01(\x05R\bexitCode\x12\x1d\n" +
 	"\n" +
 	"oom_killed\x18\x02 \x01(\bR\toomKilled\x12\x14\n" +
-	"\x05error\x18\x03 \x01(\tR\x05error\"\xeb\x01\n" +
+	"\x05error\x18\x03 \x01(\tR\x05error\"c\n" +
+	"\vNodeFailure\x12\x12\n" +
+	"\x04node\x18\x01 \x01(\tR\x04node\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x12\x18\n" +
+	"\amessage\x18\x03 \x01(\tR\amessage\x12\x12\n" +
+	"\x04hint\x18\x04 \x01(\tR\x04hint\"E\n" +
+	"\tNodeBrief\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x12\x14\n" +
+	"\x05state\x18\x03 \x01(\tR\x05state\"\xeb\x01\n" +
 	"\vLogsRequest\x12 \n" +
 	"\venvironment\x18\x01 \x01(\tR\venvironment\x12\x10\n" +
 	"\x03app\x18\x02 \x01(\tR\x03app\x12\x18\n" +
@@ -2012,13 +2187,14 @@ const file_gantry_v1_instances_proto_rawDesc = "" +
 	"\x06follow\x18\x04 \x01(\bR\x06follow\x12\x12\n" +
 	"\x04tail\x18\x05 \x01(\x03R\x04tail\x120\n" +
 	"\x05since\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\x120\n" +
-	"\x05until\x18\a \x01(\v2\x1a.google.protobuf.TimestampR\x05until\"\x96\x01\n" +
+	"\x05until\x18\a \x01(\v2\x1a.google.protobuf.TimestampR\x05until\"\xc8\x01\n" +
 	"\bLogEntry\x12\x1a\n" +
 	"\binstance\x18\x01 \x01(\tR\binstance\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x16\n" +
 	"\x06stream\x18\x03 \x01(\tR\x06stream\x12.\n" +
 	"\x04time\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\x12\x12\n" +
-	"\x04line\x18\x05 \x01(\fR\x04line\"\xc1\x02\n" +
+	"\x04line\x18\x05 \x01(\fR\x04line\x120\n" +
+	"\afailure\x18\x06 \x01(\v2\x16.gantry.v1.NodeFailureR\afailure\"\xc1\x02\n" +
 	"\tExecStart\x121\n" +
 	"\x06target\x18\x01 \x01(\v2\x19.gantry.v1.InstanceTargetR\x06target\x12\x18\n" +
 	"\acommand\x18\x02 \x03(\tR\acommand\x12\x10\n" +
@@ -2058,9 +2234,10 @@ const file_gantry_v1_instances_proto_rawDesc = "" +
 	"\venvironment\x18\x01 \x01(\tR\venvironment\x12\x10\n" +
 	"\x03app\x18\x02 \x01(\tR\x03app\x12\x18\n" +
 	"\atargets\x18\x03 \x03(\tR\atargets\x12\x12\n" +
-	"\x04once\x18\x04 \x01(\bR\x04once\"?\n" +
+	"\x04once\x18\x04 \x01(\bR\x04once\"s\n" +
 	"\rStatsResponse\x12.\n" +
-	"\x05stats\x18\x01 \x03(\v2\x18.gantry.v1.InstanceStatsR\x05stats\"\xfa\x02\n" +
+	"\x05stats\x18\x01 \x03(\v2\x18.gantry.v1.InstanceStatsR\x05stats\x122\n" +
+	"\bfailures\x18\x02 \x03(\v2\x16.gantry.v1.NodeFailureR\bfailures\"\x8e\x03\n" +
 	"\rInstanceStats\x12\x1a\n" +
 	"\binstance\x18\x01 \x01(\tR\binstance\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12.\n" +
@@ -2079,7 +2256,8 @@ const file_gantry_v1_instances_proto_rawDesc = "" +
 	" \x01(\x04R\tblockRead\x12\x1f\n" +
 	"\vblock_write\x18\v \x01(\x04R\n" +
 	"blockWrite\x12\x12\n" +
-	"\x04pids\x18\f \x01(\x04R\x04pids\"Z\n" +
+	"\x04pids\x18\f \x01(\x04R\x04pids\x12\x12\n" +
+	"\x04node\x18\r \x01(\tR\x04node\"Z\n" +
 	"\vTopResponse\x12\x16\n" +
 	"\x06titles\x18\x01 \x03(\tR\x06titles\x123\n" +
 	"\tprocesses\x18\x02 \x03(\v2\x15.gantry.v1.StringListR\tprocesses\"x\n" +
@@ -2152,7 +2330,7 @@ func file_gantry_v1_instances_proto_rawDescGZIP() []byte {
 	return file_gantry_v1_instances_proto_rawDescData
 }
 
-var file_gantry_v1_instances_proto_msgTypes = make([]protoimpl.MessageInfo, 29)
+var file_gantry_v1_instances_proto_msgTypes = make([]protoimpl.MessageInfo, 31)
 var file_gantry_v1_instances_proto_goTypes = []any{
 	(*InstanceTarget)(nil),         // 0: gantry.v1.InstanceTarget
 	(*CreateInstanceRequest)(nil),  // 1: gantry.v1.CreateInstanceRequest
@@ -2164,101 +2342,106 @@ var file_gantry_v1_instances_proto_goTypes = []any{
 	(*RemoveInstanceRequest)(nil),  // 7: gantry.v1.RemoveInstanceRequest
 	(*KillRequest)(nil),            // 8: gantry.v1.KillRequest
 	(*WaitResponse)(nil),           // 9: gantry.v1.WaitResponse
-	(*LogsRequest)(nil),            // 10: gantry.v1.LogsRequest
-	(*LogEntry)(nil),               // 11: gantry.v1.LogEntry
-	(*ExecStart)(nil),              // 12: gantry.v1.ExecStart
-	(*ExecInput)(nil),              // 13: gantry.v1.ExecInput
-	(*ExecOutput)(nil),             // 14: gantry.v1.ExecOutput
-	(*StatsRequest)(nil),           // 15: gantry.v1.StatsRequest
-	(*StatsResponse)(nil),          // 16: gantry.v1.StatsResponse
-	(*InstanceStats)(nil),          // 17: gantry.v1.InstanceStats
-	(*TopResponse)(nil),            // 18: gantry.v1.TopResponse
-	(*DiffResponse)(nil),           // 19: gantry.v1.DiffResponse
-	(*CopyStart)(nil),              // 20: gantry.v1.CopyStart
-	(*CopyChunk)(nil),              // 21: gantry.v1.CopyChunk
-	(*CopyFromRequest)(nil),        // 22: gantry.v1.CopyFromRequest
-	(*EventsRequest)(nil),          // 23: gantry.v1.EventsRequest
-	(*Event)(nil),                  // 24: gantry.v1.Event
-	nil,                            // 25: gantry.v1.CreateInstanceRequest.LabelsEntry
-	(*ExecInput_Resize)(nil),       // 26: gantry.v1.ExecInput.Resize
-	(*DiffResponse_Entry)(nil),     // 27: gantry.v1.DiffResponse.Entry
-	nil,                            // 28: gantry.v1.Event.AttributesEntry
-	(*ContainerSpec)(nil),          // 29: gantry.v1.ContainerSpec
-	(*InstanceView)(nil),           // 30: gantry.v1.InstanceView
-	(*durationpb.Duration)(nil),    // 31: google.protobuf.Duration
-	(*timestamppb.Timestamp)(nil),  // 32: google.protobuf.Timestamp
-	(*StringList)(nil),             // 33: gantry.v1.StringList
+	(*NodeFailure)(nil),            // 10: gantry.v1.NodeFailure
+	(*NodeBrief)(nil),              // 11: gantry.v1.NodeBrief
+	(*LogsRequest)(nil),            // 12: gantry.v1.LogsRequest
+	(*LogEntry)(nil),               // 13: gantry.v1.LogEntry
+	(*ExecStart)(nil),              // 14: gantry.v1.ExecStart
+	(*ExecInput)(nil),              // 15: gantry.v1.ExecInput
+	(*ExecOutput)(nil),             // 16: gantry.v1.ExecOutput
+	(*StatsRequest)(nil),           // 17: gantry.v1.StatsRequest
+	(*StatsResponse)(nil),          // 18: gantry.v1.StatsResponse
+	(*InstanceStats)(nil),          // 19: gantry.v1.InstanceStats
+	(*TopResponse)(nil),            // 20: gantry.v1.TopResponse
+	(*DiffResponse)(nil),           // 21: gantry.v1.DiffResponse
+	(*CopyStart)(nil),              // 22: gantry.v1.CopyStart
+	(*CopyChunk)(nil),              // 23: gantry.v1.CopyChunk
+	(*CopyFromRequest)(nil),        // 24: gantry.v1.CopyFromRequest
+	(*EventsRequest)(nil),          // 25: gantry.v1.EventsRequest
+	(*Event)(nil),                  // 26: gantry.v1.Event
+	nil,                            // 27: gantry.v1.CreateInstanceRequest.LabelsEntry
+	(*ExecInput_Resize)(nil),       // 28: gantry.v1.ExecInput.Resize
+	(*DiffResponse_Entry)(nil),     // 29: gantry.v1.DiffResponse.Entry
+	nil,                            // 30: gantry.v1.Event.AttributesEntry
+	(*ContainerSpec)(nil),          // 31: gantry.v1.ContainerSpec
+	(*InstanceView)(nil),           // 32: gantry.v1.InstanceView
+	(*durationpb.Duration)(nil),    // 33: google.protobuf.Duration
+	(*timestamppb.Timestamp)(nil),  // 34: google.protobuf.Timestamp
+	(*StringList)(nil),             // 35: gantry.v1.StringList
 }
 var file_gantry_v1_instances_proto_depIdxs = []int32{
-	29, // 0: gantry.v1.CreateInstanceRequest.spec:type_name -> gantry.v1.ContainerSpec
-	25, // 1: gantry.v1.CreateInstanceRequest.labels:type_name -> gantry.v1.CreateInstanceRequest.LabelsEntry
-	30, // 2: gantry.v1.ListInstancesResponse.instances:type_name -> gantry.v1.InstanceView
-	0,  // 3: gantry.v1.StopInstanceRequest.target:type_name -> gantry.v1.InstanceTarget
-	31, // 4: gantry.v1.StopInstanceRequest.grace_period:type_name -> google.protobuf.Duration
-	0,  // 5: gantry.v1.RemoveInstanceRequest.target:type_name -> gantry.v1.InstanceTarget
-	0,  // 6: gantry.v1.KillRequest.target:type_name -> gantry.v1.InstanceTarget
-	32, // 7: gantry.v1.LogsRequest.since:type_name -> google.protobuf.Timestamp
-	32, // 8: gantry.v1.LogsRequest.until:type_name -> google.protobuf.Timestamp
-	32, // 9: gantry.v1.LogEntry.time:type_name -> google.protobuf.Timestamp
-	0,  // 10: gantry.v1.ExecStart.target:type_name -> gantry.v1.InstanceTarget
-	12, // 11: gantry.v1.ExecInput.start:type_name -> gantry.v1.ExecStart
-	26, // 12: gantry.v1.ExecInput.resize:type_name -> gantry.v1.ExecInput.Resize
-	17, // 13: gantry.v1.StatsResponse.stats:type_name -> gantry.v1.InstanceStats
-	32, // 14: gantry.v1.InstanceStats.time:type_name -> google.protobuf.Timestamp
-	33, // 15: gantry.v1.TopResponse.processes:type_name -> gantry.v1.StringList
-	27, // 16: gantry.v1.DiffResponse.entries:type_name -> gantry.v1.DiffResponse.Entry
-	0,  // 17: gantry.v1.CopyStart.target:type_name -> gantry.v1.InstanceTarget
-	20, // 18: gantry.v1.CopyChunk.start:type_name -> gantry.v1.CopyStart
-	0,  // 19: gantry.v1.CopyFromRequest.target:type_name -> gantry.v1.InstanceTarget
-	32, // 20: gantry.v1.EventsRequest.since:type_name -> google.protobuf.Timestamp
-	32, // 21: gantry.v1.EventsRequest.until:type_name -> google.protobuf.Timestamp
-	32, // 22: gantry.v1.Event.time:type_name -> google.protobuf.Timestamp
-	28, // 23: gantry.v1.Event.attributes:type_name -> gantry.v1.Event.AttributesEntry
-	1,  // 24: gantry.v1.InstanceService.Create:input_type -> gantry.v1.CreateInstanceRequest
-	3,  // 25: gantry.v1.InstanceService.List:input_type -> gantry.v1.ListInstancesRequest
-	0,  // 26: gantry.v1.InstanceService.Inspect:input_type -> gantry.v1.InstanceTarget
-	0,  // 27: gantry.v1.InstanceService.Start:input_type -> gantry.v1.InstanceTarget
-	6,  // 28: gantry.v1.InstanceService.Stop:input_type -> gantry.v1.StopInstanceRequest
-	6,  // 29: gantry.v1.InstanceService.Restart:input_type -> gantry.v1.StopInstanceRequest
-	7,  // 30: gantry.v1.InstanceService.Remove:input_type -> gantry.v1.RemoveInstanceRequest
-	8,  // 31: gantry.v1.InstanceService.Kill:input_type -> gantry.v1.KillRequest
-	0,  // 32: gantry.v1.InstanceService.Pause:input_type -> gantry.v1.InstanceTarget
-	0,  // 33: gantry.v1.InstanceService.Unpause:input_type -> gantry.v1.InstanceTarget
-	0,  // 34: gantry.v1.InstanceService.Wait:input_type -> gantry.v1.InstanceTarget
-	10, // 35: gantry.v1.InstanceService.Logs:input_type -> gantry.v1.LogsRequest
-	13, // 36: gantry.v1.InstanceService.Exec:input_type -> gantry.v1.ExecInput
-	13, // 37: gantry.v1.InstanceService.Attach:input_type -> gantry.v1.ExecInput
-	15, // 38: gantry.v1.InstanceService.Stats:input_type -> gantry.v1.StatsRequest
-	0,  // 39: gantry.v1.InstanceService.Top:input_type -> gantry.v1.InstanceTarget
-	0,  // 40: gantry.v1.InstanceService.Diff:input_type -> gantry.v1.InstanceTarget
-	21, // 41: gantry.v1.InstanceService.CopyTo:input_type -> gantry.v1.CopyChunk
-	22, // 42: gantry.v1.InstanceService.CopyFrom:input_type -> gantry.v1.CopyFromRequest
-	23, // 43: gantry.v1.InstanceService.Events:input_type -> gantry.v1.EventsRequest
-	2,  // 44: gantry.v1.InstanceService.Create:output_type -> gantry.v1.CreateInstanceResponse
-	4,  // 45: gantry.v1.InstanceService.List:output_type -> gantry.v1.ListInstancesResponse
-	30, // 46: gantry.v1.InstanceService.Inspect:output_type -> gantry.v1.InstanceView
-	5,  // 47: gantry.v1.InstanceService.Start:output_type -> gantry.v1.InstanceActionResponse
-	5,  // 48: gantry.v1.InstanceService.Stop:output_type -> gantry.v1.InstanceActionResponse
-	5,  // 49: gantry.v1.InstanceService.Restart:output_type -> gantry.v1.InstanceActionResponse
-	5,  // 50: gantry.v1.InstanceService.Remove:output_type -> gantry.v1.InstanceActionResponse
-	5,  // 51: gantry.v1.InstanceService.Kill:output_type -> gantry.v1.InstanceActionResponse
-	5,  // 52: gantry.v1.InstanceService.Pause:output_type -> gantry.v1.InstanceActionResponse
-	5,  // 53: gantry.v1.InstanceService.Unpause:output_type -> gantry.v1.InstanceActionResponse
-	9,  // 54: gantry.v1.InstanceService.Wait:output_type -> gantry.v1.WaitResponse
-	11, // 55: gantry.v1.InstanceService.Logs:output_type -> gantry.v1.LogEntry
-	14, // 56: gantry.v1.InstanceService.Exec:output_type -> gantry.v1.ExecOutput
-	14, // 57: gantry.v1.InstanceService.Attach:output_type -> gantry.v1.ExecOutput
-	16, // 58: gantry.v1.InstanceService.Stats:output_type -> gantry.v1.StatsResponse
-	18, // 59: gantry.v1.InstanceService.Top:output_type -> gantry.v1.TopResponse
-	19, // 60: gantry.v1.InstanceService.Diff:output_type -> gantry.v1.DiffResponse
-	5,  // 61: gantry.v1.InstanceService.CopyTo:output_type -> gantry.v1.InstanceActionResponse
-	21, // 62: gantry.v1.InstanceService.CopyFrom:output_type -> gantry.v1.CopyChunk
-	24, // 63: gantry.v1.InstanceService.Events:output_type -> gantry.v1.Event
-	44, // [44:64] is the sub-list for method output_type
-	24, // [24:44] is the sub-list for method input_type
-	24, // [24:24] is the sub-list for extension type_name
-	24, // [24:24] is the sub-list for extension extendee
-	0,  // [0:24] is the sub-list for field type_name
+	31, // 0: gantry.v1.CreateInstanceRequest.spec:type_name -> gantry.v1.ContainerSpec
+	27, // 1: gantry.v1.CreateInstanceRequest.labels:type_name -> gantry.v1.CreateInstanceRequest.LabelsEntry
+	32, // 2: gantry.v1.ListInstancesResponse.instances:type_name -> gantry.v1.InstanceView
+	11, // 3: gantry.v1.ListInstancesResponse.nodes:type_name -> gantry.v1.NodeBrief
+	0,  // 4: gantry.v1.StopInstanceRequest.target:type_name -> gantry.v1.InstanceTarget
+	33, // 5: gantry.v1.StopInstanceRequest.grace_period:type_name -> google.protobuf.Duration
+	0,  // 6: gantry.v1.RemoveInstanceRequest.target:type_name -> gantry.v1.InstanceTarget
+	0,  // 7: gantry.v1.KillRequest.target:type_name -> gantry.v1.InstanceTarget
+	34, // 8: gantry.v1.LogsRequest.since:type_name -> google.protobuf.Timestamp
+	34, // 9: gantry.v1.LogsRequest.until:type_name -> google.protobuf.Timestamp
+	34, // 10: gantry.v1.LogEntry.time:type_name -> google.protobuf.Timestamp
+	10, // 11: gantry.v1.LogEntry.failure:type_name -> gantry.v1.NodeFailure
+	0,  // 12: gantry.v1.ExecStart.target:type_name -> gantry.v1.InstanceTarget
+	14, // 13: gantry.v1.ExecInput.start:type_name -> gantry.v1.ExecStart
+	28, // 14: gantry.v1.ExecInput.resize:type_name -> gantry.v1.ExecInput.Resize
+	19, // 15: gantry.v1.StatsResponse.stats:type_name -> gantry.v1.InstanceStats
+	10, // 16: gantry.v1.StatsResponse.failures:type_name -> gantry.v1.NodeFailure
+	34, // 17: gantry.v1.InstanceStats.time:type_name -> google.protobuf.Timestamp
+	35, // 18: gantry.v1.TopResponse.processes:type_name -> gantry.v1.StringList
+	29, // 19: gantry.v1.DiffResponse.entries:type_name -> gantry.v1.DiffResponse.Entry
+	0,  // 20: gantry.v1.CopyStart.target:type_name -> gantry.v1.InstanceTarget
+	22, // 21: gantry.v1.CopyChunk.start:type_name -> gantry.v1.CopyStart
+	0,  // 22: gantry.v1.CopyFromRequest.target:type_name -> gantry.v1.InstanceTarget
+	34, // 23: gantry.v1.EventsRequest.since:type_name -> google.protobuf.Timestamp
+	34, // 24: gantry.v1.EventsRequest.until:type_name -> google.protobuf.Timestamp
+	34, // 25: gantry.v1.Event.time:type_name -> google.protobuf.Timestamp
+	30, // 26: gantry.v1.Event.attributes:type_name -> gantry.v1.Event.AttributesEntry
+	1,  // 27: gantry.v1.InstanceService.Create:input_type -> gantry.v1.CreateInstanceRequest
+	3,  // 28: gantry.v1.InstanceService.List:input_type -> gantry.v1.ListInstancesRequest
+	0,  // 29: gantry.v1.InstanceService.Inspect:input_type -> gantry.v1.InstanceTarget
+	0,  // 30: gantry.v1.InstanceService.Start:input_type -> gantry.v1.InstanceTarget
+	6,  // 31: gantry.v1.InstanceService.Stop:input_type -> gantry.v1.StopInstanceRequest
+	6,  // 32: gantry.v1.InstanceService.Restart:input_type -> gantry.v1.StopInstanceRequest
+	7,  // 33: gantry.v1.InstanceService.Remove:input_type -> gantry.v1.RemoveInstanceRequest
+	8,  // 34: gantry.v1.InstanceService.Kill:input_type -> gantry.v1.KillRequest
+	0,  // 35: gantry.v1.InstanceService.Pause:input_type -> gantry.v1.InstanceTarget
+	0,  // 36: gantry.v1.InstanceService.Unpause:input_type -> gantry.v1.InstanceTarget
+	0,  // 37: gantry.v1.InstanceService.Wait:input_type -> gantry.v1.InstanceTarget
+	12, // 38: gantry.v1.InstanceService.Logs:input_type -> gantry.v1.LogsRequest
+	15, // 39: gantry.v1.InstanceService.Exec:input_type -> gantry.v1.ExecInput
+	15, // 40: gantry.v1.InstanceService.Attach:input_type -> gantry.v1.ExecInput
+	17, // 41: gantry.v1.InstanceService.Stats:input_type -> gantry.v1.StatsRequest
+	0,  // 42: gantry.v1.InstanceService.Top:input_type -> gantry.v1.InstanceTarget
+	0,  // 43: gantry.v1.InstanceService.Diff:input_type -> gantry.v1.InstanceTarget
+	23, // 44: gantry.v1.InstanceService.CopyTo:input_type -> gantry.v1.CopyChunk
+	24, // 45: gantry.v1.InstanceService.CopyFrom:input_type -> gantry.v1.CopyFromRequest
+	25, // 46: gantry.v1.InstanceService.Events:input_type -> gantry.v1.EventsRequest
+	2,  // 47: gantry.v1.InstanceService.Create:output_type -> gantry.v1.CreateInstanceResponse
+	4,  // 48: gantry.v1.InstanceService.List:output_type -> gantry.v1.ListInstancesResponse
+	32, // 49: gantry.v1.InstanceService.Inspect:output_type -> gantry.v1.InstanceView
+	5,  // 50: gantry.v1.InstanceService.Start:output_type -> gantry.v1.InstanceActionResponse
+	5,  // 51: gantry.v1.InstanceService.Stop:output_type -> gantry.v1.InstanceActionResponse
+	5,  // 52: gantry.v1.InstanceService.Restart:output_type -> gantry.v1.InstanceActionResponse
+	5,  // 53: gantry.v1.InstanceService.Remove:output_type -> gantry.v1.InstanceActionResponse
+	5,  // 54: gantry.v1.InstanceService.Kill:output_type -> gantry.v1.InstanceActionResponse
+	5,  // 55: gantry.v1.InstanceService.Pause:output_type -> gantry.v1.InstanceActionResponse
+	5,  // 56: gantry.v1.InstanceService.Unpause:output_type -> gantry.v1.InstanceActionResponse
+	9,  // 57: gantry.v1.InstanceService.Wait:output_type -> gantry.v1.WaitResponse
+	13, // 58: gantry.v1.InstanceService.Logs:output_type -> gantry.v1.LogEntry
+	16, // 59: gantry.v1.InstanceService.Exec:output_type -> gantry.v1.ExecOutput
+	16, // 60: gantry.v1.InstanceService.Attach:output_type -> gantry.v1.ExecOutput
+	18, // 61: gantry.v1.InstanceService.Stats:output_type -> gantry.v1.StatsResponse
+	20, // 62: gantry.v1.InstanceService.Top:output_type -> gantry.v1.TopResponse
+	21, // 63: gantry.v1.InstanceService.Diff:output_type -> gantry.v1.DiffResponse
+	5,  // 64: gantry.v1.InstanceService.CopyTo:output_type -> gantry.v1.InstanceActionResponse
+	23, // 65: gantry.v1.InstanceService.CopyFrom:output_type -> gantry.v1.CopyChunk
+	26, // 66: gantry.v1.InstanceService.Events:output_type -> gantry.v1.Event
+	47, // [47:67] is the sub-list for method output_type
+	27, // [27:47] is the sub-list for method input_type
+	27, // [27:27] is the sub-list for extension type_name
+	27, // [27:27] is the sub-list for extension extendee
+	0,  // [0:27] is the sub-list for field type_name
 }
 
 func init() { file_gantry_v1_instances_proto_init() }
@@ -2268,20 +2451,20 @@ func file_gantry_v1_instances_proto_init() {
 	}
 	file_gantry_v1_apps_proto_init()
 	file_gantry_v1_container_proto_init()
-	file_gantry_v1_instances_proto_msgTypes[13].OneofWrappers = []any{
+	file_gantry_v1_instances_proto_msgTypes[15].OneofWrappers = []any{
 		(*ExecInput_Start)(nil),
 		(*ExecInput_Stdin)(nil),
 		(*ExecInput_CloseStdin)(nil),
 		(*ExecInput_Resize_)(nil),
 		(*ExecInput_Signal)(nil),
 	}
-	file_gantry_v1_instances_proto_msgTypes[14].OneofWrappers = []any{
+	file_gantry_v1_instances_proto_msgTypes[16].OneofWrappers = []any{
 		(*ExecOutput_Stdout)(nil),
 		(*ExecOutput_Stderr)(nil),
 		(*ExecOutput_ExitCode)(nil),
 		(*ExecOutput_Started)(nil),
 	}
-	file_gantry_v1_instances_proto_msgTypes[21].OneofWrappers = []any{
+	file_gantry_v1_instances_proto_msgTypes[23].OneofWrappers = []any{
 		(*CopyChunk_Start)(nil),
 		(*CopyChunk_Data)(nil),
 	}
@@ -2291,7 +2474,7 @@ func file_gantry_v1_instances_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_gantry_v1_instances_proto_rawDesc), len(file_gantry_v1_instances_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   29,
+			NumMessages:   31,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

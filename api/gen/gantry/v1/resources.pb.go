@@ -406,9 +406,11 @@ func (x *PruneVolumesRequest) GetAll() bool {
 }
 
 type PruneVolumesResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Removed       []string               `protobuf:"bytes,1,rep,name=removed,proto3" json:"removed,omitempty"`
-	Reclaimed     int64                  `protobuf:"varint,2,opt,name=reclaimed,proto3" json:"reclaimed,omitempty"`
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	Removed   []string               `protobuf:"bytes,1,rep,name=removed,proto3" json:"removed,omitempty"`
+	Reclaimed int64                  `protobuf:"varint,2,opt,name=reclaimed,proto3" json:"reclaimed,omitempty"`
+	// Nodes whose volumes were left.
+	Failures      []*NodeFailure `protobuf:"bytes,3,rep,name=failures,proto3" json:"failures,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -455,6 +457,13 @@ func (x *PruneVolumesResponse) GetReclaimed() int64 {
 		return x.Reclaimed
 	}
 	return 0
+}
+
+func (x *PruneVolumesResponse) GetFailures() []*NodeFailure {
+	if x != nil {
+		return x.Failures
+	}
+	return nil
 }
 
 type ListNetworksRequest struct {
@@ -1093,7 +1102,9 @@ func (x *VersionResponse) GetModules() map[string]string {
 }
 
 type InfoRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// ID, unique prefix or name of a node; empty for the server that answers.
+	Node          string `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1128,6 +1139,13 @@ func (*InfoRequest) Descriptor() ([]byte, []int) {
 	return file_gantry_v1_resources_proto_rawDescGZIP(), []int{20}
 }
 
+func (x *InfoRequest) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
 type InfoResponse struct {
 	state           protoimpl.MessageState `protogen:"open.v1"`
 	Node            string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
@@ -1147,8 +1165,10 @@ type InfoResponse struct {
 	Images          int32                  `protobuf:"varint,15,opt,name=images,proto3" json:"images,omitempty"`
 	Checks          []*KernelCheck         `protobuf:"bytes,16,rep,name=checks,proto3" json:"checks,omitempty"`
 	StartedAt       *timestamppb.Timestamp `protobuf:"bytes,17,opt,name=started_at,json=startedAt,proto3" json:"started_at,omitempty"`
-	unknownFields   protoimpl.UnknownFields
-	sizeCache       protoimpl.SizeCache
+	// All machines of the cluster.
+	Nodes         []*NodeBrief `protobuf:"bytes,18,rep,name=nodes,proto3" json:"nodes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *InfoResponse) Reset() {
@@ -1300,6 +1320,13 @@ func (x *InfoResponse) GetStartedAt() *timestamppb.Timestamp {
 	return nil
 }
 
+func (x *InfoResponse) GetNodes() []*NodeBrief {
+	if x != nil {
+		return x.Nodes
+	}
+	return nil
+}
+
 // KernelCheck is one line of the table that gantryd prints at its start.
 type KernelCheck struct {
 	state    protoimpl.MessageState `protogen:"open.v1"`
@@ -1379,7 +1406,9 @@ func (x *KernelCheck) GetCost() string {
 }
 
 type DiskUsageRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// ID, unique prefix or name of a node; empty for all of them.
+	Node          string `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1414,9 +1443,19 @@ func (*DiskUsageRequest) Descriptor() ([]byte, []int) {
 	return file_gantry_v1_resources_proto_rawDescGZIP(), []int{23}
 }
 
+func (x *DiskUsageRequest) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
 type DiskUsageResponse struct {
-	state         protoimpl.MessageState   `protogen:"open.v1"`
-	Rows          []*DiskUsageResponse_Row `protobuf:"bytes,1,rep,name=rows,proto3" json:"rows,omitempty"`
+	state    protoimpl.MessageState   `protogen:"open.v1"`
+	Rows     []*DiskUsageResponse_Row `protobuf:"bytes,1,rep,name=rows,proto3" json:"rows,omitempty"`
+	Failures []*NodeFailure           `protobuf:"bytes,2,rep,name=failures,proto3" json:"failures,omitempty"`
+	// All machines of the cluster.
+	Nodes         []*NodeBrief `protobuf:"bytes,3,rep,name=nodes,proto3" json:"nodes,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1454,6 +1493,20 @@ func (*DiskUsageResponse) Descriptor() ([]byte, []int) {
 func (x *DiskUsageResponse) GetRows() []*DiskUsageResponse_Row {
 	if x != nil {
 		return x.Rows
+	}
+	return nil
+}
+
+func (x *DiskUsageResponse) GetFailures() []*NodeFailure {
+	if x != nil {
+		return x.Failures
+	}
+	return nil
+}
+
+func (x *DiskUsageResponse) GetNodes() []*NodeBrief {
+	if x != nil {
+		return x.Nodes
 	}
 	return nil
 }
@@ -1595,6 +1648,7 @@ type NetworkView_Member struct {
 	Instance      string                 `protobuf:"bytes,1,opt,name=instance,proto3" json:"instance,omitempty"`
 	Name          string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
 	Address       string                 `protobuf:"bytes,3,opt,name=address,proto3" json:"address,omitempty"`
+	Node          string                 `protobuf:"bytes,4,opt,name=node,proto3" json:"node,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1650,13 +1704,22 @@ func (x *NetworkView_Member) GetAddress() string {
 	return ""
 }
 
+func (x *NetworkView_Member) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
 type DiskUsageResponse_Row struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Kind          string                 `protobuf:"bytes,1,opt,name=kind,proto3" json:"kind,omitempty"` // "images", "instances", "volumes", "build cache", "logs", "state"
-	Count         int32                  `protobuf:"varint,2,opt,name=count,proto3" json:"count,omitempty"`
-	Active        int32                  `protobuf:"varint,3,opt,name=active,proto3" json:"active,omitempty"`
-	Size          int64                  `protobuf:"varint,4,opt,name=size,proto3" json:"size,omitempty"`
-	Reclaimable   int64                  `protobuf:"varint,5,opt,name=reclaimable,proto3" json:"reclaimable,omitempty"`
+	state       protoimpl.MessageState `protogen:"open.v1"`
+	Kind        string                 `protobuf:"bytes,1,opt,name=kind,proto3" json:"kind,omitempty"` // "images", "instances", "volumes", "build cache", "logs", "state"
+	Count       int32                  `protobuf:"varint,2,opt,name=count,proto3" json:"count,omitempty"`
+	Active      int32                  `protobuf:"varint,3,opt,name=active,proto3" json:"active,omitempty"`
+	Size        int64                  `protobuf:"varint,4,opt,name=size,proto3" json:"size,omitempty"`
+	Reclaimable int64                  `protobuf:"varint,5,opt,name=reclaimable,proto3" json:"reclaimable,omitempty"`
+	// ID of the node.
+	Node          string `protobuf:"bytes,6,opt,name=node,proto3" json:"node,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1726,11 +1789,18 @@ func (x *DiskUsageResponse_Row) GetReclaimable() int64 {
 	return 0
 }
 
+func (x *DiskUsageResponse_Row) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
 var File_gantry_v1_resources_proto protoreflect.FileDescriptor
 
 const file_gantry_v1_resources_proto_rawDesc = "" +
 	"\n" +
-	"\x19gantry/v1/resources.proto\x12\tgantry.v1\x1a\x13gantry/v1/app.proto\x1a\x14gantry/v1/meta.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"6\n" +
+	"\x19gantry/v1/resources.proto\x12\tgantry.v1\x1a\x13gantry/v1/app.proto\x1a\x19gantry/v1/instances.proto\x1a\x14gantry/v1/meta.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"6\n" +
 	"\x12ListVolumesRequest\x12 \n" +
 	"\venvironment\x18\x01 \x01(\tR\venvironment\"F\n" +
 	"\x13ListVolumesResponse\x12/\n" +
@@ -1762,24 +1832,26 @@ const file_gantry_v1_resources_proto_rawDesc = "" +
 	"\x14RemoveVolumeResponse\"I\n" +
 	"\x13PruneVolumesRequest\x12 \n" +
 	"\venvironment\x18\x01 \x01(\tR\venvironment\x12\x10\n" +
-	"\x03all\x18\x02 \x01(\bR\x03all\"N\n" +
+	"\x03all\x18\x02 \x01(\bR\x03all\"\x82\x01\n" +
 	"\x14PruneVolumesResponse\x12\x18\n" +
 	"\aremoved\x18\x01 \x03(\tR\aremoved\x12\x1c\n" +
-	"\treclaimed\x18\x02 \x01(\x03R\treclaimed\"7\n" +
+	"\treclaimed\x18\x02 \x01(\x03R\treclaimed\x122\n" +
+	"\bfailures\x18\x03 \x03(\v2\x16.gantry.v1.NodeFailureR\bfailures\"7\n" +
 	"\x13ListNetworksRequest\x12 \n" +
 	"\venvironment\x18\x01 \x01(\tR\venvironment\"J\n" +
 	"\x14ListNetworksResponse\x122\n" +
 	"\bnetworks\x18\x01 \x03(\v2\x16.gantry.v1.NetworkViewR\bnetworks\"E\n" +
 	"\rNetworkTarget\x12 \n" +
 	"\venvironment\x18\x01 \x01(\tR\venvironment\x12\x12\n" +
-	"\x04name\x18\x02 \x01(\tR\x04name\"\xc8\x01\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\"\xdc\x01\n" +
 	"\vNetworkView\x12,\n" +
 	"\anetwork\x18\x01 \x01(\v2\x12.gantry.v1.NetworkR\anetwork\x127\n" +
-	"\amembers\x18\x02 \x03(\v2\x1d.gantry.v1.NetworkView.MemberR\amembers\x1aR\n" +
+	"\amembers\x18\x02 \x03(\v2\x1d.gantry.v1.NetworkView.MemberR\amembers\x1af\n" +
 	"\x06Member\x12\x1a\n" +
 	"\binstance\x18\x01 \x01(\tR\binstance\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x18\n" +
-	"\aaddress\x18\x03 \x01(\tR\aaddress\"4\n" +
+	"\aaddress\x18\x03 \x01(\tR\aaddress\x12\x12\n" +
+	"\x04node\x18\x04 \x01(\tR\x04node\"4\n" +
 	"\x10ListFilesRequest\x12 \n" +
 	"\venvironment\x18\x01 \x01(\tR\venvironment\">\n" +
 	"\x11ListFilesResponse\x12)\n" +
@@ -1814,8 +1886,9 @@ const file_gantry_v1_resources_proto_rawDesc = "" +
 	"\amodules\x18\x06 \x03(\v2'.gantry.v1.VersionResponse.ModulesEntryR\amodules\x1a:\n" +
 	"\fModulesEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\r\n" +
-	"\vInfoRequest\"\xe4\x03\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"!\n" +
+	"\vInfoRequest\x12\x12\n" +
+	"\x04node\x18\x01 \x01(\tR\x04node\"\x90\x04\n" +
 	"\fInfoResponse\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12\x1a\n" +
 	"\bhostname\x18\x02 \x01(\tR\bhostname\x12\x18\n" +
@@ -1835,22 +1908,27 @@ const file_gantry_v1_resources_proto_rawDesc = "" +
 	"\x06images\x18\x0f \x01(\x05R\x06images\x12.\n" +
 	"\x06checks\x18\x10 \x03(\v2\x16.gantry.v1.KernelCheckR\x06checks\x129\n" +
 	"\n" +
-	"started_at\x18\x11 \x01(\v2\x1a.google.protobuf.TimestampR\tstartedAt\"\x89\x01\n" +
+	"started_at\x18\x11 \x01(\v2\x1a.google.protobuf.TimestampR\tstartedAt\x12*\n" +
+	"\x05nodes\x18\x12 \x03(\v2\x14.gantry.v1.NodeBriefR\x05nodes\"\x89\x01\n" +
 	"\vKernelCheck\x12\x18\n" +
 	"\afeature\x18\x01 \x01(\tR\afeature\x12\x18\n" +
 	"\apresent\x18\x02 \x01(\bR\apresent\x12\x1a\n" +
 	"\brequired\x18\x03 \x01(\bR\brequired\x12\x16\n" +
 	"\x06detail\x18\x04 \x01(\tR\x06detail\x12\x12\n" +
-	"\x04cost\x18\x05 \x01(\tR\x04cost\"\x12\n" +
-	"\x10DiskUsageRequest\"\xc8\x01\n" +
+	"\x04cost\x18\x05 \x01(\tR\x04cost\"&\n" +
+	"\x10DiskUsageRequest\x12\x12\n" +
+	"\x04node\x18\x01 \x01(\tR\x04node\"\xbd\x02\n" +
 	"\x11DiskUsageResponse\x124\n" +
-	"\x04rows\x18\x01 \x03(\v2 .gantry.v1.DiskUsageResponse.RowR\x04rows\x1a}\n" +
+	"\x04rows\x18\x01 \x03(\v2 .gantry.v1.DiskUsageResponse.RowR\x04rows\x122\n" +
+	"\bfailures\x18\x02 \x03(\v2\x16.gantry.v1.NodeFailureR\bfailures\x12*\n" +
+	"\x05nodes\x18\x03 \x03(\v2\x14.gantry.v1.NodeBriefR\x05nodes\x1a\x91\x01\n" +
 	"\x03Row\x12\x12\n" +
 	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x14\n" +
 	"\x05count\x18\x02 \x01(\x05R\x05count\x12\x16\n" +
 	"\x06active\x18\x03 \x01(\x05R\x06active\x12\x12\n" +
 	"\x04size\x18\x04 \x01(\x03R\x04size\x12 \n" +
-	"\vreclaimable\x18\x05 \x01(\x03R\vreclaimable\"\x15\n" +
+	"\vreclaimable\x18\x05 \x01(\x03R\vreclaimable\x12\x12\n" +
+	"\x04node\x18\x06 \x01(\tR\x04node\"\x15\n" +
 	"\x13EnvironmentsRequest\"R\n" +
 	"\x14EnvironmentsResponse\x12:\n" +
 	"\fenvironments\x18\x01 \x03(\v2\x16.gantry.v1.EnvironmentR\fenvironments\"[\n" +
@@ -1930,70 +2008,76 @@ var file_gantry_v1_resources_proto_goTypes = []any{
 	nil,                           // 32: gantry.v1.VersionResponse.ModulesEntry
 	(*DiskUsageResponse_Row)(nil), // 33: gantry.v1.DiskUsageResponse.Row
 	(*Volume)(nil),                // 34: gantry.v1.Volume
-	(*Network)(nil),               // 35: gantry.v1.Network
-	(*Meta)(nil),                  // 36: gantry.v1.Meta
-	(*timestamppb.Timestamp)(nil), // 37: google.protobuf.Timestamp
-	(*Environment)(nil),           // 38: gantry.v1.Environment
-	(*EnvironmentSpec)(nil),       // 39: gantry.v1.EnvironmentSpec
+	(*NodeFailure)(nil),           // 35: gantry.v1.NodeFailure
+	(*Network)(nil),               // 36: gantry.v1.Network
+	(*Meta)(nil),                  // 37: gantry.v1.Meta
+	(*timestamppb.Timestamp)(nil), // 38: google.protobuf.Timestamp
+	(*NodeBrief)(nil),             // 39: gantry.v1.NodeBrief
+	(*Environment)(nil),           // 40: gantry.v1.Environment
+	(*EnvironmentSpec)(nil),       // 41: gantry.v1.EnvironmentSpec
 }
 var file_gantry_v1_resources_proto_depIdxs = []int32{
 	2,  // 0: gantry.v1.ListVolumesResponse.volumes:type_name -> gantry.v1.VolumeView
 	34, // 1: gantry.v1.VolumeView.volume:type_name -> gantry.v1.Volume
 	28, // 2: gantry.v1.CreateVolumeRequest.driver_options:type_name -> gantry.v1.CreateVolumeRequest.DriverOptionsEntry
 	29, // 3: gantry.v1.CreateVolumeRequest.labels:type_name -> gantry.v1.CreateVolumeRequest.LabelsEntry
-	11, // 4: gantry.v1.ListNetworksResponse.networks:type_name -> gantry.v1.NetworkView
-	35, // 5: gantry.v1.NetworkView.network:type_name -> gantry.v1.Network
-	30, // 6: gantry.v1.NetworkView.members:type_name -> gantry.v1.NetworkView.Member
-	14, // 7: gantry.v1.ListFilesResponse.files:type_name -> gantry.v1.FileInfo
-	36, // 8: gantry.v1.FileInfo.meta:type_name -> gantry.v1.Meta
-	31, // 9: gantry.v1.CreateFileRequest.labels:type_name -> gantry.v1.CreateFileRequest.LabelsEntry
-	32, // 10: gantry.v1.VersionResponse.modules:type_name -> gantry.v1.VersionResponse.ModulesEntry
-	22, // 11: gantry.v1.InfoResponse.checks:type_name -> gantry.v1.KernelCheck
-	37, // 12: gantry.v1.InfoResponse.started_at:type_name -> google.protobuf.Timestamp
-	33, // 13: gantry.v1.DiskUsageResponse.rows:type_name -> gantry.v1.DiskUsageResponse.Row
-	38, // 14: gantry.v1.EnvironmentsResponse.environments:type_name -> gantry.v1.Environment
-	39, // 15: gantry.v1.SetEnvironmentRequest.spec:type_name -> gantry.v1.EnvironmentSpec
-	0,  // 16: gantry.v1.VolumeService.List:input_type -> gantry.v1.ListVolumesRequest
-	4,  // 17: gantry.v1.VolumeService.Create:input_type -> gantry.v1.CreateVolumeRequest
-	3,  // 18: gantry.v1.VolumeService.Inspect:input_type -> gantry.v1.VolumeTarget
-	3,  // 19: gantry.v1.VolumeService.Remove:input_type -> gantry.v1.VolumeTarget
-	6,  // 20: gantry.v1.VolumeService.Prune:input_type -> gantry.v1.PruneVolumesRequest
-	8,  // 21: gantry.v1.NetworkService.List:input_type -> gantry.v1.ListNetworksRequest
-	10, // 22: gantry.v1.NetworkService.Inspect:input_type -> gantry.v1.NetworkTarget
-	12, // 23: gantry.v1.SecretService.List:input_type -> gantry.v1.ListFilesRequest
-	15, // 24: gantry.v1.SecretService.Create:input_type -> gantry.v1.CreateFileRequest
-	16, // 25: gantry.v1.SecretService.Remove:input_type -> gantry.v1.FileTarget
-	12, // 26: gantry.v1.ConfigService.List:input_type -> gantry.v1.ListFilesRequest
-	15, // 27: gantry.v1.ConfigService.Create:input_type -> gantry.v1.CreateFileRequest
-	16, // 28: gantry.v1.ConfigService.Remove:input_type -> gantry.v1.FileTarget
-	18, // 29: gantry.v1.SystemService.Version:input_type -> gantry.v1.VersionRequest
-	20, // 30: gantry.v1.SystemService.Info:input_type -> gantry.v1.InfoRequest
-	23, // 31: gantry.v1.SystemService.DiskUsage:input_type -> gantry.v1.DiskUsageRequest
-	25, // 32: gantry.v1.SystemService.Environments:input_type -> gantry.v1.EnvironmentsRequest
-	27, // 33: gantry.v1.SystemService.SetEnvironment:input_type -> gantry.v1.SetEnvironmentRequest
-	1,  // 34: gantry.v1.VolumeService.List:output_type -> gantry.v1.ListVolumesResponse
-	34, // 35: gantry.v1.VolumeService.Create:output_type -> gantry.v1.Volume
-	2,  // 36: gantry.v1.VolumeService.Inspect:output_type -> gantry.v1.VolumeView
-	5,  // 37: gantry.v1.VolumeService.Remove:output_type -> gantry.v1.RemoveVolumeResponse
-	7,  // 38: gantry.v1.VolumeService.Prune:output_type -> gantry.v1.PruneVolumesResponse
-	9,  // 39: gantry.v1.NetworkService.List:output_type -> gantry.v1.ListNetworksResponse
-	11, // 40: gantry.v1.NetworkService.Inspect:output_type -> gantry.v1.NetworkView
-	13, // 41: gantry.v1.SecretService.List:output_type -> gantry.v1.ListFilesResponse
-	14, // 42: gantry.v1.SecretService.Create:output_type -> gantry.v1.FileInfo
-	17, // 43: gantry.v1.SecretService.Remove:output_type -> gantry.v1.RemoveFileResponse
-	13, // 44: gantry.v1.ConfigService.List:output_type -> gantry.v1.ListFilesResponse
-	14, // 45: gantry.v1.ConfigService.Create:output_type -> gantry.v1.FileInfo
-	17, // 46: gantry.v1.ConfigService.Remove:output_type -> gantry.v1.RemoveFileResponse
-	19, // 47: gantry.v1.SystemService.Version:output_type -> gantry.v1.VersionResponse
-	21, // 48: gantry.v1.SystemService.Info:output_type -> gantry.v1.InfoResponse
-	24, // 49: gantry.v1.SystemService.DiskUsage:output_type -> gantry.v1.DiskUsageResponse
-	26, // 50: gantry.v1.SystemService.Environments:output_type -> gantry.v1.EnvironmentsResponse
-	38, // 51: gantry.v1.SystemService.SetEnvironment:output_type -> gantry.v1.Environment
-	34, // [34:52] is the sub-list for method output_type
-	16, // [16:34] is the sub-list for method input_type
-	16, // [16:16] is the sub-list for extension type_name
-	16, // [16:16] is the sub-list for extension extendee
-	0,  // [0:16] is the sub-list for field type_name
+	35, // 4: gantry.v1.PruneVolumesResponse.failures:type_name -> gantry.v1.NodeFailure
+	11, // 5: gantry.v1.ListNetworksResponse.networks:type_name -> gantry.v1.NetworkView
+	36, // 6: gantry.v1.NetworkView.network:type_name -> gantry.v1.Network
+	30, // 7: gantry.v1.NetworkView.members:type_name -> gantry.v1.NetworkView.Member
+	14, // 8: gantry.v1.ListFilesResponse.files:type_name -> gantry.v1.FileInfo
+	37, // 9: gantry.v1.FileInfo.meta:type_name -> gantry.v1.Meta
+	31, // 10: gantry.v1.CreateFileRequest.labels:type_name -> gantry.v1.CreateFileRequest.LabelsEntry
+	32, // 11: gantry.v1.VersionResponse.modules:type_name -> gantry.v1.VersionResponse.ModulesEntry
+	22, // 12: gantry.v1.InfoResponse.checks:type_name -> gantry.v1.KernelCheck
+	38, // 13: gantry.v1.InfoResponse.started_at:type_name -> google.protobuf.Timestamp
+	39, // 14: gantry.v1.InfoResponse.nodes:type_name -> gantry.v1.NodeBrief
+	33, // 15: gantry.v1.DiskUsageResponse.rows:type_name -> gantry.v1.DiskUsageResponse.Row
+	35, // 16: gantry.v1.DiskUsageResponse.failures:type_name -> gantry.v1.NodeFailure
+	39, // 17: gantry.v1.DiskUsageResponse.nodes:type_name -> gantry.v1.NodeBrief
+	40, // 18: gantry.v1.EnvironmentsResponse.environments:type_name -> gantry.v1.Environment
+	41, // 19: gantry.v1.SetEnvironmentRequest.spec:type_name -> gantry.v1.EnvironmentSpec
+	0,  // 20: gantry.v1.VolumeService.List:input_type -> gantry.v1.ListVolumesRequest
+	4,  // 21: gantry.v1.VolumeService.Create:input_type -> gantry.v1.CreateVolumeRequest
+	3,  // 22: gantry.v1.VolumeService.Inspect:input_type -> gantry.v1.VolumeTarget
+	3,  // 23: gantry.v1.VolumeService.Remove:input_type -> gantry.v1.VolumeTarget
+	6,  // 24: gantry.v1.VolumeService.Prune:input_type -> gantry.v1.PruneVolumesRequest
+	8,  // 25: gantry.v1.NetworkService.List:input_type -> gantry.v1.ListNetworksRequest
+	10, // 26: gantry.v1.NetworkService.Inspect:input_type -> gantry.v1.NetworkTarget
+	12, // 27: gantry.v1.SecretService.List:input_type -> gantry.v1.ListFilesRequest
+	15, // 28: gantry.v1.SecretService.Create:input_type -> gantry.v1.CreateFileRequest
+	16, // 29: gantry.v1.SecretService.Remove:input_type -> gantry.v1.FileTarget
+	12, // 30: gantry.v1.ConfigService.List:input_type -> gantry.v1.ListFilesRequest
+	15, // 31: gantry.v1.ConfigService.Create:input_type -> gantry.v1.CreateFileRequest
+	16, // 32: gantry.v1.ConfigService.Remove:input_type -> gantry.v1.FileTarget
+	18, // 33: gantry.v1.SystemService.Version:input_type -> gantry.v1.VersionRequest
+	20, // 34: gantry.v1.SystemService.Info:input_type -> gantry.v1.InfoRequest
+	23, // 35: gantry.v1.SystemService.DiskUsage:input_type -> gantry.v1.DiskUsageRequest
+	25, // 36: gantry.v1.SystemService.Environments:input_type -> gantry.v1.EnvironmentsRequest
+	27, // 37: gantry.v1.SystemService.SetEnvironment:input_type -> gantry.v1.SetEnvironmentRequest
+	1,  // 38: gantry.v1.VolumeService.List:output_type -> gantry.v1.ListVolumesResponse
+	34, // 39: gantry.v1.VolumeService.Create:output_type -> gantry.v1.Volume
+	2,  // 40: gantry.v1.VolumeService.Inspect:output_type -> gantry.v1.VolumeView
+	5,  // 41: gantry.v1.VolumeService.Remove:output_type -> gantry.v1.RemoveVolumeResponse
+	7,  // 42: gantry.v1.VolumeService.Prune:output_type -> gantry.v1.PruneVolumesResponse
+	9,  // 43: gantry.v1.NetworkService.List:output_type -> gantry.v1.ListNetworksResponse
+	11, // 44: gantry.v1.NetworkService.Inspect:output_type -> gantry.v1.NetworkView
+	13, // 45: gantry.v1.SecretService.List:output_type -> gantry.v1.ListFilesResponse
+	14, // 46: gantry.v1.SecretService.Create:output_type -> gantry.v1.FileInfo
+	17, // 47: gantry.v1.SecretService.Remove:output_type -> gantry.v1.RemoveFileResponse
+	13, // 48: gantry.v1.ConfigService.List:output_type -> gantry.v1.ListFilesResponse
+	14, // 49: gantry.v1.ConfigService.Create:output_type -> gantry.v1.FileInfo
+	17, // 50: gantry.v1.ConfigService.Remove:output_type -> gantry.v1.RemoveFileResponse
+	19, // 51: gantry.v1.SystemService.Version:output_type -> gantry.v1.VersionResponse
+	21, // 52: gantry.v1.SystemService.Info:output_type -> gantry.v1.InfoResponse
+	24, // 53: gantry.v1.SystemService.DiskUsage:output_type -> gantry.v1.DiskUsageResponse
+	26, // 54: gantry.v1.SystemService.Environments:output_type -> gantry.v1.EnvironmentsResponse
+	40, // 55: gantry.v1.SystemService.SetEnvironment:output_type -> gantry.v1.Environment
+	38, // [38:56] is the sub-list for method output_type
+	20, // [20:38] is the sub-list for method input_type
+	20, // [20:20] is the sub-list for extension type_name
+	20, // [20:20] is the sub-list for extension extendee
+	0,  // [0:20] is the sub-list for field type_name
 }
 
 func init() { file_gantry_v1_resources_proto_init() }
@@ -2002,6 +2086,7 @@ func file_gantry_v1_resources_proto_init() {
 		return
 	}
 	file_gantry_v1_app_proto_init()
+	file_gantry_v1_instances_proto_init()
 	file_gantry_v1_meta_proto_init()
 	type x struct{}
 	out := protoimpl.TypeBuilder{
