@@ -1,0 +1,88 @@
+package cluster
+
+import (
+	"context"
+	"time"
+
+	"github.com/gantryd/gantry/fault"
+)
+
+// EpochKey is the etcd key that every leader writes when it begins. Whoever writes on condition that its revision has not
+// moved is safe from leaders that have been deposed and do not know it.
+const EpochKey = "/gantry-leader"
+
+// Lead calls run whenever this member begins to lead, with the revision of EpochKey that its writes have to be conditional
+// on. The context that run gets ends when the member leads no longer. Lead returns when ctx ends, or with run's error.
+func (m *Member) Lead(ctx context.Context, name string, run func(ctx context.Context, epoch int64) error) error {
+	for {
+		changed := m.etcd.Server.LeaderChangedNotify()
+		if m.leads() {
+			if err := m.reign(ctx, name, run); err != nil {
+				return err
+			}
+		}
+		select {
+		case <-changed:
+		case <-m.etcd.Server.StopNotify():
+			<-ctx.Done() // its end is reported by Err
+			return nil
+		case <-ctx.Done():
+			return nil
+		}
+	}
+}
+
+func (m *Member) leads() bool { return m.etcd.Server.Leader() == m.etcd.Server.MemberID() }
+
+// reign is one time of leading.
+func (m *Member) reign(ctx context.Context, name string, run func(context.Context, int64) error) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	go func() {
+		defer cancel()
+		m.awaitDeposed(ctx)
+	}()
+	epoch, err := m.begin(ctx, name)
+	if err != nil {
+		return nil // it lost the lead before it began
+	}
+	err = run(ctx, epoch)
+	if ctx.Err() != nil {
+		return nil
+	}
+	return err
+}
+
+// awaitDeposed returns when this member leads no longer, or ctx ends.
+func (m *Member) awaitDeposed(ctx context.Context) {
+	for {
+		changed := m.etcd.Server.LeaderChangedNotify()
+		if !m.leads() {
+			return
+		}
+		select {
+		case <-changed:
+		case <-m.etcd.Server.StopNotify():
+			return
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// begin writes the new epoch; it fails only when ctx ends.
+func (m *Member) begin(ctx context.Context, name string) (int64, error) {
+	for {
+		resp, err := m.client.Put(ctx, EpochKey, name)
+		if err == nil {
+			return resp.Header.Revision, nil
+		}
+		select {
+		case <-time.After(retryEpoch):
+		case <-ctx.Done():
+			return 0, fault.Wrap(fault.Unavailable, ctx.Err(), "this server leads no longer")
+		}
+	}
+}
+
+const retryEpoch = 100 * time.Millisecond
