@@ -14,8 +14,10 @@ import (
 	"log/slog"
 	"strings"
 	"sync"
+	"sync/atomic"
 
 	"github.com/google/btree"
+	"go.etcd.io/etcd/api/v3/mvccpb"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"google.golang.org/protobuf/proto"
 
@@ -64,7 +66,12 @@ type Store struct {
 	subs    map[*Subscription]struct{}
 	lastErr error // set when the watch has ended for good
 
-	commit sync.Mutex // one local transaction at a time, so that list reads see no phantoms of this server
+	removals removals
+
+	queue   queue
+	flight  flight // one transaction at a time, so that list reads see no phantoms of this server
+	guard   atomic.Pointer[guard]
+	strange sync.Map // kinds that this version does not know and has warned of
 }
 
 type entry struct {
@@ -93,15 +100,15 @@ func (s *Store) load(ctx context.Context) error {
 	if err != nil {
 		return fault.Wrap(fault.Unavailable, err, "cannot read the cluster's state")
 	}
+	entries, err := s.decodeAll(resp.Kvs)
+	if err != nil {
+		return err
+	}
 	seen := map[string]bool{}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	var events []Event
-	for _, kv := range resp.Kvs {
-		e, err := s.decode(string(kv.Key), kv.Value, kv.ModRevision)
-		if err != nil {
-			return err
-		}
+	for _, e := range entries {
 		seen[e.path] = true
 		if old, ok := s.data.Get(entry{path: e.path}); !ok || old.rev != e.rev {
 			events = append(events, s.set(e))
@@ -121,13 +128,31 @@ func (s *Store) load(ctx context.Context) error {
 	return nil
 }
 
+// decodeAll leaves out objects of kinds that this version does not know: a newer one has written them, and will read them.
+func (s *Store) decodeAll(kvs []*mvccpb.KeyValue) ([]entry, error) {
+	out := make([]entry, 0, len(kvs))
+	for _, kv := range kvs {
+		e, err := s.decode(string(kv.Key), kv.Value, kv.ModRevision)
+		if err != nil {
+			return nil, err
+		}
+		if e.obj != nil {
+			out = append(out, e)
+		}
+	}
+	return out, nil
+}
+
+// decode gives an entry without object for a kind that is not known.
 func (s *Store) decode(key string, value []byte, rev int64) (entry, error) {
 	path := strings.TrimPrefix(key, prefix)
 	kind, _, _ := strings.Cut(path, "/")
 	make, ok := s.kinds[kind]
 	if !ok {
-		return entry{}, fault.New(fault.Corrupt, "the state holds an object of the unknown kind %q", kind).
-			WithHint("was it written by a newer gantryd? start that version")
+		if _, warned := s.strange.LoadOrStore(kind, true); !warned {
+			s.log.Warn("the state holds objects of a kind that this version does not know; they are left alone", "kind", kind)
+		}
+		return entry{}, nil
 	}
 	obj := make()
 	if err := proto.Unmarshal(value, obj); err != nil {
@@ -176,20 +201,31 @@ func (s *Store) follow(ctx context.Context) error {
 	return errors.New("watch closed")
 }
 
+// apply decodes before it locks, so that readers wait for no more than the change of the tree.
 func (s *Store) apply(resp clientv3.WatchResponse) error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	var events []Event
+	changed := make([]entry, 0, len(resp.Events))
 	for _, ev := range resp.Events {
 		if ev.Type == clientv3.EventTypeDelete {
-			events = append(events, s.unset(strings.TrimPrefix(string(ev.Kv.Key), prefix)))
+			changed = append(changed, entry{path: strings.TrimPrefix(string(ev.Kv.Key), prefix)})
 			continue
 		}
 		e, err := s.decode(string(ev.Kv.Key), ev.Kv.Value, ev.Kv.ModRevision)
 		if err != nil {
 			return err
 		}
-		events = append(events, s.set(e))
+		if e.obj != nil {
+			changed = append(changed, e)
+		}
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	events := make([]Event, 0, len(changed))
+	for _, e := range changed {
+		if e.obj != nil {
+			events = append(events, s.set(e))
+		} else if ev := s.unset(e.path); ev.Old != nil {
+			events = append(events, ev)
+		}
 	}
 	s.advance(resp.Header.Revision, events)
 	return nil
@@ -203,7 +239,7 @@ func (s *Store) set(e entry) Event {
 
 func (s *Store) unset(path string) Event {
 	old, _ := s.data.Delete(entry{path: path})
-	return Event{Old: old.obj}
+	return Event{Old: old.obj, Origin: s.removals.take(path)}
 }
 
 // advance publishes events and wakes those who wait for a revision; mu is held.
@@ -268,6 +304,24 @@ func (s *Store) Observe(put []Object, gone []Object) {
 		if ev := s.unset(pathOf(o, o.GetMeta().GetKey())); ev.Old != nil {
 			events = append(events, ev)
 		}
+	}
+	s.advance(s.rev, events)
+}
+
+// Forget drops all observations: a server that no longer leads hears nothing of nodes, and what it knew grows old.
+func (s *Store) Forget() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var gone []string
+	s.data.Ascend(func(e entry) bool {
+		if e.rev == 0 {
+			gone = append(gone, e.path)
+		}
+		return true
+	})
+	events := make([]Event, 0, len(gone))
+	for _, path := range gone {
+		events = append(events, s.unset(path))
 	}
 	s.advance(s.rev, events)
 }

@@ -176,3 +176,35 @@ func BenchmarkUpdate(b *testing.B) {
 		}
 	}
 }
+
+func TestOriginsAreNoted(t *testing.T) {
+	s := storetest.New(t)
+	sub, err := s.ViewAndWatch(func(*store.ReadTx) error { return nil })
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer sub.Close()
+	ctx := store.WithOrigin(t.Context(), store.Origin{By: "ann", Cause: "AppService/Scale"})
+	for _, change := range []func(*store.Tx){
+		func(tx *store.Tx) { store.Put(tx, service("p/a/db", 1)) },
+		func(tx *store.Tx) { store.Delete[*gantryv1.Service](tx, "p/a/db") },
+	} {
+		if err := s.Update(ctx, func(tx *store.Tx) error { change(tx); return nil }); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var seen []store.Event
+	for len(seen) < 2 {
+		events, err := sub.Next(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		seen = append(seen, events...)
+	}
+	if m := seen[0].New.GetMeta(); m.ChangedBy != "ann" || m.Cause != "AppService/Scale" {
+		t.Errorf("put by %q because of %q", m.ChangedBy, m.Cause)
+	}
+	if o := seen[1].Origin; o.By != "ann" || o.Cause != "AppService/Scale" {
+		t.Errorf("removed by %q because of %q", o.By, o.Cause)
+	}
+}

@@ -1,15 +1,10 @@
 package store
 
 import (
-	"context"
-	"fmt"
 	"strings"
-	"time"
 
 	"github.com/google/btree"
-	clientv3 "go.etcd.io/etcd/client/v3"
 	"google.golang.org/protobuf/proto"
-	"google.golang.org/protobuf/types/known/timestamppb"
 
 	gantryv1 "github.com/gantryd/gantry/api/gen/gantry/v1"
 	"github.com/gantryd/gantry/fault"
@@ -73,38 +68,106 @@ func (s *Store) View(fn func(*ReadTx) error) error { return fn(s.snapshot()) }
 // Snapshot is View for callers that keep the snapshot.
 func (s *Store) Snapshot() *ReadTx { return s.snapshot() }
 
+// Live reads the newest state, each object on its own. It costs less than a snapshot for those who want single objects;
+// two reads may see different revisions.
+func (s *Store) Live() Reader { return live{s} }
+
+type live struct{ s *Store }
+
+func (l live) get(path string) (entry, bool) {
+	l.s.mu.Lock()
+	defer l.s.mu.Unlock()
+	return l.s.data.Get(entry{path: path})
+}
+
+func (l live) ascend(from string, fn func(entry) bool) { l.s.snapshot().ascend(from, fn) }
+
 // Tx is a transaction: it reads the snapshot under its own changes.
 type Tx struct {
-	base   *ReadTx
+	base   *btree.BTreeG[entry]
 	reads  map[string]int64  // path to mod revision seen, 0 for absent
 	writes map[string]Object // nil for delete
+
+	merged   *btree.BTreeG[entry] // base under the writes; nil until somebody lists
+	unmerged []string             // paths written since merged was brought up to date
+}
+
+func newTx(base *ReadTx) *Tx {
+	return &Tx{base: base.data, reads: map[string]int64{}, writes: map[string]Object{}}
+}
+
+// fork is a transaction on top of this one, which absorb takes in if it ends well.
+func (t *Tx) fork() *Tx {
+	base := t.base
+	if len(t.writes) > 0 {
+		base = t.all()
+	}
+	return &Tx{base: base, reads: map[string]int64{}, writes: map[string]Object{}}
+}
+
+// absorb adds what a fork has read and written. What it read of this transaction's own writes is not in etcd yet. From here
+// on an object that was written has no revision, so that nobody takes it for the one before.
+func (t *Tx) absorb(fork *Tx) {
+	for path, rev := range fork.reads {
+		_, written := t.writes[path]
+		if _, read := t.reads[path]; !written && !read {
+			t.reads[path] = rev
+		}
+	}
+	for path, o := range fork.writes {
+		if o != nil {
+			o.GetMeta().Revision = 0
+		}
+		t.write(path, o)
+	}
+}
+
+func (t *Tx) write(path string, o Object) {
+	t.writes[path] = o
+	if t.merged != nil {
+		t.unmerged = append(t.unmerged, path)
+	}
 }
 
 func (t *Tx) get(path string) (entry, bool) {
 	if o, ok := t.writes[path]; ok {
 		return entry{path: path, obj: o}, o != nil
 	}
-	e, ok := t.base.get(path)
+	e, ok := t.base.Get(entry{path: path})
 	if !ok || e.rev != 0 {
 		t.reads[path] = e.rev
 	}
 	return e, ok
 }
 
-// ascend merges the snapshot with the transaction's own writes.
 func (t *Tx) ascend(from string, fn func(entry) bool) {
-	merged := t.base.data
-	if len(t.writes) > 0 {
-		merged = merged.Clone()
-		for path, o := range t.writes {
-			if o == nil {
-				merged.Delete(entry{path: path})
-			} else {
-				merged.ReplaceOrInsert(entry{path: path, obj: o})
-			}
+	t.all().AscendGreaterOrEqual(entry{path: from}, fn)
+}
+
+// all is the snapshot merged with the transaction's own writes.
+func (t *Tx) all() *btree.BTreeG[entry] {
+	if len(t.writes) == 0 {
+		return t.base
+	}
+	if t.merged == nil {
+		t.merged = t.base.Clone()
+		for path := range t.writes {
+			t.merge(path)
 		}
 	}
-	merged.AscendGreaterOrEqual(entry{path: from}, fn)
+	for _, path := range t.unmerged {
+		t.merge(path)
+	}
+	t.unmerged = t.unmerged[:0]
+	return t.merged
+}
+
+func (t *Tx) merge(path string) {
+	if o := t.writes[path]; o == nil {
+		t.merged.Delete(entry{path: path})
+	} else {
+		t.merged.ReplaceOrInsert(entry{path: path, obj: o})
+	}
 }
 
 // Put writes an object under its Meta's key, creating or replacing it.
@@ -113,7 +176,7 @@ func Put(t *Tx, o Object) {
 	if _, ok := t.writes[path]; !ok {
 		t.get(path)
 	}
-	t.writes[path] = o
+	t.write(path, o)
 }
 
 // Modify clones the object with the key, lets fn change the clone and puts it. A missing object is a NotFound fault.
@@ -137,75 +200,8 @@ func Delete[T Object](t *Tx, key string) {
 	var zero T
 	path := pathOf(zero, key)
 	if _, ok := t.get(path); ok {
-		t.writes[path] = nil
+		t.write(path, nil)
 	}
-}
-
-const maxAttempts = 50
-
-// Update runs fn and commits its writes in one etcd transaction, on condition that nothing fn read by key has changed
-// since; otherwise fn runs again on newer state. It returns when reads see the result.
-func (s *Store) Update(ctx context.Context, fn func(*Tx) error) error {
-	s.commit.Lock()
-	defer s.commit.Unlock()
-	for range maxAttempts {
-		tx := &Tx{base: s.snapshot(), reads: map[string]int64{}, writes: map[string]Object{}}
-		if err := fn(tx); err != nil {
-			return err
-		}
-		if len(tx.writes) == 0 {
-			return nil
-		}
-		done, err := s.try(ctx, tx)
-		if err != nil || done {
-			return err
-		}
-	}
-	return fault.New(fault.Conflict, "the objects changed %d times while this change was made", maxAttempts).
-		WithHint("try again")
-}
-
-func (s *Store) try(ctx context.Context, tx *Tx) (bool, error) {
-	cmps := make([]clientv3.Cmp, 0, len(tx.reads))
-	for path, rev := range tx.reads {
-		cmps = append(cmps, clientv3.Compare(clientv3.ModRevision(prefix+path), "=", rev))
-	}
-	ops := make([]clientv3.Op, 0, len(tx.writes))
-	for path, o := range tx.writes {
-		op, err := s.op(tx, path, o)
-		if err != nil {
-			return false, err
-		}
-		ops = append(ops, op)
-	}
-	resp, err := s.client.Txn(ctx).If(cmps...).Then(ops...).Commit()
-	if err != nil {
-		return false, fault.Wrap(fault.Unavailable, err, "the change could not be stored")
-	}
-	return resp.Succeeded, s.await(ctx, resp.Header.Revision)
-}
-
-func (s *Store) op(tx *Tx, path string, o Object) (clientv3.Op, error) {
-	if o == nil {
-		return clientv3.OpDelete(prefix + path), nil
-	}
-	if s.kinds[kindOf(o)] == nil {
-		return clientv3.Op{}, fmt.Errorf("objects of the kind %s are observed, not stored", kindOf(o))
-	}
-	meta := o.GetMeta()
-	now := timestamppb.New(time.Now())
-	meta.UpdatedAt = now
-	if tx.reads[path] == 0 && meta.CreatedAt == nil {
-		meta.CreatedAt = now
-	}
-	rev := meta.Revision
-	meta.Revision = 0
-	value, err := proto.MarshalOptions{Deterministic: true}.Marshal(o)
-	meta.Revision = rev
-	if err != nil {
-		return clientv3.Op{}, fault.Wrap(fault.Internal, err, "cannot encode %s", path)
-	}
-	return clientv3.OpPut(prefix+path, string(value)), nil
 }
 
 // NewMeta is a Meta with a key, for objects about to be put.

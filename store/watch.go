@@ -8,6 +8,8 @@ import (
 // Event is one change: New is nil for a removal, Old for a creation.
 type Event struct {
 	Old, New Object
+	// Origin of a removal that this server made; what is there carries its own in its Meta.
+	Origin Origin
 }
 
 // Subscription delivers every change after its snapshot, in order, without loss.
