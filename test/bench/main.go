@@ -43,7 +43,7 @@ var rows = []row{
 
 // bench is what the rows share.
 type bench struct {
-	*host
+	testing.TB
 	gantry *lab.Node
 	docker *docker
 	rounds int
@@ -58,13 +58,18 @@ func main() {
 	out := flag.String("o", "", "also write the table to this file")
 	flag.Parse()
 
-	h := &host{}
-	defer h.cleanUp()
-	b := start(h, *cache)
-	b.rounds, b.scale = *rounds, *scale
+	os.Exit(lab.Main(func(t testing.TB) {
+		b := start(t, *cache)
+		b.rounds, b.scale = *rounds, *scale
+		b.measure(strings.Split(*names, ","), *out)
+	}))
+}
+
+// measure measures the named rows, or all, and prints the table.
+func (b *bench) measure(names []string, out string) {
 	var lines []line
 	for _, r := range rows {
-		if *names == "" || slices.Contains(strings.Split(*names, ","), r.name) {
+		if names[0] == "" || slices.Contains(names, r.name) {
 			fmt.Fprintf(os.Stderr, "measuring %s\n", r.name)
 			measured := r.measure(b)
 			fmt.Fprint(os.Stderr, table(measured))
@@ -73,15 +78,15 @@ func main() {
 	}
 	text := table(lines) + b.machine()
 	fmt.Print(text)
-	if *out != "" {
-		fatal(h, os.WriteFile(*out, []byte("# Benchmarks\n\n"+text), 0o644))
+	if out != "" {
+		fatal(b, os.WriteFile(out, []byte("# Benchmarks\n\n"+text), 0o644))
 	}
 }
 
 // start brings both daemons up with the same image.
-func start(h *host, cache string) *bench {
+func start(h testing.TB, cache string) *bench {
 	network := lab.Network(h)
-	b := &bench{host: h, gantry: network.AddNode(h, "")}
+	b := &bench{TB: h, gantry: network.AddNode(h, "")}
 	b.gantry.StartDaemon(h)
 	b.docker = startDocker(h, network.AddNode(h, ""), cache)
 	archive := lab.BusyboxArchive(h)
@@ -136,45 +141,6 @@ func (b *bench) command(args ...string) *exec.Cmd {
 	cmd := exec.Command(filepath.Join(lab.Binaries(b), "gantry"), args...)
 	cmd.Env = append(os.Environ(), "GANTRY_HOST="+b.gantry.Host())
 	return cmd
-}
-
-// host lets the lab, which is made for tests, run in a program: a failure ends it after everything is cleaned up.
-type host struct {
-	testing.TB // nil; only the methods below are called
-	cleanups   []func()
-	failed     bool
-}
-
-func (h *host) Helper()          {}
-func (h *host) Failed() bool     { return h.failed }
-func (h *host) Cleanup(f func()) { h.cleanups = append(h.cleanups, f) }
-
-func (h *host) Log(args ...any)                 { fmt.Fprintln(os.Stderr, args...) }
-func (h *host) Logf(format string, args ...any) { fmt.Fprintf(os.Stderr, format+"\n", args...) }
-func (h *host) Error(args ...any)               { h.failed = true; h.Log(args...) }
-func (h *host) Errorf(f string, args ...any)    { h.failed = true; h.Logf(f, args...) }
-func (h *host) Fatal(args ...any)               { h.Error(args...); h.exit() }
-func (h *host) Fatalf(f string, args ...any)    { h.Errorf(f, args...); h.exit() }
-func (h *host) Skip(args ...any)                { h.Fatal(args...) }
-
-func (h *host) TempDir() string {
-	dir, err := os.MkdirTemp("", "gb")
-	fatal(h, err)
-	h.Cleanup(func() { os.RemoveAll(dir) })
-	return dir
-}
-
-func (h *host) exit() {
-	h.cleanUp()
-	os.Exit(1)
-}
-
-func (h *host) cleanUp() {
-	for len(h.cleanups) > 0 {
-		last := h.cleanups[len(h.cleanups)-1]
-		h.cleanups = h.cleanups[:len(h.cleanups)-1]
-		last()
-	}
 }
 
 func fatal(t testing.TB, err error) {

@@ -119,7 +119,7 @@ volumes: {data: }
 
 // TestTwoDaemons runs daemons with different roots in two namespaces of one host, with the same application on both.
 func TestTwoDaemons(t *testing.T) {
-	c := lab.Cluster(t, 2)
+	c := lab.Machines(t, 2)
 	dir := lab.Project(t, twoServices)
 	for i := range 2 {
 		c.Node(i).ImportBusybox(t)

@@ -21,7 +21,7 @@ const counter = `i=0; while :; do echo line $i; i=$((i+1)); sleep 0.1; done`
 // machine is a lab with one machine that has the lab's image.
 func machine(t *testing.T) *lab.Node {
 	t.Helper()
-	n := lab.Cluster(t, 1).Node(0)
+	n := lab.Machines(t, 1).Node(0)
 	n.ImportBusybox(t)
 	return n
 }

@@ -19,18 +19,23 @@ import (
 // Client returns a typed client of the machine's daemon.
 func (n *Node) Client(t testing.TB) *client.Client {
 	t.Helper()
-	c, err := client.New(client.Options{Host: n.Host()})
+	c, err := n.connect()
 	must(t, err)
 	t.Cleanup(c.Close)
 	return c
 }
+
+func (n *Node) connect() (*client.Client, error) { return client.New(client.Options{Host: n.Host()}) }
 
 // Instances lists all instances of the machine, exited ones too, by service and slot.
 func (n *Node) Instances(t testing.TB) []*gantryv1.InstanceView {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
 	defer cancel()
-	res, err := n.Client(t).Instances.List(ctx, connect.NewRequest(&gantryv1.ListInstancesRequest{All: true}))
+	c, err := n.connect()
+	must(t, err)
+	defer c.Close()
+	res, err := c.Instances.List(ctx, connect.NewRequest(&gantryv1.ListInstancesRequest{All: true}))
 	must(t, err)
 	list := res.Msg.Instances
 	sort.Slice(list, func(i, j int) bool { return Name(list[i]) < Name(list[j]) })

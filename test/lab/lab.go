@@ -1,15 +1,3 @@
-// Package lab runs real daemons for tests, each on a small machine of its own: its own network, process, mount and cgroup
-// namespaces, joined to a bridge through which it reaches the outside and is reached from the test.
-//
-//	c := lab.Cluster(t, 1)
-//	n := c.Node(0)
-//	n.Gantry(t, "ps")
-//	n.KillDaemon(t)
-//	n.StartDaemon(t)
-//
-// Everything has names unique to the test's process and goes away with the test; several labs run side by side. On failure
-// the end of each daemon's log is printed. A Lab is used from one goroutine; a Node's methods may be called from several
-// as long as they do not start or stop it. It is not a sandbox: a machine shares the kernel and the disk of the host.
 package lab
 
 import (
@@ -19,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -33,20 +22,19 @@ type Lab struct {
 	bin    string
 	subnet int // 198.18.subnet.0/24
 	nodes  []*Node
+	harmed map[link]harm // links that are not whole
 }
 
 // clusters counts the labs of this process.
 var clusters atomic.Int32
 
-// Cluster starts a lab of n machines with a daemon on each. It skips the test where it is not root.
-func Cluster(t testing.TB, n int) *Lab {
+// Machines starts a lab of n machines with a daemon on each that knows nothing of the others. It skips the test where it is
+// not root.
+func Machines(t testing.TB, n int) *Lab {
 	t.Helper()
 	l := Network(t)
-	for i := range n {
-		l.addNode(t, i)
-	}
-	for _, node := range l.nodes {
-		node.StartDaemon(t)
+	for range n {
+		l.AddNode(t, "").StartDaemon(t)
 	}
 	return l
 }
@@ -60,7 +48,7 @@ func Network(t testing.TB) *Lab {
 	name := fmt.Sprintf("gl%s%d", strconv.FormatInt(int64(os.Getpid()), 36), clusters.Add(1))
 	// Short, because paths of sockets may have 107 characters only.
 	dir := filepath.Join(os.TempDir(), name)
-	l := &Lab{name: name, dir: dir, bin: Binaries(t)}
+	l := &Lab{name: name, dir: dir, bin: Binaries(t), harmed: map[link]harm{}}
 	sweep(t)
 	must(t, os.MkdirAll(dir, 0o755))
 	must(t, os.WriteFile(filepath.Join(dir, "pid"), []byte(strconv.Itoa(os.Getpid())), 0o644))
@@ -71,6 +59,9 @@ func Network(t testing.TB) *Lab {
 
 // Node returns the i-th machine.
 func (l *Lab) Node(i int) *Node { return l.nodes[i] }
+
+// Nodes returns all machines, those that are off too.
+func (l *Lab) Nodes() []*Node { return slices.Clone(l.nodes) }
 
 // Binaries returns the folder with gantry, gantryd, runc and the shim: GANTRY_BIN, or bin/ of this checkout, made by
 // `make build` if gantryd is not there.
@@ -114,6 +105,7 @@ func (l *Lab) makeBridge(t testing.TB) {
 	rules := fmt.Sprintf(`table ip %s { chain post { type nat hook postrouting priority srcnat; ip saddr 198.18.%d.0/24 oifname != "%s" masquerade; }; }`,
 		l.name, l.subnet, l.name)
 	run(t, time.Minute, "nft", rules)
+	l.applyLinks(t)
 }
 
 func (l *Lab) gateway() string { return fmt.Sprintf("198.18.%d.1", l.subnet) }
@@ -124,7 +116,7 @@ func (l *Lab) remove(t testing.TB) {
 		if t.Failed() {
 			t.Logf("%s, end of the daemon's log:\n%s", n.name, tail(n.DaemonLog(), 60))
 		}
-		n.powerOff(t)
+		n.remove(t)
 	}
 	l.removeFromHost(t)
 	if os.Getenv("LAB_KEEP") != "" && t.Failed() {
@@ -136,9 +128,11 @@ func (l *Lab) remove(t testing.TB) {
 	}
 }
 
-// removeFromHost removes the lab's bridge, table and cgroups.
+// removeFromHost removes the lab's bridge, tables and cgroups.
 func (l *Lab) removeFromHost(t testing.TB) {
-	for _, args := range [][]string{{"nft", "delete", "table", "ip", l.name}, {"ip", "link", "del", l.name}} {
+	for _, args := range [][]string{
+		{"nft", "delete", "table", "ip", l.name}, {"nft", "delete", "table", "bridge", l.name}, {"ip", "link", "del", l.name},
+	} {
 		if out, err := exec.Command(args[0], args[1:]...).CombinedOutput(); err != nil {
 			t.Logf("lab: %s: %v: %s", strings.Join(args, " "), err, out)
 		}
@@ -166,6 +160,8 @@ func sweep(t testing.TB) {
 		dir := filepath.Dir(record)
 		t.Logf("lab: removing %s, which a dead process left", dir)
 		(&Lab{name: filepath.Base(dir)}).removeFromHost(t)
+		thawBelow(dir)
+		unmountBelow(dir)
 		_ = os.RemoveAll(dir)
 	}
 }

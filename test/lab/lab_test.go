@@ -47,6 +47,6 @@ func TestMachine(t *testing.T) {
 
 // answers reports whether the address refuses a connection to a closed port, as a reachable machine does.
 func answers(from *lab.Node, address string) bool {
-	result := from.TryExec("timeout", "2", "bash", "-c", "exec 3<>/dev/tcp/"+address+"/1")
+	result := from.TryExec("timeout", "0.7", "bash", "-c", "exec 3<>/dev/tcp/"+address+"/1")
 	return strings.Contains(result.Stderr, "refused")
 }

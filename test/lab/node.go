@@ -27,6 +27,7 @@ var nodeScript string
 // Node is one machine of the lab.
 type Node struct {
 	lab    *Lab
+	index  int // in the lab
 	name   string
 	addr   string
 	dir    string // run/ and gantryd.log are here
@@ -36,6 +37,10 @@ type Node struct {
 	daemon *exec.Cmd
 	exited chan error // closed by the daemon's end
 	flags  []string
+	join   []string      // flags that make it part of a cluster
+	relay  *relay        // of Delay
+	disk   *disk         // of its own, or nil
+	clock  time.Duration // what the daemon's clock is wrong by
 }
 
 // Result is how a command ended.
@@ -44,31 +49,35 @@ type Result struct {
 	Code           int
 }
 
-func (l *Lab) addNode(t testing.TB, i int) {
+// AddNode puts another machine on the network, without a daemon. root is where its daemon keeps its state; "" for a folder
+// of the lab.
+func (l *Lab) AddNode(t testing.TB, root string) *Node {
 	t.Helper()
-	name := fmt.Sprintf("%sn%d", l.name, i)
+	n := l.newNode(t)
+	if root != "" {
+		n.root = root
+	}
+	n.powerOn(t)
+	return n
+}
+
+// newNode makes a machine that is off.
+func (l *Lab) newNode(t testing.TB) *Node {
+	t.Helper()
+	i := len(l.nodes)
 	dir := filepath.Join(l.dir, fmt.Sprintf("n%d", i))
 	n := &Node{
-		lab: l, name: name, dir: dir, root: filepath.Join(dir, "root"),
+		lab: l, index: i, name: fmt.Sprintf("%sn%d", l.name, i), dir: dir, root: filepath.Join(dir, "root"),
 		addr: fmt.Sprintf("198.18.%d.%d", l.subnet, 10+i),
 	}
 	must(t, os.MkdirAll(n.root, 0o711))
 	must(t, os.WriteFile(filepath.Join(dir, "node.sh"), []byte(nodeScript), 0o644))
 	l.nodes = append(l.nodes, n)
-	n.powerOn(t)
-}
-
-// AddNode puts another machine on the network, without a daemon. root is where its daemon keeps its state; "" for a folder
-// of the lab.
-func (l *Lab) AddNode(t testing.TB, root string) *Node {
-	t.Helper()
-	l.addNode(t, len(l.nodes))
-	n := l.nodes[len(l.nodes)-1]
-	if root != "" {
-		n.root = root
-	}
 	return n
 }
+
+// Name is the machine's host name, by which the cluster knows it.
+func (n *Node) Name() string { return n.name }
 
 // Address is the machine's IPv4 address on the lab's network.
 func (n *Node) Address() string { return n.addr }
@@ -125,11 +134,17 @@ func (n *Node) Unplug(t testing.TB) {
 // firstChild returns the only child of a process.
 func firstChild(t testing.TB, pid int) int {
 	t.Helper()
-	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/children", pid, pid))
-	must(t, err)
-	child, err := strconv.Atoi(strings.TrimSpace(string(text)))
+	child, err := onlyChild(pid)
 	must(t, err)
 	return child
+}
+
+func onlyChild(pid int) (int, error) {
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/children", pid, pid))
+	if err != nil {
+		return 0, err
+	}
+	return strconv.Atoi(strings.TrimSpace(string(text)))
 }
 
 // powerOff kills everything on the machine at once.
@@ -137,6 +152,11 @@ func (n *Node) powerOff(t testing.TB) {
 	if n.init == 0 {
 		return
 	}
+	// What is frozen cannot die.
+	if n.disk != nil && n.disk.frozen {
+		n.ResumeDisk(t)
+	}
+	_ = n.setFreezer(false)
 	if err := syscall.Kill(n.init, syscall.SIGKILL); err != nil {
 		t.Logf("lab: %s: %v", n.name, err)
 	}
@@ -146,14 +166,15 @@ func (n *Node) powerOff(t testing.TB) {
 		<-n.exited
 		n.daemon = nil
 	}
+	n.Delay(t, 0)
 }
 
-// Reboot is a power cut: every process and mount is gone, the disk stays. The daemon starts again.
-func (n *Node) Reboot(t testing.TB) {
-	t.Helper()
+// remove takes the machine away for good.
+func (n *Node) remove(t testing.TB) {
 	n.powerOff(t)
-	n.powerOn(t)
-	n.StartDaemon(t)
+	if n.disk != nil {
+		n.disk.remove(t)
+	}
 }
 
 // SetFlags gives the daemon further flags from its next start on.
@@ -174,7 +195,8 @@ func (n *Node) TryStartDaemon(timeout time.Duration) error {
 		return err
 	}
 	defer log.Close()
-	args := append([]string{filepath.Join(n.lab.bin, "gantryd"), "--root", n.root, "--run", n.run(), "--listen", n.Host()}, n.flags...)
+	args := append([]string{filepath.Join(n.lab.bin, "gantryd"), "--root", n.root, "--run", n.run(), "--listen", n.Host()}, n.join...)
+	args = append(args, n.flags...)
 	cmd := exec.Command("nsenter", n.enter(args)...)
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
@@ -184,7 +206,14 @@ func (n *Node) TryStartDaemon(timeout time.Duration) error {
 	exited := make(chan error, 1)
 	go func() { exited <- cmd.Wait(); close(exited) }()
 	n.daemon, n.exited = cmd, exited
-	return n.awaitDaemon(timeout)
+	if err := n.awaitDaemon(timeout); err != nil || n.clock == 0 {
+		return err
+	}
+	pid, err := onlyChild(n.daemon.Process.Pid)
+	if err != nil {
+		return err
+	}
+	return setClock(pid, n.clock)
 }
 
 func (n *Node) awaitDaemon(timeout time.Duration) error {

@@ -22,7 +22,7 @@ import (
 
 func TestVoting(t *testing.T) {
 	browser := findBrowser(t)
-	n := lab.Cluster(t, 1).Node(0)
+	n := lab.Machines(t, 1).Node(0)
 	dir := copyExample(t)
 	base := "debian:bookworm"
 	if release, _ := os.ReadFile("/etc/os-release"); strings.Contains(string(release), "ID=ubuntu") {
