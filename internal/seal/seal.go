@@ -13,15 +13,16 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"os"
-	"path/filepath"
 
 	"github.com/gantryd/gantry/fault"
+	"github.com/gantryd/gantry/internal/atomicfile"
 )
 
 const keySize = 32
 
 // Box seals and opens. Use Open.
 type Box struct {
+	key    []byte
 	aead   cipher.AEAD
 	macKey []byte
 }
@@ -48,8 +49,27 @@ func Open(path string, create bool) (*Box, error) {
 	if err != nil {
 		return nil, fault.Wrap(fault.Internal, err, "cannot use the key of the secrets")
 	}
-	return &Box{aead: aead, macKey: derive(key, "fingerprint")}, nil
+	return &Box{key: key, aead: aead, macKey: derive(key, "fingerprint")}, nil
 }
+
+// Import writes a key that another machine's Box has. One that is there already must be the same.
+func Import(path string, key []byte) error {
+	if len(key) != keySize {
+		return fault.New(fault.Invalid, "a key of %d bytes was given, not %d", len(key), keySize)
+	}
+	old, err := readKey(path)
+	if err == nil && !hmac.Equal(old, key) {
+		return fault.New(fault.Conflict, "this machine has another key of secrets in %s", path).
+			WithHint("it belonged to another cluster: start with an empty --root")
+	}
+	if err == nil || !os.IsNotExist(err) {
+		return err
+	}
+	return writeKey(path, key)
+}
+
+// Key is the key itself, for another server of the same cluster.
+func (b *Box) Key() []byte { return b.key }
 
 func readKey(path string) ([]byte, error) {
 	info, err := os.Stat(path)
@@ -71,41 +91,19 @@ func readKey(path string) ([]byte, error) {
 	return key, nil
 }
 
-// makeKey writes a new key so that a crash leaves either none or all of it.
+// makeKey makes up a key and keeps it.
 func makeKey(path string) ([]byte, error) {
 	key := make([]byte, keySize)
 	_, _ = rand.Read(key) // never fails: crypto/rand ends the program instead
-	tmp := path + ".new"
-	f, err := os.OpenFile(tmp, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
-	if err != nil {
-		return nil, fault.Wrap(fault.Unavailable, err, "cannot make the key of the secrets")
-	}
-	_, err = f.Write(key)
-	if err == nil {
-		err = f.Sync()
-	}
-	if cerr := f.Close(); err == nil {
-		err = cerr
-	}
-	if err == nil {
-		err = os.Rename(tmp, path)
-	}
-	if err == nil {
-		err = syncDir(filepath.Dir(path))
-	}
-	if err != nil {
-		return nil, fault.Wrap(fault.Unavailable, err, "cannot make the key of the secrets")
-	}
-	return key, nil
+	return key, writeKey(path, key)
 }
 
-func syncDir(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
+// writeKey leaves either none or all of the key.
+func writeKey(path string, key []byte) error {
+	if err := atomicfile.Write(path, key, 0o600); err != nil {
+		return fault.Wrap(fault.Unavailable, err, "cannot keep the key of the secrets")
 	}
-	defer d.Close()
-	return d.Sync()
+	return nil
 }
 
 func derive(key []byte, purpose string) []byte {

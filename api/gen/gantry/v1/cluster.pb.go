@@ -1186,9 +1186,16 @@ func (*BackupRequest) Descriptor() ([]byte, []int) {
 	return file_gantry_v1_cluster_proto_rawDescGZIP(), []int{19}
 }
 
+// BackupChunk is a piece of a backup. The first has everything but data.
 type BackupChunk struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Data          []byte                 `protobuf:"bytes,1,opt,name=data,proto3" json:"data,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Snapshot of the replicated state, as etcd writes it, with its SHA-256 at the end.
+	Data []byte `protobuf:"bytes,1,opt,name=data,proto3" json:"data,omitempty"`
+	// Key that secrets in the state are sealed with.
+	SecretsKey    []byte                 `protobuf:"bytes,2,opt,name=secrets_key,json=secretsKey,proto3" json:"secrets_key,omitempty"`
+	Cluster       string                 `protobuf:"bytes,3,opt,name=cluster,proto3" json:"cluster,omitempty"`
+	Version       string                 `protobuf:"bytes,4,opt,name=version,proto3" json:"version,omitempty"`
+	Time          *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=time,proto3" json:"time,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1226,6 +1233,34 @@ func (*BackupChunk) Descriptor() ([]byte, []int) {
 func (x *BackupChunk) GetData() []byte {
 	if x != nil {
 		return x.Data
+	}
+	return nil
+}
+
+func (x *BackupChunk) GetSecretsKey() []byte {
+	if x != nil {
+		return x.SecretsKey
+	}
+	return nil
+}
+
+func (x *BackupChunk) GetCluster() string {
+	if x != nil {
+		return x.Cluster
+	}
+	return ""
+}
+
+func (x *BackupChunk) GetVersion() string {
+	if x != nil {
+		return x.Version
+	}
+	return ""
+}
+
+func (x *BackupChunk) GetTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Time
 	}
 	return nil
 }
@@ -1868,9 +1903,14 @@ const file_gantry_v1_cluster_proto_rawDesc = "" +
 	"\x12RevokeTokenRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\"\x15\n" +
 	"\x13RevokeTokenResponse\"\x0f\n" +
-	"\rBackupRequest\"!\n" +
+	"\rBackupRequest\"\xa6\x01\n" +
 	"\vBackupChunk\x12\x12\n" +
-	"\x04data\x18\x01 \x01(\fR\x04data\"\x11\n" +
+	"\x04data\x18\x01 \x01(\fR\x04data\x12\x1f\n" +
+	"\vsecrets_key\x18\x02 \x01(\fR\n" +
+	"secretsKey\x12\x18\n" +
+	"\acluster\x18\x03 \x01(\tR\acluster\x12\x18\n" +
+	"\aversion\x18\x04 \x01(\tR\aversion\x12.\n" +
+	"\x04time\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\"\x11\n" +
 	"\x0fRotateCARequest\"/\n" +
 	"\x10RotateCAResponse\x12\x1b\n" +
 	"\troot_hash\x18\x01 \x01(\tR\brootHash\"\xd9\x01\n" +
@@ -1995,54 +2035,55 @@ var file_gantry_v1_cluster_proto_depIdxs = []int32{
 	36, // 7: gantry.v1.CreateTokenRequest.life:type_name -> google.protobuf.Duration
 	37, // 8: gantry.v1.CreateTokenResponse.expires_at:type_name -> google.protobuf.Timestamp
 	38, // 9: gantry.v1.ListTokensResponse.tokens:type_name -> gantry.v1.JoinToken
-	36, // 10: gantry.v1.ConfigureClusterRequest.certificate_life:type_name -> google.protobuf.Duration
-	36, // 11: gantry.v1.ConfigureClusterRequest.suspect_after:type_name -> google.protobuf.Duration
-	36, // 12: gantry.v1.ConfigureClusterRequest.down_after:type_name -> google.protobuf.Duration
-	27, // 13: gantry.v1.ListNodesResponse.nodes:type_name -> gantry.v1.NodeView
-	34, // 14: gantry.v1.NodeView.node:type_name -> gantry.v1.Node
-	39, // 15: gantry.v1.NodeView.status:type_name -> gantry.v1.NodeStatus
-	33, // 16: gantry.v1.LabelNodeRequest.labels:type_name -> gantry.v1.LabelNodeRequest.LabelsEntry
-	0,  // 17: gantry.v1.JoinService.Join:input_type -> gantry.v1.JoinRequest
-	2,  // 18: gantry.v1.MachineService.Renew:input_type -> gantry.v1.RenewRequest
-	4,  // 19: gantry.v1.MachineService.AddMember:input_type -> gantry.v1.AddMemberRequest
-	6,  // 20: gantry.v1.MachineService.PromoteMember:input_type -> gantry.v1.PromoteMemberRequest
-	9,  // 21: gantry.v1.ClusterService.Status:input_type -> gantry.v1.ClusterStatusRequest
-	13, // 22: gantry.v1.ClusterService.CreateToken:input_type -> gantry.v1.CreateTokenRequest
-	15, // 23: gantry.v1.ClusterService.ListTokens:input_type -> gantry.v1.ListTokensRequest
-	17, // 24: gantry.v1.ClusterService.RevokeToken:input_type -> gantry.v1.RevokeTokenRequest
-	19, // 25: gantry.v1.ClusterService.Backup:input_type -> gantry.v1.BackupRequest
-	21, // 26: gantry.v1.ClusterService.RotateCA:input_type -> gantry.v1.RotateCARequest
-	23, // 27: gantry.v1.ClusterService.Configure:input_type -> gantry.v1.ConfigureClusterRequest
-	25, // 28: gantry.v1.NodeAdminService.List:input_type -> gantry.v1.ListNodesRequest
-	24, // 29: gantry.v1.NodeAdminService.Get:input_type -> gantry.v1.NodeRequest
-	28, // 30: gantry.v1.NodeAdminService.Label:input_type -> gantry.v1.LabelNodeRequest
-	29, // 31: gantry.v1.NodeAdminService.SetAvailability:input_type -> gantry.v1.SetAvailabilityRequest
-	24, // 32: gantry.v1.NodeAdminService.Promote:input_type -> gantry.v1.NodeRequest
-	24, // 33: gantry.v1.NodeAdminService.Demote:input_type -> gantry.v1.NodeRequest
-	30, // 34: gantry.v1.NodeAdminService.Remove:input_type -> gantry.v1.RemoveNodeRequest
-	1,  // 35: gantry.v1.JoinService.Join:output_type -> gantry.v1.JoinResponse
-	3,  // 36: gantry.v1.MachineService.Renew:output_type -> gantry.v1.RenewResponse
-	5,  // 37: gantry.v1.MachineService.AddMember:output_type -> gantry.v1.AddMemberResponse
-	7,  // 38: gantry.v1.MachineService.PromoteMember:output_type -> gantry.v1.PromoteMemberResponse
-	10, // 39: gantry.v1.ClusterService.Status:output_type -> gantry.v1.ClusterStatusResponse
-	14, // 40: gantry.v1.ClusterService.CreateToken:output_type -> gantry.v1.CreateTokenResponse
-	16, // 41: gantry.v1.ClusterService.ListTokens:output_type -> gantry.v1.ListTokensResponse
-	18, // 42: gantry.v1.ClusterService.RevokeToken:output_type -> gantry.v1.RevokeTokenResponse
-	20, // 43: gantry.v1.ClusterService.Backup:output_type -> gantry.v1.BackupChunk
-	22, // 44: gantry.v1.ClusterService.RotateCA:output_type -> gantry.v1.RotateCAResponse
-	35, // 45: gantry.v1.ClusterService.Configure:output_type -> gantry.v1.Cluster
-	26, // 46: gantry.v1.NodeAdminService.List:output_type -> gantry.v1.ListNodesResponse
-	27, // 47: gantry.v1.NodeAdminService.Get:output_type -> gantry.v1.NodeView
-	27, // 48: gantry.v1.NodeAdminService.Label:output_type -> gantry.v1.NodeView
-	27, // 49: gantry.v1.NodeAdminService.SetAvailability:output_type -> gantry.v1.NodeView
-	27, // 50: gantry.v1.NodeAdminService.Promote:output_type -> gantry.v1.NodeView
-	27, // 51: gantry.v1.NodeAdminService.Demote:output_type -> gantry.v1.NodeView
-	31, // 52: gantry.v1.NodeAdminService.Remove:output_type -> gantry.v1.RemoveNodeResponse
-	35, // [35:53] is the sub-list for method output_type
-	17, // [17:35] is the sub-list for method input_type
-	17, // [17:17] is the sub-list for extension type_name
-	17, // [17:17] is the sub-list for extension extendee
-	0,  // [0:17] is the sub-list for field type_name
+	37, // 10: gantry.v1.BackupChunk.time:type_name -> google.protobuf.Timestamp
+	36, // 11: gantry.v1.ConfigureClusterRequest.certificate_life:type_name -> google.protobuf.Duration
+	36, // 12: gantry.v1.ConfigureClusterRequest.suspect_after:type_name -> google.protobuf.Duration
+	36, // 13: gantry.v1.ConfigureClusterRequest.down_after:type_name -> google.protobuf.Duration
+	27, // 14: gantry.v1.ListNodesResponse.nodes:type_name -> gantry.v1.NodeView
+	34, // 15: gantry.v1.NodeView.node:type_name -> gantry.v1.Node
+	39, // 16: gantry.v1.NodeView.status:type_name -> gantry.v1.NodeStatus
+	33, // 17: gantry.v1.LabelNodeRequest.labels:type_name -> gantry.v1.LabelNodeRequest.LabelsEntry
+	0,  // 18: gantry.v1.JoinService.Join:input_type -> gantry.v1.JoinRequest
+	2,  // 19: gantry.v1.MachineService.Renew:input_type -> gantry.v1.RenewRequest
+	4,  // 20: gantry.v1.MachineService.AddMember:input_type -> gantry.v1.AddMemberRequest
+	6,  // 21: gantry.v1.MachineService.PromoteMember:input_type -> gantry.v1.PromoteMemberRequest
+	9,  // 22: gantry.v1.ClusterService.Status:input_type -> gantry.v1.ClusterStatusRequest
+	13, // 23: gantry.v1.ClusterService.CreateToken:input_type -> gantry.v1.CreateTokenRequest
+	15, // 24: gantry.v1.ClusterService.ListTokens:input_type -> gantry.v1.ListTokensRequest
+	17, // 25: gantry.v1.ClusterService.RevokeToken:input_type -> gantry.v1.RevokeTokenRequest
+	19, // 26: gantry.v1.ClusterService.Backup:input_type -> gantry.v1.BackupRequest
+	21, // 27: gantry.v1.ClusterService.RotateCA:input_type -> gantry.v1.RotateCARequest
+	23, // 28: gantry.v1.ClusterService.Configure:input_type -> gantry.v1.ConfigureClusterRequest
+	25, // 29: gantry.v1.NodeAdminService.List:input_type -> gantry.v1.ListNodesRequest
+	24, // 30: gantry.v1.NodeAdminService.Get:input_type -> gantry.v1.NodeRequest
+	28, // 31: gantry.v1.NodeAdminService.Label:input_type -> gantry.v1.LabelNodeRequest
+	29, // 32: gantry.v1.NodeAdminService.SetAvailability:input_type -> gantry.v1.SetAvailabilityRequest
+	24, // 33: gantry.v1.NodeAdminService.Promote:input_type -> gantry.v1.NodeRequest
+	24, // 34: gantry.v1.NodeAdminService.Demote:input_type -> gantry.v1.NodeRequest
+	30, // 35: gantry.v1.NodeAdminService.Remove:input_type -> gantry.v1.RemoveNodeRequest
+	1,  // 36: gantry.v1.JoinService.Join:output_type -> gantry.v1.JoinResponse
+	3,  // 37: gantry.v1.MachineService.Renew:output_type -> gantry.v1.RenewResponse
+	5,  // 38: gantry.v1.MachineService.AddMember:output_type -> gantry.v1.AddMemberResponse
+	7,  // 39: gantry.v1.MachineService.PromoteMember:output_type -> gantry.v1.PromoteMemberResponse
+	10, // 40: gantry.v1.ClusterService.Status:output_type -> gantry.v1.ClusterStatusResponse
+	14, // 41: gantry.v1.ClusterService.CreateToken:output_type -> gantry.v1.CreateTokenResponse
+	16, // 42: gantry.v1.ClusterService.ListTokens:output_type -> gantry.v1.ListTokensResponse
+	18, // 43: gantry.v1.ClusterService.RevokeToken:output_type -> gantry.v1.RevokeTokenResponse
+	20, // 44: gantry.v1.ClusterService.Backup:output_type -> gantry.v1.BackupChunk
+	22, // 45: gantry.v1.ClusterService.RotateCA:output_type -> gantry.v1.RotateCAResponse
+	35, // 46: gantry.v1.ClusterService.Configure:output_type -> gantry.v1.Cluster
+	26, // 47: gantry.v1.NodeAdminService.List:output_type -> gantry.v1.ListNodesResponse
+	27, // 48: gantry.v1.NodeAdminService.Get:output_type -> gantry.v1.NodeView
+	27, // 49: gantry.v1.NodeAdminService.Label:output_type -> gantry.v1.NodeView
+	27, // 50: gantry.v1.NodeAdminService.SetAvailability:output_type -> gantry.v1.NodeView
+	27, // 51: gantry.v1.NodeAdminService.Promote:output_type -> gantry.v1.NodeView
+	27, // 52: gantry.v1.NodeAdminService.Demote:output_type -> gantry.v1.NodeView
+	31, // 53: gantry.v1.NodeAdminService.Remove:output_type -> gantry.v1.RemoveNodeResponse
+	36, // [36:54] is the sub-list for method output_type
+	18, // [18:36] is the sub-list for method input_type
+	18, // [18:18] is the sub-list for extension type_name
+	18, // [18:18] is the sub-list for extension extendee
+	0,  // [0:18] is the sub-list for field type_name
 }
 
 func init() { file_gantry_v1_cluster_proto_init() }

@@ -186,8 +186,10 @@ type NodeUpdate struct {
 	Nodes        []*Node  `protobuf:"bytes,9,rep,name=nodes,proto3" json:"nodes,omitempty"`
 	RemovedNodes []string `protobuf:"bytes,10,rep,name=removed_nodes,json=removedNodes,proto3" json:"removed_nodes,omitempty"`
 	// API addresses of the servers; empty if unchanged.
-	Servers       []string `protobuf:"bytes,11,rep,name=servers,proto3" json:"servers,omitempty"`
-	Cluster       *Cluster `protobuf:"bytes,12,opt,name=cluster,proto3" json:"cluster,omitempty"`
+	Servers []string `protobuf:"bytes,11,rep,name=servers,proto3" json:"servers,omitempty"`
+	Cluster *Cluster `protobuf:"bytes,12,opt,name=cluster,proto3" json:"cluster,omitempty"`
+	// The update goes on in the next message; the node acts when it has all of it.
+	More          bool `protobuf:"varint,13,opt,name=more,proto3" json:"more,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -306,6 +308,13 @@ func (x *NodeUpdate) GetCluster() *Cluster {
 	return nil
 }
 
+func (x *NodeUpdate) GetMore() bool {
+	if x != nil {
+		return x.More
+	}
+	return false
+}
+
 // Assignment is one instance with all its node needs to run it without asking again.
 type Assignment struct {
 	state    protoimpl.MessageState `protogen:"open.v1"`
@@ -406,7 +415,11 @@ type ServiceEndpoints struct {
 	// Ports published in ingress mode.
 	Ports []*PortPublish `protobuf:"bytes,7,rep,name=ports,proto3" json:"ports,omitempty"`
 	// Network keys with the service's aliases in each.
-	Attachments   []*NetworkAttachment `protobuf:"bytes,8,rep,name=attachments,proto3" json:"attachments,omitempty"`
+	Attachments []*NetworkAttachment `protobuf:"bytes,8,rep,name=attachments,proto3" json:"attachments,omitempty"`
+	// The endpoints are added to those sent before, or take the place of those of the same instance; removed names the
+	// instances that are gone. All other fields stay as they were and are not sent.
+	Delta         bool     `protobuf:"varint,9,opt,name=delta,proto3" json:"delta,omitempty"`
+	Removed       []string `protobuf:"bytes,10,rep,name=removed,proto3" json:"removed,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -493,6 +506,20 @@ func (x *ServiceEndpoints) GetPorts() []*PortPublish {
 func (x *ServiceEndpoints) GetAttachments() []*NetworkAttachment {
 	if x != nil {
 		return x.Attachments
+	}
+	return nil
+}
+
+func (x *ServiceEndpoints) GetDelta() bool {
+	if x != nil {
+		return x.Delta
+	}
+	return false
+}
+
+func (x *ServiceEndpoints) GetRemoved() []string {
+	if x != nil {
+		return x.Removed
 	}
 	return nil
 }
@@ -717,7 +744,7 @@ const file_gantry_v1_node_proto_rawDesc = "" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x1f\n" +
 	"\vapi_address\x18\x03 \x01(\tR\n" +
 	"apiAddress\x12\x18\n" +
-	"\aaddress\x18\x04 \x01(\tR\aaddress\"\xf5\x03\n" +
+	"\aaddress\x18\x04 \x01(\tR\aaddress\"\x89\x04\n" +
 	"\n" +
 	"NodeUpdate\x12\x12\n" +
 	"\x04full\x18\x01 \x01(\bR\x04full\x127\n" +
@@ -734,7 +761,8 @@ const file_gantry_v1_node_proto_rawDesc = "" +
 	"\rremoved_nodes\x18\n" +
 	" \x03(\tR\fremovedNodes\x12\x18\n" +
 	"\aservers\x18\v \x03(\tR\aservers\x12,\n" +
-	"\acluster\x18\f \x01(\v2\x12.gantry.v1.ClusterR\acluster\"\x97\x04\n" +
+	"\acluster\x18\f \x01(\v2\x12.gantry.v1.ClusterR\acluster\x12\x12\n" +
+	"\x04more\x18\r \x01(\bR\x04more\"\x97\x04\n" +
 	"\n" +
 	"Assignment\x12/\n" +
 	"\binstance\x18\x01 \x01(\v2\x13.gantry.v1.InstanceR\binstance\x12,\n" +
@@ -751,7 +779,7 @@ const file_gantry_v1_node_proto_rawDesc = "" +
 	"\x05value\x18\x02 \x01(\fR\x05value:\x028\x01\x1aM\n" +
 	"\fVolumesEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12'\n" +
-	"\x05value\x18\x02 \x01(\v2\x11.gantry.v1.VolumeR\x05value:\x028\x01\"\xb4\x02\n" +
+	"\x05value\x18\x02 \x01(\v2\x11.gantry.v1.VolumeR\x05value:\x028\x01\"\xe4\x02\n" +
 	"\x10ServiceEndpoints\x12\x18\n" +
 	"\aservice\x18\x01 \x01(\tR\aservice\x12 \n" +
 	"\venvironment\x18\x02 \x01(\tR\venvironment\x12\x10\n" +
@@ -761,7 +789,10 @@ const file_gantry_v1_node_proto_rawDesc = "" +
 	"virtual_ip\x18\x05 \x01(\tR\tvirtualIp\x121\n" +
 	"\tendpoints\x18\x06 \x03(\v2\x13.gantry.v1.EndpointR\tendpoints\x12,\n" +
 	"\x05ports\x18\a \x03(\v2\x16.gantry.v1.PortPublishR\x05ports\x12>\n" +
-	"\vattachments\x18\b \x03(\v2\x1c.gantry.v1.NetworkAttachmentR\vattachments\"\xb2\x01\n" +
+	"\vattachments\x18\b \x03(\v2\x1c.gantry.v1.NetworkAttachmentR\vattachments\x12\x14\n" +
+	"\x05delta\x18\t \x01(\bR\x05delta\x12\x18\n" +
+	"\aremoved\x18\n" +
+	" \x03(\tR\aremoved\"\xb2\x01\n" +
 	"\bEndpoint\x12\x1a\n" +
 	"\binstance\x18\x01 \x01(\tR\binstance\x12\x12\n" +
 	"\x04slot\x18\x02 \x01(\x05R\x04slot\x12\x18\n" +

@@ -393,7 +393,7 @@ type Rollout struct {
 	Back bool `protobuf:"varint,6,opt,name=back,proto3" json:"back,omitempty"`
 	// By a person, not by a failure.
 	Aborted bool `protobuf:"varint,7,opt,name=aborted,proto3" json:"aborted,omitempty"`
-	// The instance that failed, when, and with what last lines it is to be looked for.
+	// The instance that failed, and when.
 	FailedInstance string                 `protobuf:"bytes,8,opt,name=failed_instance,json=failedInstance,proto3" json:"failed_instance,omitempty"`
 	FailedAt       *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=failed_at,json=failedAt,proto3" json:"failed_at,omitempty"`
 	// Resumed after a failure: what had failed before is made again.

@@ -1,0 +1,293 @@
+package machines
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"connectrpc.com/connect"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	gantryv1 "github.com/gantryd/gantry/api/gen/gantry/v1"
+	"github.com/gantryd/gantry/cluster/identity"
+	"github.com/gantryd/gantry/fault"
+	"github.com/gantryd/gantry/store"
+)
+
+// clusterService serves ClusterService.
+type clusterService struct{ *API }
+
+const (
+	defaultTokenLife = 24 * time.Hour
+	maxTokenLife     = 30 * 24 * time.Hour
+	minCertificate   = time.Minute
+)
+
+// CreateToken implements the API.
+func (h *clusterService) CreateToken(ctx context.Context, req *connect.Request[gantryv1.CreateTokenRequest]) (*connect.Response[gantryv1.CreateTokenResponse], error) {
+	role := identity.Role(req.Msg.Role)
+	if role != identity.Server && role != identity.Node {
+		return nil, fault.New(fault.Invalid, "there is no role %q", role).WithHint("--role node or --role server")
+	}
+	life := req.Msg.Life.AsDuration()
+	if life == 0 {
+		life = defaultTokenLife
+	}
+	if life < 0 || life > maxTokenLife {
+		return nil, fault.New(fault.Invalid, "a token cannot live for %s", life).WithHint("at most 30 days; it is only needed while machines join")
+	}
+	snap := h.store.Snapshot()
+	address, err := h.address(snap)
+	if err != nil {
+		return nil, err
+	}
+	c, err := h.cluster(snap)
+	if err != nil {
+		return nil, err
+	}
+	ca, err := h.authority(c)
+	if err != nil {
+		return nil, err
+	}
+	t := identity.NewToken(role, ca.RootHash())
+	ends := timestamppb.New(time.Now().Add(life))
+	err = h.store.Update(ctx, func(tx *store.Tx) error {
+		forgetExpired(tx, time.Now())
+		store.Put(tx, &gantryv1.JoinToken{Meta: store.NewMeta(t.ID), Role: string(role), SecretHash: t.Hash(), ExpiresAt: ends})
+		return nil
+	})
+	return respond(&gantryv1.CreateTokenResponse{Id: t.ID, Token: t.String(), ExpiresAt: ends, Address: address}, err)
+}
+
+// address is where machines can join; one server's is enough.
+func (h *clusterService) address(r store.Reader) (string, error) {
+	n, ok := store.Get[*gantryv1.Node](r, h.o.Node)
+	if ok && n.ApiAddress != "" {
+		return n.ApiAddress, nil
+	}
+	return "", fault.New(fault.Invalid, "this machine stands alone: others cannot reach it").
+		WithHint("start gantryd with --advertise ADDRESS, an address of this machine that others reach")
+}
+
+// forgetExpired keeps the list of tokens short.
+func forgetExpired(tx *store.Tx, now time.Time) {
+	for _, t := range store.List[*gantryv1.JoinToken](tx, "") {
+		if now.After(t.ExpiresAt.AsTime()) {
+			store.Delete[*gantryv1.JoinToken](tx, t.Meta.Key)
+		}
+	}
+}
+
+// ListTokens implements the API.
+func (h *clusterService) ListTokens(context.Context, *connect.Request[gantryv1.ListTokensRequest]) (*connect.Response[gantryv1.ListTokensResponse], error) {
+	out := &gantryv1.ListTokensResponse{}
+	for _, t := range store.List[*gantryv1.JoinToken](h.store.Snapshot(), "") {
+		out.Tokens = append(out.Tokens, &gantryv1.JoinToken{Meta: t.Meta, Role: t.Role, ExpiresAt: t.ExpiresAt})
+	}
+	return connect.NewResponse(out), nil
+}
+
+// RevokeToken implements the API.
+func (h *clusterService) RevokeToken(ctx context.Context, req *connect.Request[gantryv1.RevokeTokenRequest]) (*connect.Response[gantryv1.RevokeTokenResponse], error) {
+	return respond(&gantryv1.RevokeTokenResponse{}, h.store.Update(ctx, func(tx *store.Tx) error {
+		if _, ok := store.Get[*gantryv1.JoinToken](tx, req.Msg.Id); !ok {
+			return fault.New(fault.NotFound, "there is no token %q", req.Msg.Id).WithHint("gantry cluster token ls")
+		}
+		store.Delete[*gantryv1.JoinToken](tx, req.Msg.Id)
+		return nil
+	}))
+}
+
+// RotateCA implements the API: machines see the new roots in the cluster's object and renew their certificates.
+func (h *clusterService) RotateCA(ctx context.Context, _ *connect.Request[gantryv1.RotateCARequest]) (*connect.Response[gantryv1.RotateCAResponse], error) {
+	var hash string
+	err := h.store.Update(ctx, func(tx *store.Tx) error {
+		c, err := h.cluster(tx)
+		if err != nil {
+			return err
+		}
+		old, err := h.authority(c)
+		if err != nil {
+			return err
+		}
+		next, roots, key, err := old.Succeed(c.Id)
+		if err != nil {
+			return err
+		}
+		sealed, err := h.o.Sealer.Seal(signingKey, key)
+		if err != nil {
+			return err
+		}
+		hash = next.RootHash()
+		return store.Modify(tx, ClusterKey, func(o *gantryv1.Cluster) error { o.Roots, o.SealedKey = roots, sealed; return nil })
+	})
+	return respond(&gantryv1.RotateCAResponse{RootHash: hash}, err)
+}
+
+// Configure implements the API.
+func (h *clusterService) Configure(ctx context.Context, req *connect.Request[gantryv1.ConfigureClusterRequest]) (*connect.Response[gantryv1.Cluster], error) {
+	m := req.Msg
+	if d := m.CertificateLife.AsDuration(); m.CertificateLife != nil && (d < minCertificate || d > 365*24*time.Hour) {
+		return nil, fault.New(fault.Invalid, "certificates cannot live for %s", d).WithHint("from 1 minute to 1 year; 30 days is the default")
+	}
+	var out *gantryv1.Cluster
+	err := h.store.Update(ctx, func(tx *store.Tx) error {
+		err := store.Modify(tx, ClusterKey, func(c *gantryv1.Cluster) error { return configure(c, m) })
+		c, _ := store.Get[*gantryv1.Cluster](tx, ClusterKey)
+		out = public(c)
+		return err
+	})
+	return respond(out, err)
+}
+
+func configure(c *gantryv1.Cluster, m *gantryv1.ConfigureClusterRequest) error {
+	if m.CertificateLife != nil {
+		c.CertificateLife = m.CertificateLife
+	}
+	if m.SuspectAfter != nil {
+		c.SuspectAfter = m.SuspectAfter
+	}
+	if m.DownAfter != nil {
+		c.DownAfter = m.DownAfter
+	}
+	suspect, down := Silence(c)
+	if suspect < 500*time.Millisecond || down <= suspect {
+		return fault.New(fault.Invalid, "a node cannot be suspect after %s and down after %s", suspect, down).
+			WithHint("suspect at the earliest after 500 ms, down later than that; 2s and 5s are the defaults")
+	}
+	return nil
+}
+
+// Silence is after which silence a node is suspect, and down.
+func Silence(c *gantryv1.Cluster) (suspect, down time.Duration) {
+	suspect, down = 2*time.Second, 5*time.Second
+	if d := c.GetSuspectAfter().AsDuration(); d > 0 {
+		suspect = d
+	}
+	if d := c.GetDownAfter().AsDuration(); d > 0 {
+		down = d
+	}
+	return suspect, down
+}
+
+// Status implements the API. Every server answers it, with a leader or without.
+func (h *clusterService) Status(context.Context, *connect.Request[gantryv1.ClusterStatusRequest]) (*connect.Response[gantryv1.ClusterStatusResponse], error) {
+	snap := h.store.Snapshot()
+	c, _ := store.Get[*gantryv1.Cluster](snap, ClusterKey)
+	out := &gantryv1.ClusterStatusResponse{Id: c.GetId(), Revision: snap.Revision()}
+	byMember := map[string]*gantryv1.Node{}
+	nodes := store.List[*gantryv1.Node](snap, "")
+	for _, n := range nodes {
+		byMember[n.Member] = n
+		if st, ok := store.Get[*gantryv1.NodeStatus](snap, n.Meta.Key); ok && st.State == "ready" {
+			out.NodesReady++
+		}
+	}
+	out.Nodes = int32(len(nodes))
+	for _, m := range h.members.Members() {
+		n := byMember[m.ID]
+		st, _ := store.Get[*gantryv1.NodeStatus](snap, n.GetMeta().GetKey())
+		out.Members = append(out.Members, &gantryv1.MemberStatus{
+			Member: m.ID, Node: n.GetMeta().GetKey(), Name: n.GetName(), PeerUrl: m.PeerURL, Learner: m.Learner,
+			Reachable: st.GetState() == "ready" || m.ID == h.members.ID(), Version: st.GetVersion(),
+		})
+		if m.ID == h.members.Leader() {
+			out.Leader = n.GetMeta().GetKey()
+		}
+	}
+	out.Findings = Examine(input(snap, nodes, out, lifeOf(c)))
+	return connect.NewResponse(out), nil
+}
+
+func input(r store.Reader, nodes []*gantryv1.Node, st *gantryv1.ClusterStatusResponse, life time.Duration) Health {
+	h := Health{Cluster: st, Nodes: nodes, Status: map[string]*gantryv1.NodeStatus{}, Life: life, Now: time.Now()}
+	for _, n := range nodes {
+		if s, ok := store.Get[*gantryv1.NodeStatus](r, n.Meta.Key); ok {
+			h.Status[n.Meta.Key] = s
+		}
+	}
+	return h
+}
+
+// Health is what Examine looks at.
+type Health struct {
+	Cluster *gantryv1.ClusterStatusResponse
+	Nodes   []*gantryv1.Node
+	Status  map[string]*gantryv1.NodeStatus // by node ID
+	Life    time.Duration                   // of certificates
+	Now     time.Time
+}
+
+const (
+	clockTolerance = 2 * time.Second
+	// certificateWarning is the least part that should be left of a certificate's life: machines renew after two thirds.
+	certificateWarning = 5
+)
+
+// Examine says in plain words what is wrong with a cluster and what to do. It is pure.
+func Examine(h Health) []*gantryv1.Finding {
+	var out []*gantryv1.Finding
+	add := func(severity, subject, hint, format string, args ...any) {
+		out = append(out, &gantryv1.Finding{Severity: severity, Subject: subject, Message: fmt.Sprintf(format, args...), Hint: hint})
+	}
+	if h.Cluster.Leader == "" {
+		add("error", "cluster", "bring back the servers below, or if they are lost for good: gantry cluster recover",
+			"no server leads: changes are refused, and nodes go on with what they run")
+	}
+	voters := 0
+	for _, m := range h.Cluster.Members {
+		if !m.Learner {
+			voters++
+		}
+		if h.Cluster.Leader != "" && !m.Reachable {
+			add("error", m.Name, "start gantryd there; if the machine is lost for good: gantry node rm --force "+m.Name,
+				"server %s (%s) does not answer", m.Name, m.PeerUrl)
+		}
+		if m.Learner {
+			add("warning", m.Name, "it becomes a full server by itself once it has caught up", "server %s has no vote yet", m.Name)
+		}
+	}
+	if voters == 2 {
+		add("warning", "cluster", "add a third server: gantry cluster token create --role server",
+			"with two servers the loss of either one stops all changes")
+	}
+	versions := map[string]bool{}
+	for _, n := range h.Nodes {
+		st := h.Status[n.Meta.Key]
+		versions[st.GetVersion()] = true
+		out = append(out, examineNode(n, st, h)...)
+	}
+	delete(versions, "")
+	if len(versions) > 1 {
+		add("warning", "cluster", "finish the upgrade: gantry node ls shows each machine's version", "%d versions of gantryd run side by side", len(versions))
+	}
+	return out
+}
+
+func examineNode(n *gantryv1.Node, st *gantryv1.NodeStatus, h Health) []*gantryv1.Finding {
+	var out []*gantryv1.Finding
+	if h.Cluster.Leader != "" && (st == nil || st.State != "ready") {
+		state := st.GetState()
+		if state == "" {
+			state = "not connected"
+		}
+		out = append(out, &gantryv1.Finding{
+			Severity: "error", Subject: n.Name, Message: fmt.Sprintf("node %s (%s) is %s", n.Name, n.Address, state),
+			Hint: "is it up, and does it reach the servers? if it is lost for good: gantry node rm --force " + n.Name,
+		})
+	}
+	if skew := st.GetClock().AsTime().Sub(st.GetLastSeen().AsTime()); st.GetClock() != nil && st.GetLastSeen() != nil && skew.Abs() > clockTolerance {
+		out = append(out, &gantryv1.Finding{
+			Severity: "warning", Subject: n.Name, Message: fmt.Sprintf("the clock of node %s is off by %s", n.Name, skew.Round(time.Millisecond)),
+			Hint: "synchronise it: systemctl status systemd-timesyncd, or chrony",
+		})
+	}
+	if end := st.GetCertificateEnd(); end != nil && end.AsTime().Sub(h.Now) < h.Life/certificateWarning {
+		out = append(out, &gantryv1.Finding{
+			Severity: "warning", Subject: n.Name, Message: fmt.Sprintf("the certificate of node %s ends at %s", n.Name, end.AsTime().Format(time.RFC3339)),
+			Hint: "it renews itself while it reaches a server; see the log of its gantryd",
+		})
+	}
+	return out
+}
+

@@ -1,0 +1,88 @@
+package machines
+
+import (
+	"context"
+
+	"connectrpc.com/connect"
+
+	gantryv1 "github.com/gantryd/gantry/api/gen/gantry/v1"
+	"github.com/gantryd/gantry/cluster/identity"
+	"github.com/gantryd/gantry/fault"
+	"github.com/gantryd/gantry/store"
+)
+
+// machineService serves MachineService.
+type machineService struct{ *API }
+
+// caller is the machine that calls. Its role is what the cluster says today, not what its certificate said once.
+func (h *machineService) caller(ctx context.Context) (*gantryv1.Node, error) {
+	c, ok := identity.CallerFrom(ctx)
+	if !ok {
+		return nil, fault.New(fault.Denied, "only machines of the cluster may ask for this")
+	}
+	n, ok := store.Get[*gantryv1.Node](h.store.Snapshot(), c.Node)
+	if !ok {
+		return nil, NotAMember(c.Node)
+	}
+	return n, nil
+}
+
+// NotAMember says that a machine has been removed, or never was one.
+func NotAMember(node string) error {
+	return fault.New(fault.Denied, "node %q is not part of this cluster", node).
+		WithHint("if it was removed and is to come back: empty its --root and join again")
+}
+
+// Renew implements the API.
+func (h *machineService) Renew(ctx context.Context, req *connect.Request[gantryv1.RenewRequest]) (*connect.Response[gantryv1.RenewResponse], error) {
+	n, err := h.caller(ctx)
+	if err != nil {
+		return nil, err
+	}
+	c, err := h.cluster(h.store.Snapshot())
+	if err != nil {
+		return nil, err
+	}
+	cert, err := h.certificate(c, n, req.Msg.CertificateRequest)
+	out := &gantryv1.RenewResponse{Certificate: cert, Roots: c.Roots}
+	if n.Role == string(identity.Server) {
+		out.SecretsKey = h.o.Sealer.Key()
+	}
+	return respond(out, err)
+}
+
+func (h *machineService) server(ctx context.Context) (*gantryv1.Node, error) {
+	n, err := h.caller(ctx)
+	if err == nil && n.Role != string(identity.Server) {
+		err = fault.New(fault.Denied, "node %s is not a server", n.Name).WithHint("gantry node promote %s", n.Name)
+	}
+	return n, err
+}
+
+// AddMember implements the API.
+func (h *machineService) AddMember(ctx context.Context, req *connect.Request[gantryv1.AddMemberRequest]) (*connect.Response[gantryv1.AddMemberResponse], error) {
+	n, err := h.server(ctx)
+	if err != nil {
+		return nil, err
+	}
+	id, initial, err := h.members.AddLearner(ctx, n.Meta.Key, req.Msg.PeerUrl)
+	if err != nil {
+		return nil, err
+	}
+	err = h.store.Update(ctx, func(tx *store.Tx) error {
+		return store.Modify(tx, n.Meta.Key, func(o *gantryv1.Node) error { o.Member = id; return nil })
+	})
+	return respond(&gantryv1.AddMemberResponse{Member: id, InitialCluster: initial}, err)
+}
+
+// PromoteMember implements the API.
+func (h *machineService) PromoteMember(ctx context.Context, req *connect.Request[gantryv1.PromoteMemberRequest]) (*connect.Response[gantryv1.PromoteMemberResponse], error) {
+	n, err := h.server(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if n.Member != req.Msg.Member {
+		return nil, fault.New(fault.Denied, "member %s is not that of node %s", req.Msg.Member, n.Name)
+	}
+	return respond(&gantryv1.PromoteMemberResponse{}, h.members.Promote(ctx, n.Member))
+}
