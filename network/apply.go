@@ -2,6 +2,7 @@ package network
 
 import (
 	"context"
+	"errors"
 	"net/netip"
 	"slices"
 
@@ -14,7 +15,7 @@ import (
 func (n *Network) Apply(_ context.Context, s State) error {
 	n.applying.Lock()
 	defer n.applying.Unlock()
-	want := newModel(s, n.opts.Subnet, n.opts.VirtualIPs, n.segments)
+	want := newModel(s, n.peers(s.Nodes), n.opts.Subnet, n.opts.VirtualIPs, n.segments)
 	old := n.applied
 	if old == nil {
 		// The table may be an earlier daemon's: replace it whole, which does not disturb what is connected.
@@ -31,7 +32,7 @@ func (n *Network) Apply(_ context.Context, s State) error {
 	}
 	n.applied = want
 	n.ports.route(want)
-	return n.cut(staleFlows(old, want))
+	return errors.Join(n.meet(want), n.cut(staleFlows(old, want)))
 }
 
 // reassert writes the whole table again.
@@ -76,6 +77,8 @@ type changes struct {
 	hairpins delta[netip.Addr, struct{}]
 	services delta[netip.Addr, target]
 	ports    delta[portKey, target]
+	nodes    delta[netip.Addr, struct{}]
+	gateways delta[netip.Addr, struct{}]
 }
 
 func compare(old, want *model) changes {
@@ -88,11 +91,14 @@ func compare(old, want *model) changes {
 		hairpins: compareMaps(old.hairpins, want.hairpins, same),
 		services: compareMaps(old.services, want.services, target.equal),
 		ports:    compareMaps(old.ports, want.ports, target.equal),
+		nodes:    compareMaps(old.nodes, want.nodes, same),
+		gateways: compareMaps(old.gateways, want.gateways, same),
 	}
 }
 
 func (c changes) empty() bool {
-	return c.segments.empty() && c.reach.empty() && c.internal.empty() && c.hairpins.empty() && c.services.empty() && c.ports.empty()
+	return c.segments.empty() && c.reach.empty() && c.internal.empty() && c.hairpins.empty() && c.services.empty() && c.ports.empty() &&
+		c.nodes.empty() && c.gateways.empty()
 }
 
 // flows says which tracked connections are to be forgotten.

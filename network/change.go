@@ -35,6 +35,10 @@ func (r *ruleset) collect(c changes) {
 	update(r, r.sets.containers6, c.segments, six, known)
 	update(r, r.sets.internal, c.internal, four, plain)
 	update(r, r.sets.internal6, c.internal, six, plain)
+	update(r, r.sets.nodes, c.nodes, four, plain)
+	update(r, r.sets.nodes6, c.nodes, six, plain)
+	update(r, r.sets.gateways, c.gateways, four, plain)
+	update(r, r.sets.gateways6, c.gateways, six, plain)
 	r.updateReach(c)
 	for s := range c.live.del {
 		r.removeSegment(s)

@@ -13,6 +13,7 @@ import (
 	"github.com/vishvananda/netlink"
 
 	"github.com/gantryd/gantry/fault"
+	"github.com/gantryd/gantry/network/overlay"
 )
 
 // hostRecord is what Open found on the host before it changed it, so that Cleanup can put it back.
@@ -32,13 +33,20 @@ func (n *Network) readHostRecord() hostRecord {
 	return r
 }
 
-// chooseIPv6 settles the IPv6 range: the given one, the one derived before, or a new random private one.
+// chooseIPv6 settles the IPv6 range: the given one, the cluster's, the one derived before, or a new random private one.
 func (n *Network) chooseIPv6() error {
 	if n.opts.DisableIPv6 || !hostHasIPv6() {
 		n.opts.Subnet6 = netip.Prefix{}
 		return nil
 	}
 	if n.opts.Subnet6.IsValid() {
+		return nil
+	}
+	if !n.opts.alone() {
+		// An address that other nodes do not know must not be given to anybody: clients try IPv6 first.
+		if n.opts.Cluster != "" {
+			n.opts.Subnet6 = overlay.Subnet6(n.opts.Cluster, n.opts.Subnet)
+		}
 		return nil
 	}
 	r := n.readHostRecord()
@@ -71,7 +79,7 @@ func (n *Network) prepareHost() error {
 		return err
 	}
 	if n.opts.MTU == 0 {
-		n.opts.MTU = n.uplinkMTU()
+		n.opts.MTU = n.linkMTU()
 	}
 	if err := n.ensureGateway(link); err != nil {
 		return fault.Wrap(fault.Unsupported, err, "give %s its addresses", n.opts.Bridge)
@@ -106,12 +114,12 @@ func (n *Network) checkRoutes(bridge int) error {
 		return fault.Wrap(fault.Internal, err, "list the host's routes")
 	}
 	for _, r := range routes {
-		if r.Dst == nil || r.LinkIndex == bridge || r.LinkIndex == 0 {
+		if r.Dst == nil || r.LinkIndex == bridge || r.LinkIndex == 0 || r.Protocol == overlay.Protocol {
 			continue
 		}
 		bits, _ := r.Dst.Mask.Size()
 		dst := netip.PrefixFrom(toAddr(r.Dst.IP), bits)
-		for _, ours := range []netip.Prefix{n.opts.Subnet, n.opts.VirtualIPs} {
+		for _, ours := range []netip.Prefix{n.opts.Subnet, n.opts.VirtualIPs, n.opts.NodeRange} {
 			if !ours.IsValid() || bits < ours.Bits() || !ours.Contains(dst.Addr()) {
 				continue // a wider route, such as the default one, gives way to ours
 			}
@@ -150,6 +158,18 @@ func (n *Network) ensureGateway(link netlink.Link) error {
 	}
 	addr6 := &netlink.Addr{IPNet: ipNet(netip.PrefixFrom(n.Gateway6(), n.opts.Subnet6.Bits())), Flags: syscall.IFA_F_NODAD}
 	return n.links.AddrReplace(link, addr6)
+}
+
+// linkMTU is what containers' links can carry, to other nodes too.
+func (n *Network) linkMTU() int {
+	if n.opts.alone() {
+		return n.uplinkMTU()
+	}
+	outer := n.uplinkMTU()
+	if l := n.uplink(); l != nil {
+		outer = min(l.Attrs().MTU, 9216)
+	}
+	return outer - overlay.Overhead(n.opts.Overlay, n.opts.Address)
 }
 
 // uplinkMTU is the MTU of the default route's device: a larger one in containers would rely on path MTU discovery, which

@@ -204,13 +204,9 @@ func permanent(link int, ip netip.Addr, mac net.HardwareAddr) *netlink.Neigh {
 // wireHost routes the container's addresses to its link.
 func (n *Network) wireHost(r *record, index int) error {
 	name := linkName(r.Address)
-	// Replies to 127.0.0.1 come back through the link, for ports published there. The table drops all else to 127/8.
-	if err := writeSysctl("net/ipv4/conf/"+name+"/route_localnet", "1"); err != nil {
+	if err := n.linkSysctls(name); err != nil {
 		return err
 	}
-	_ = writeSysctl("net/ipv4/conf/"+name+"/send_redirects", "0") // the default works too, the table drops them
-	_ = writeSysctl("net/ipv6/conf/"+name+"/addr_gen_mode", "1")  // no link-local address: nothing would use it
-	_ = writeSysctl("net/ipv6/conf/"+name+"/accept_ra", "0")      // absent without IPv6
 	if err := n.links.LinkSetUp(&netlink.Device{LinkAttrs: netlink.LinkAttrs{Index: index, Name: name}}); err != nil {
 		return err
 	}
@@ -226,6 +222,18 @@ func (n *Network) wireHost(r *record, index int) error {
 			return fmt.Errorf("route %s: %w", side.container, err)
 		}
 	}
+	return nil
+}
+
+// linkSysctls prepares a device that leads to containers.
+func (n *Network) linkSysctls(name string) error {
+	// Replies to 127.0.0.1 come back through the link, for ports published there. The table drops all else to 127/8.
+	if err := writeSysctl("net/ipv4/conf/"+name+"/route_localnet", "1"); err != nil {
+		return err
+	}
+	_ = writeSysctl("net/ipv4/conf/"+name+"/send_redirects", "0") // the default works too, the table drops them
+	_ = writeSysctl("net/ipv6/conf/"+name+"/addr_gen_mode", "1")  // no link-local address: nothing would use it
+	_ = writeSysctl("net/ipv6/conf/"+name+"/accept_ra", "0")      // absent without IPv6
 	return nil
 }
 

@@ -60,9 +60,17 @@ func notToOurs(group uint32) rule {
 }
 
 func toDevice(name string) rule {
+	return rule{meta(expr.MetaKeyOIFNAME, reg1), equals(reg1, deviceName(name))}
+}
+func fromDevice(name string) rule {
+	return rule{meta(expr.MetaKeyIIFNAME, reg1), equals(reg1, deviceName(name))}
+}
+
+// deviceName is a name as the kernel compares it.
+func deviceName(name string) []byte {
 	b := make([]byte, 16)
 	copy(b, name)
-	return rule{meta(expr.MetaKeyOIFNAME, reg1), equals(reg1, b)}
+	return b
 }
 
 func ipv4() rule {
@@ -142,12 +150,12 @@ func localDestination() rule {
 	}
 }
 
-// forgedSource matches packets whose source address is not routed to the device they came in by.
-func forgedSource() rule {
-	return rule{
-		&expr.Fib{Register: reg1, ResultOIF: true, FlagSADDR: true, FlagIIF: true, FlagPRESENT: true},
-		equals(reg1, native32(0)),
-	}
+// forgedSource matches packets whose source address is not routed to the device they came in by, routedBack all others.
+func forgedSource() rule { return rule{sourceRoute(), equals(reg1, native32(0))} }
+func routedBack() rule   { return rule{sourceRoute(), differs(reg1, native32(0))} }
+
+func sourceRoute() expr.Any {
+	return &expr.Fib{Register: reg1, ResultOIF: true, FlagSADDR: true, FlagIIF: true, FlagPRESENT: true}
 }
 
 // refuse and absent go to the branches that answer: forbidden, and nobody there.

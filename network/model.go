@@ -7,13 +7,17 @@ import (
 	"strings"
 
 	gantryv1 "github.com/gantryd/gantry/api/gen/gantry/v1"
+	"github.com/gantryd/gantry/network/overlay"
 )
 
-// State is all that the kernel's tables are to say: where every service of the cluster can be reached, and which isolation
-// groups exist. A `gantry run` instance is a ServiceEndpoints without app and virtual address.
+// State is all that the kernel's tables are to say: where every service of the cluster can be reached, which isolation groups
+// exist, and which machines. A `gantry run` instance is a ServiceEndpoints without app and virtual address.
 type State struct {
 	Endpoints []*gantryv1.ServiceEndpoints
 	Networks  []*gantryv1.Network
+	// Nodes are the machines of the cluster; this one may be among them. Of interest are address, subnet, subnet6 and
+	// overlay_key.
+	Nodes []*gantryv1.Node
 }
 
 // model is State in the kernel's terms, as maps and sets whose differences are what has to be written.
@@ -26,6 +30,9 @@ type model struct {
 	services map[netip.Addr]target   // virtual address to its ready instances
 	live     map[uint32]struct{}     // segments that containers are in
 	ports    map[portKey]target      // published port to its ready instances
+	peers    []overlay.Peer          // other nodes, sorted
+	nodes    map[netip.Addr]struct{} // addresses of other nodes
+	gateways map[netip.Addr]struct{} // addresses of other nodes on the containers' side
 }
 
 // reach is one container that a segment may talk to.
@@ -109,7 +116,7 @@ type builder struct {
 }
 
 // newModel is pure but for the segments it names in table. Endpoints of this node are those with an address in local.
-func newModel(s State, local, virtual netip.Prefix, table *segmentTable) *model {
+func newModel(s State, peers []overlay.Peer, local, virtual netip.Prefix, table *segmentTable) *model {
 	instances := 0
 	for _, e := range s.Endpoints {
 		instances += len(e.Endpoints)
@@ -118,7 +125,8 @@ func newModel(s State, local, virtual netip.Prefix, table *segmentTable) *model 
 		members: make(map[uint32]map[uint32]struct{}, len(s.Networks))}
 	b.model = model{segments: make(map[netip.Addr]uint32, 2*instances), pairs: map[[2]uint32]struct{}{}, live: map[uint32]struct{}{},
 		reach: make(map[reach]struct{}, 2*instances), internal: map[netip.Addr]struct{}{}, ports: map[portKey]target{},
-		hairpins: map[netip.Addr]struct{}{}, services: make(map[netip.Addr]target, len(s.Endpoints))}
+		hairpins: map[netip.Addr]struct{}{}, services: make(map[netip.Addr]target, len(s.Endpoints)),
+		peers: peers, nodes: map[netip.Addr]struct{}{}, gateways: map[netip.Addr]struct{}{}}
 	for _, n := range s.Networks {
 		b.networks[n.GetMeta().GetKey()] = n
 	}
@@ -126,7 +134,19 @@ func newModel(s State, local, virtual netip.Prefix, table *segmentTable) *model 
 		b.add(e)
 	}
 	b.pair()
+	b.meet()
 	return &b.model
+}
+
+// meet lists the addresses of other nodes.
+func (b *builder) meet() {
+	for _, p := range b.peers {
+		b.nodes[p.Address] = struct{}{}
+		b.gateways[overlay.Gateway(p.Subnet)] = struct{}{}
+		if p.Subnet6.IsValid() {
+			b.gateways[overlay.Gateway6(p.Subnet6, p.Subnet)] = struct{}{}
+		}
+	}
 }
 
 func (b *builder) add(e *gantryv1.ServiceEndpoints) {

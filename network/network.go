@@ -23,6 +23,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/gantryd/gantry/fault"
+	"github.com/gantryd/gantry/network/overlay"
 )
 
 // Options of a Network. Root, Run, Bridge and Subnet are required.
@@ -39,9 +40,23 @@ type Options struct {
 	VirtualIPs netip.Prefix
 	// Subnet6 is the node's IPv6 range, at most a /96. Unset, a private one is derived and kept under Root.
 	Subnet6 netip.Prefix
+	// Address is where other machines reach this one; packets between nodes come from it and go there. Unset, the machine
+	// stands alone.
+	Address netip.Addr
+	// Overlay carries packets between nodes: "vxlan", which is the default, or "wireguard", which encrypts them. Open fails
+	// rather than go without encryption that was asked for.
+	Overlay string
+	// OverlayPort is the overlay's UDP port, the same on every node; 0 means 7452 for VXLAN and 7453 for WireGuard.
+	OverlayPort uint16
+	// NodeRange is the range that the Subnets of all nodes come from. What of it no known node has is unreachable.
+	NodeRange netip.Prefix
+	// Cluster is the cluster's ID. IPv6 ranges of nodes that are not given follow from it; without it and Subnet6, containers
+	// of a machine with an Address have no IPv6.
+	Cluster string
 	// DisableIPv6 leaves containers without IPv6 even where the host has it.
 	DisableIPv6 bool
-	// MTU of the containers' links; 0 takes that of the host's default route.
+	// MTU of the containers' links; 0 takes that of the host's default route, or of the device that has Address less what the
+	// overlay adds.
 	MTU int
 	// PoolSize is the number of namespaces kept ready for Attach; 0 means 16, negative none.
 	PoolSize int
@@ -58,6 +73,8 @@ type Network struct {
 	links *netlink.Handle
 	nft   *ruleset
 	ports *portTable
+	// overlay is the way to other nodes, nil for a machine that stands alone.
+	overlay *overlay.Overlay
 
 	mu        sync.Mutex
 	addresses *addressPool
@@ -69,10 +86,11 @@ type Network struct {
 	applying sync.Mutex
 	segments *segmentTable
 	applied  *model // nil until the first Apply
+	met      *model // whose peers the overlay has
 	removed  bool   // by Cleanup: nobody may put the table back
 }
 
-type names struct{ root, netns, records, ports, host string }
+type names struct{ root, netns, records, ports, host, nodes string }
 
 // Open prepares the node's network. It is idempotent: what an earlier daemon left is found, links of recorded containers
 // are kept and repaired, everything half-made is removed. IP forwarding is switched on; the value before is recorded.
@@ -119,6 +137,9 @@ func (n *Network) open(ctx context.Context) (err error) {
 	if err := n.nft.ensureBase(); err != nil {
 		return err
 	}
+	if err := n.openOverlay(); err != nil {
+		return err
+	}
 	return n.recover(ctx)
 }
 
@@ -142,13 +163,14 @@ func (o Options) complete() (Options, error) {
 	if o.PoolSize == 0 {
 		o.PoolSize = 16
 	}
-	return o, nil
+	return o.completeOverlay()
 }
 
 func namesUnder(o Options) names {
 	root := filepath.Join(o.Root, "network")
 	return names{root: root, netns: filepath.Join(o.Run, "netns"), records: filepath.Join(root, "attachments"),
-		ports: filepath.Join(root, "ports.json"), host: filepath.Join(root, "host.json")}
+		ports: filepath.Join(root, "ports.json"), host: filepath.Join(root, "host.json"),
+		nodes: filepath.Join(root, "nodes.json")}
 }
 
 // groupOf gives the interface group that marks our links, so that rules match a number and never a list of names.
@@ -165,6 +187,9 @@ func (n *Network) Close() error {
 	}
 	if n.nft != nil {
 		n.nft.close()
+	}
+	if n.overlay != nil {
+		n.overlay.Close()
 	}
 	if n.links != nil {
 		n.links.Close()
@@ -186,7 +211,7 @@ func (n *Network) Run(ctx context.Context) error {
 }
 
 // Gateway is the node's address on the containers' side: their default route and name server.
-func (n *Network) Gateway() netip.Addr { return n.opts.Subnet.Addr().Next() }
+func (n *Network) Gateway() netip.Addr { return overlay.Gateway(n.opts.Subnet) }
 
 // Gateway6 is the IPv6 form of Gateway, invalid where containers have no IPv6.
 func (n *Network) Gateway6() netip.Addr { return n.address6(n.Gateway()) }
@@ -196,10 +221,7 @@ func (n *Network) address6(a netip.Addr) netip.Addr {
 	if !n.opts.Subnet6.IsValid() {
 		return netip.Addr{}
 	}
-	b := n.opts.Subnet6.Addr().As16()
-	a4 := a.As4()
-	copy(b[12:], a4[:])
-	return netip.AddrFrom16(b)
+	return overlay.Embed(n.opts.Subnet6, a)
 }
 
 func ipNet(p netip.Prefix) *net.IPNet {

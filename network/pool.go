@@ -117,6 +117,11 @@ func (n *Network) Cleanup(context.Context) error {
 	if err := n.removeTable(); err != nil {
 		return err
 	}
+	if n.overlay != nil {
+		if err := n.overlay.Remove(); err != nil {
+			return err
+		}
+	}
 	if link, err := n.links.LinkByName(n.opts.Bridge); err == nil {
 		if err := n.links.LinkDel(link); err != nil {
 			return err

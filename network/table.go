@@ -2,16 +2,21 @@ package network
 
 import (
 	"errors"
+	"fmt"
+	"hash/fnv"
 	"net/netip"
 	"os"
+	"slices"
 	"sync/atomic"
 
 	"github.com/google/nftables"
+	"github.com/google/nftables/binaryutil"
 	"github.com/google/nftables/expr"
 	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
 
 	"github.com/gantryd/gantry/fault"
+	"github.com/gantryd/gantry/network/overlay"
 )
 
 // tableOptions is what the table's fixed rules depend on.
@@ -21,11 +26,30 @@ type tableOptions struct {
 	gateway, gateway6 netip.Addr
 	subnet, virtual   netip.Prefix
 	subnet6           netip.Prefix
+	overlay           string // device to other nodes, "" if there is none
+	vxlan             uint16 // UDP port of packets between nodes that nobody signs, 0 if there are none
 }
 
 func (n *Network) tableOptions() tableOptions {
-	return tableOptions{bridge: n.opts.Bridge, group: n.group, gateway: n.Gateway(), gateway6: n.Gateway6(),
+	o := tableOptions{bridge: n.opts.Bridge, group: n.group, gateway: n.Gateway(), gateway6: n.Gateway6(),
 		subnet: n.opts.Subnet, virtual: n.opts.VirtualIPs, subnet6: n.opts.Subnet6}
+	if !n.opts.alone() {
+		o.overlay = overlayDevice(n.opts.Bridge)
+	}
+	if n.opts.Overlay == overlay.VXLAN {
+		o.vxlan = n.opts.overlayPort()
+	}
+	return o
+}
+
+// rulesVersion changes with the fixed rules, so that a daemon knows those of an older one.
+const rulesVersion = 2
+
+// marker is the name of a chain that says which fixed rules the table has.
+func (o tableOptions) marker() string {
+	h := fnv.New32a()
+	fmt.Fprintf(h, "%d %+v", rulesVersion, o)
+	return fmt.Sprintf("rules.%08x", h.Sum32())
 }
 
 // ruleset is our nftables table. Its caller serialises writes.
@@ -47,10 +71,13 @@ type sets struct {
 	services                *nftables.Set // virtual address : chain
 	ports                   *nftables.Set // protocol . port : chain
 	hostPorts               *nftables.Set // address . protocol . port : chain
+	nodes, nodes6           *nftables.Set // other nodes' addresses
+	gateways, gateways6     *nftables.Set // other nodes' addresses on the containers' side
 }
 
 func (s *sets) all() []*nftables.Set {
-	return []*nftables.Set{s.segments, s.segments6, s.containers, s.containers6, s.internal, s.internal6, s.hairpins, s.services, s.ports, s.hostPorts}
+	return []*nftables.Set{s.segments, s.segments6, s.containers, s.containers6, s.internal, s.internal6, s.hairpins, s.services, s.ports, s.hostPorts,
+		s.nodes, s.nodes6, s.gateways, s.gateways6}
 }
 
 // netlinkBuffer holds the largest transaction: a node with thousands of services that writes its table anew.
@@ -106,6 +133,7 @@ func newSets(t *nftables.Table) sets {
 		services:  to(set("services", ip), nftables.TypeVerdict),
 		ports:     to(set("ports", proto, port), nftables.TypeVerdict),
 		hostPorts: to(set("host-ports", ip, proto, port), nftables.TypeVerdict),
+		nodes:     set("nodes", ip), nodes6: set("nodes6", ip6), gateways: set("gateways", ip), gateways6: set("gateways6", ip6),
 	}
 }
 
@@ -132,14 +160,18 @@ func (r *ruleset) exists() bool {
 }
 
 // ensureBase makes the table with its fixed rules if it is not there. One that is there may be in use and is left alone
-// until the first Apply replaces it.
+// until the first Apply replaces it; if its rules are others than ours, nothing passes between nodes until then.
 func (r *ruleset) ensureBase() error {
-	if r.exists() {
+	if !r.exists() {
+		if err := r.base(); err != nil {
+			return err
+		}
+		return r.commit()
+	}
+	if _, err := r.conn.ListChain(r.table, r.marker()); err == nil || r.overlay == "" {
 		return nil
 	}
-	if err := r.base(); err != nil {
-		return err
-	}
+	r.chain("guard", nftables.ChainTypeFilter, nftables.ChainHookPrerouting, nftables.ChainPriorityRaw, join(fromDevice(r.overlay), drop()))
 	return r.commit()
 }
 
@@ -183,6 +215,7 @@ func (r *ruleset) base() error {
 			return fault.Wrap(fault.Internal, err, "make the set %s", s.Name)
 		}
 	}
+	r.branch(r.marker())
 	r.translation()
 	r.filters()
 	return nil
@@ -225,8 +258,37 @@ func (r *ruleset) translation() {
 		// A container that reaches itself through a virtual address would see a packet from itself.
 		join(toOurs(r.group), ipv4(), rule{source4(regA), destination4(regB), inSet(regA, r.sets.hairpins)}, sourceTo(r.gateway)),
 		join(toOurs(r.group), ipv4(), within(source4, netip.MustParsePrefix("127.0.0.0/8")), sourceTo(r.gateway)),
+		r.sourceToNodes(),
+		r.publishedToNodes(),
 		join(notToOurs(r.group), ipv4(), within(source4, r.subnet), masquerade()),
 		r.masquerade6())
+}
+
+// sourceToNodes gives clients from the outside, and this machine's own processes, an address that other nodes answer to us.
+func (r *ruleset) sourceToNodes() rule {
+	if r.overlay == "" {
+		return nil
+	}
+	outside := append(rule{source4(reg1)}, prefix(reg1, r.subnet, expr.CmpOpNeq)...)
+	return join(toDevice(r.overlay), ipv4(), outside, sourceTo(r.gateway))
+}
+
+// publishedToNodes does the same for containers of this node that use a published port: the other node would take them for
+// strangers of the network that the instance is in. By a virtual address they come in their own name.
+func (r *ruleset) publishedToNodes() rule {
+	if r.overlay == "" {
+		return nil
+	}
+	return join(toDevice(r.overlay), ipv4(), destinationTranslated(), r.notVirtual(), sourceTo(r.gateway))
+}
+
+// notVirtual matches connections that were not made to a virtual address.
+func (r *ruleset) notVirtual() rule {
+	direct := rule{originalDestination(reg1)}
+	if r.virtual.IsValid() {
+		direct = append(direct, prefix(reg1, r.virtual, expr.CmpOpNeq)...)
+	}
+	return direct
 }
 
 func (r *ruleset) portDNS() rule { return rule{destinationPort(reg1), equals(reg1, []byte{0, 53})} }
@@ -241,6 +303,7 @@ func (r *ruleset) masquerade6() rule {
 // filters is who may talk to whom.
 func (r *ruleset) filters() {
 	r.chain("forged", nftables.ChainTypeFilter, nftables.ChainHookPrerouting, nftables.ChainPriorityRaw,
+		r.carrier4(), r.carrier6(), r.noCarrier(),
 		join(notFromOurs(r.group), accept()),
 		// route_localnet lets replies for 127.0.0.1 in; nothing may use it to reach the host's own loopback.
 		join(ipv4(), within(destination4, netip.MustParsePrefix("127.0.0.0/8")), drop()),
@@ -259,7 +322,41 @@ func (r *ruleset) filters() {
 	r.chain("output", nftables.ChainTypeFilter, nftables.ChainHookOutput, nftables.ChainPriorityFilter, r.fromHost()...)
 }
 
+// carrier4 and carrier6 take the overlay's packets from the nodes we know, if they come the way that leads there. Nobody
+// needs to track them: what they carry is.
+func (r *ruleset) carrier4() rule {
+	return r.carrier(ipv4(), rule{source4(regA), inSet(regA, r.sets.nodes)})
+}
+
+func (r *ruleset) carrier6() rule {
+	return r.carrier(ipv6(), rule{source6(reg1), inSet(reg1, r.sets.nodes6)})
+}
+
+func (r *ruleset) carrier(family, known rule) rule {
+	if r.vxlan == 0 {
+		return nil
+	}
+	return join(r.toCarrier(), localDestination(), family, known, routedBack(), rule{&expr.Notrack{}}, accept())
+}
+
+// noCarrier drops the overlay's packets of all others.
+func (r *ruleset) noCarrier() rule {
+	if r.vxlan == 0 {
+		return nil
+	}
+	return join(r.toCarrier(), localDestination(), drop())
+}
+
+func (r *ruleset) toCarrier() rule {
+	return join(protocol(protoUDP), rule{destinationPort(reg1), equals(reg1, binaryutil.BigEndian.PutUint16(r.vxlan))})
+}
+
 func (r *ruleset) fromContainers() []rule {
+	return slices.Concat(r.fromEverywhere(), r.fromNodes(), r.fromHere())
+}
+
+// fromEverywhere is what holds for containers of this node and of others alike.
+func (r *ruleset) fromEverywhere() []rule {
 	return []rule{
 		join(ctState(expr.CtStateBitINVALID), drop()),
 		join(ipv4(), rule{source4(regA), dispatch(regA, r.sets.segments)}),
@@ -268,6 +365,27 @@ func (r *ruleset) fromContainers() []rule {
 		join(ipv6(), rule{source6(reg1), inSet(reg1, r.sets.internal6)}, refuse()),
 		// What reaches the bridge has no container: a virtual address without a ready instance, or one that is gone.
 		join(toDevice(r.bridge), absent()),
+	}
+}
+
+// fromNodes is what else may come from other nodes: their processes, and clients of ports that they publish. Nothing goes
+// through us to somewhere else.
+func (r *ruleset) fromNodes() []rule {
+	if r.overlay == "" {
+		return nil
+	}
+	here := append(rule{meta(expr.MetaKeyOIFNAME, reg1)}, differs(reg1, deviceName(r.overlay)))
+	return []rule{
+		join(fromDevice(r.overlay), toOurs(r.group), here, ipv4(), rule{source4(regA), inSet(regA, r.sets.gateways)}, accept()),
+		join(fromDevice(r.overlay), toOurs(r.group), here, ipv6(), rule{source6(reg1), inSet(reg1, r.sets.gateways6)}, accept()),
+		join(fromDevice(r.overlay), refuse()),
+	}
+}
+
+// fromHere is what else containers of this node may do.
+func (r *ruleset) fromHere() []rule {
+	return []rule{
+		r.notCarrier4(), r.notCarrier6(),
 		r.publishedByOthers(),
 		join(toOurs(r.group), refuse()),
 		// A container of another node, whatever way leads there.
@@ -277,13 +395,25 @@ func (r *ruleset) fromContainers() []rule {
 	}
 }
 
+// notCarrier4 and notCarrier6 keep containers from sending the overlay's packets themselves: masqueraded, they would come
+// from a node that the others know.
+func (r *ruleset) notCarrier4() rule {
+	if r.vxlan == 0 {
+		return nil
+	}
+	return join(r.toCarrier(), ipv4(), rule{destination4(regA), inSet(regA, r.sets.nodes)}, drop())
+}
+
+func (r *ruleset) notCarrier6() rule {
+	if r.vxlan == 0 {
+		return nil
+	}
+	return join(r.toCarrier(), ipv6(), rule{destination6(reg1), inSet(reg1, r.sets.nodes6)}, drop())
+}
+
 // publishedByOthers accepts what a container sent to a published port of the node: published is public.
 func (r *ruleset) publishedByOthers() rule {
-	direct := rule{originalDestination(reg1)}
-	if r.virtual.IsValid() {
-		direct = append(direct, prefix(reg1, r.virtual, expr.CmpOpNeq)...)
-	}
-	return join(toOurs(r.group), ipv4(), destinationTranslated(), direct, accept())
+	return join(toOurs(r.group), ipv4(), destinationTranslated(), r.notVirtual(), accept())
 }
 
 // toHost keeps containers of internal networks from the host, but for its name server.
@@ -291,6 +421,7 @@ func (r *ruleset) toHost() []rule {
 	rules := []rule{
 		join(notFromOurs(r.group), accept()),
 		join(established(), accept()),
+		r.ping4(), r.ping6(), r.notToHost(),
 		join(ipv4(), within(destination4, single(r.gateway)), r.dns(protoUDP), accept()),
 		join(ipv4(), within(destination4, single(r.gateway)), r.dns(protoTCP), accept()),
 	}
@@ -302,6 +433,29 @@ func (r *ruleset) toHost() []rule {
 	return append(rules,
 		join(ipv4(), rule{source4(regA), inSet(regA, r.sets.internal)}, refuse()),
 		join(ipv6(), rule{source6(reg1), inSet(reg1, r.sets.internal6)}, refuse()))
+}
+
+// ping4 and ping6 let nodes see by their gateways whether the overlay works.
+func (r *ruleset) ping4() rule {
+	if r.overlay == "" {
+		return nil
+	}
+	return join(fromDevice(r.overlay), ipv4(), protocol(unix.IPPROTO_ICMP), rule{source4(regA), inSet(regA, r.sets.gateways)}, accept())
+}
+
+func (r *ruleset) ping6() rule {
+	if r.overlay == "" {
+		return nil
+	}
+	return join(fromDevice(r.overlay), ipv6(), protocol(unix.IPPROTO_ICMPV6), rule{source6(reg1), inSet(reg1, r.sets.gateways6)}, accept())
+}
+
+// notToHost keeps everything else of other nodes from this one's own processes: nodes talk to each other by their addresses.
+func (r *ruleset) notToHost() rule {
+	if r.overlay == "" {
+		return nil
+	}
+	return join(fromDevice(r.overlay), drop())
 }
 
 func (r *ruleset) dns(proto uint8) rule { return join(protocol(proto), r.portDNS()) }
