@@ -3,6 +3,8 @@ package agent
 import (
 	"context"
 	"log/slog"
+	"maps"
+	"slices"
 	"sort"
 	"sync"
 	"time"
@@ -24,6 +26,7 @@ type endpointState struct {
 	mu       sync.Mutex
 	services map[string]*gantryv1.ServiceEndpoints
 	networks map[string]*gantryv1.Network
+	nodes    map[string]*gantryv1.Node
 	local    map[string]*localEndpoint
 	ports    map[string]error                   // what kept a service's ports from being published
 	filled   map[string][]*gantryv1.PortPublish // their ports, with those of the host filled in
@@ -45,7 +48,7 @@ func newEndpointState(n *network.Network, d *discovery.Server, node string) *end
 	return &endpointState{
 		node: node, network: n, discovery: d,
 		services: map[string]*gantryv1.ServiceEndpoints{}, networks: map[string]*gantryv1.Network{},
-		local: map[string]*localEndpoint{}, ports: map[string]error{},
+		nodes: map[string]*gantryv1.Node{}, local: map[string]*localEndpoint{}, ports: map[string]error{},
 	}
 }
 
@@ -55,6 +58,7 @@ func (e *endpointState) update(u *gantryv1.NodeUpdate) {
 	defer e.mu.Unlock()
 	if u.Full {
 		e.services, e.networks = map[string]*gantryv1.ServiceEndpoints{}, map[string]*gantryv1.Network{}
+		e.nodes = map[string]*gantryv1.Node{}
 	}
 	for _, s := range u.Endpoints {
 		e.services[s.Service] = s
@@ -67,6 +71,12 @@ func (e *endpointState) update(u *gantryv1.NodeUpdate) {
 	}
 	for _, key := range u.RemovedNetworks {
 		delete(e.networks, key)
+	}
+	for _, n := range u.Nodes {
+		e.nodes[n.Meta.Key] = n
+	}
+	for _, key := range u.RemovedNodes {
+		delete(e.nodes, key)
 	}
 	e.told = true
 	e.asked++
@@ -127,24 +137,24 @@ func (e *endpointState) apply(ctx context.Context, log *slog.Logger) {
 		return
 	}
 	upTo := e.asked
-	endpoints, networks := e.merged()
+	state := e.merged()
 	e.mu.Unlock()
 
 	ctx, cancel := context.WithTimeout(ctx, applyTimeout)
 	defer cancel()
-	ports, filled := e.publish(ctx, endpoints, log)
-	if err := e.network.Apply(ctx, network.State{Endpoints: endpoints, Networks: networks}); err != nil {
+	ports, filled := e.publish(ctx, state.Endpoints, log)
+	if err := e.network.Apply(ctx, state); err != nil {
 		log.Error("the kernel's tables could not be brought up to date", "err", err)
 		return
 	}
-	e.discovery.Apply(discovery.State{Endpoints: endpoints, Networks: networks})
+	e.discovery.Apply(discovery.State{Endpoints: state.Endpoints, Networks: state.Networks})
 	e.mu.Lock()
 	e.done, e.ports, e.filled = upTo, ports, filled
 	e.mu.Unlock()
 }
 
 // merged is the server's view with this machine's instances as they are; mu is held.
-func (e *endpointState) merged() ([]*gantryv1.ServiceEndpoints, []*gantryv1.Network) {
+func (e *endpointState) merged() network.State {
 	byService := map[string][]*gantryv1.Endpoint{}
 	for _, l := range e.local {
 		byService[l.service] = append(byService[l.service], l.endpoint)
@@ -158,16 +168,35 @@ func (e *endpointState) merged() ([]*gantryv1.ServiceEndpoints, []*gantryv1.Netw
 				c.Endpoints = append(c.Endpoints, ep)
 			}
 		}
-		c.Endpoints = append(c.Endpoints, byService[key]...)
+		c.Endpoints = append(c.Endpoints, weighed(byService[key], s.Endpoints)...)
 		sort.Slice(c.Endpoints, func(i, j int) bool { return c.Endpoints[i].Instance < c.Endpoints[j].Instance })
 		out = append(out, c)
 	}
 	sort.Slice(out, func(i, j int) bool { return out[i].Service < out[j].Service })
-	networks := make([]*gantryv1.Network, 0, len(e.networks))
-	for _, n := range e.networks {
-		networks = append(networks, n)
+	return network.State{
+		Endpoints: out, Networks: slices.Collect(maps.Values(e.networks)), Nodes: slices.Collect(maps.Values(e.nodes)),
 	}
-	return out, networks
+}
+
+// weighed gives this machine's endpoints the weights that the server has for them.
+func weighed(local, told []*gantryv1.Endpoint) []*gantryv1.Endpoint {
+	out := slices.Clone(local)
+	for i, ep := range out {
+		j := slices.IndexFunc(told, func(t *gantryv1.Endpoint) bool { return t.Instance == ep.Instance })
+		if j >= 0 && told[j].Weight != ep.Weight {
+			out[i] = proto.Clone(ep).(*gantryv1.Endpoint)
+			out[i].Weight = told[j].Weight
+		}
+	}
+	return out
+}
+
+// portsHere are the ports of a service that this machine publishes: those in host mode only where an instance runs.
+func portsHere(s *gantryv1.ServiceEndpoints, node string) []*gantryv1.PortPublish {
+	if slices.ContainsFunc(s.Endpoints, func(ep *gantryv1.Endpoint) bool { return ep.Node == node }) {
+		return s.Ports
+	}
+	return slices.DeleteFunc(slices.Clone(s.Ports), func(p *gantryv1.PortPublish) bool { return p.Mode == "host" })
 }
 
 // publish reserves the host ports of every service and fills in those that any free port will do for.
@@ -175,7 +204,7 @@ func (e *endpointState) publish(ctx context.Context, services []*gantryv1.Servic
 	failed, filled := map[string]error{}, map[string][]*gantryv1.PortPublish{}
 	keep := map[string]bool{}
 	for _, s := range services {
-		if len(s.Ports) == 0 {
+		if s.Ports = portsHere(s, e.node); len(s.Ports) == 0 {
 			continue
 		}
 		keep[s.Service] = true

@@ -1,0 +1,46 @@
+package agent
+
+import (
+	"testing"
+
+	gantryv1 "github.com/gantryd/gantry/api/gen/gantry/v1"
+)
+
+func TestPortsInHostModeArePublishedWhereAnInstanceRuns(t *testing.T) {
+	s := &gantryv1.ServiceEndpoints{
+		Endpoints: []*gantryv1.Endpoint{{Instance: "i1", Node: "n1"}},
+		Ports:     []*gantryv1.PortPublish{{HostPort: 80, Mode: "host"}, {HostPort: 81, Mode: "ingress"}, {HostPort: 82}},
+	}
+	if got := portsHere(s, "n1"); len(got) != 3 {
+		t.Errorf("on its node: %v", got)
+	}
+	if got := portsHere(s, "n2"); len(got) != 2 || got[0].HostPort != 81 || got[1].HostPort != 82 {
+		t.Errorf("on another node: %v", got)
+	}
+	if len(s.Ports) != 3 {
+		t.Error("the service itself was changed")
+	}
+}
+
+func TestEndpointsOfThisMachineAreItsOwnWordAndTheServersWeight(t *testing.T) {
+	e := newEndpointState(nil, nil, "n1")
+	e.update(&gantryv1.NodeUpdate{
+		Full: true, Nodes: []*gantryv1.Node{{Meta: &gantryv1.Meta{Key: "n2"}}, {Meta: &gantryv1.Meta{Key: "n3"}}},
+		Endpoints: []*gantryv1.ServiceEndpoints{{Service: "e/a/s", Endpoints: []*gantryv1.Endpoint{
+			{Instance: "here", Node: "n1", Address: "10.64.1.9", Ready: true, Weight: 7},
+			{Instance: "gone", Node: "n1", Address: "10.64.1.8", Ready: true},
+			{Instance: "there", Node: "n2", Address: "10.64.2.9", Ready: true, Weight: 3},
+		}}},
+	})
+	e.update(&gantryv1.NodeUpdate{RemovedNodes: []string{"n3"}})
+	i := &gantryv1.Instance{Meta: &gantryv1.Meta{Key: "here"}, Environment: "e", App: "a", Service: "s", Slot: 1}
+	e.setLocal(i, &gantryv1.InstanceStatus{Address: "10.64.1.9", Phase: gantryv1.InstanceStatus_PHASE_STOPPING})
+	st := e.merged()
+	if len(st.Nodes) != 1 || st.Nodes[0].Meta.Key != "n2" {
+		t.Errorf("nodes: %v", st.Nodes)
+	}
+	got := st.Endpoints[0].Endpoints
+	if len(got) != 2 || got[0].Instance != "here" || got[0].Ready || got[0].Weight != 7 || got[1].Instance != "there" || got[1].Weight != 3 {
+		t.Errorf("endpoints: %v", got)
+	}
+}
