@@ -9,6 +9,7 @@ import (
 	gantryv1 "github.com/gantryd/gantry/api/gen/gantry/v1"
 	"github.com/gantryd/gantry/fault"
 	"github.com/gantryd/gantry/internal/ids"
+	"github.com/gantryd/gantry/server/caller"
 	"github.com/gantryd/gantry/store"
 	"github.com/gantryd/gantry/store/progress"
 )
@@ -23,7 +24,7 @@ func (h *instances) Create(ctx context.Context, req *connect.Request[gantryv1.Cr
 	if err != nil {
 		return nil, err
 	}
-	err = h.s.store.Update(ctx, func(tx *store.Tx) error { return h.create(tx, m, i) })
+	err = h.s.store.Update(ctx, func(tx *store.Tx) error { return h.create(ctx, tx, m, i) })
 	return respond(&gantryv1.CreateInstanceResponse{Id: i.Meta.Key, Name: i.Service}, err)
 }
 
@@ -52,7 +53,7 @@ func (h *instances) newInstance(m *gantryv1.CreateInstanceRequest) (*gantryv1.In
 }
 
 // create checks what the instance refers to and puts it.
-func (h *instances) create(tx *store.Tx, m *gantryv1.CreateInstanceRequest, i *gantryv1.Instance) error {
+func (h *instances) create(ctx context.Context, tx *store.Tx, m *gantryv1.CreateInstanceRequest, i *gantryv1.Instance) error {
 	if _, ok := store.Get[*gantryv1.Environment](tx, m.Environment); !ok {
 		store.Put(tx, &gantryv1.Environment{Meta: store.NewMeta(m.Environment), Spec: &gantryv1.EnvironmentSpec{}})
 	}
@@ -75,17 +76,22 @@ func (h *instances) create(tx *store.Tx, m *gantryv1.CreateInstanceRequest, i *g
 			}
 		}
 	}
-	i.Node = h.s.placement(tx)
+	i.Node = h.s.placement(ctx, tx)
 	store.Put(tx, i)
 	return nil
 }
 
-// placement puts what somebody waits for on this machine at once if it takes instances; else the scheduler decides.
-func (s *Server) placement(tx *store.Tx) string {
-	st, ok := store.Get[*gantryv1.NodeStatus](tx, s.o.Node)
-	n, known := store.Get[*gantryv1.Node](tx, s.o.Node)
+// placement puts what somebody waits for on the machine that was asked, whose directories and devices he sees, if it takes
+// instances; else the scheduler decides.
+func (s *Server) placement(ctx context.Context, tx *store.Tx) string {
+	id := caller.Of(ctx).Node
+	if id == "" {
+		id = s.o.Node
+	}
+	st, ok := store.Get[*gantryv1.NodeStatus](tx, id)
+	n, known := store.Get[*gantryv1.Node](tx, id)
 	if ok && known && st.State == "ready" && n.Availability != "drain" {
-		return s.o.Node
+		return id
 	}
 	return ""
 }
@@ -136,7 +142,7 @@ func (h *instances) attachments(tx *store.Tx, m *gantryv1.CreateInstanceRequest,
 // List implements the API.
 func (h *instances) List(_ context.Context, req *connect.Request[gantryv1.ListInstancesRequest]) (*connect.Response[gantryv1.ListInstancesResponse], error) {
 	m, snap := req.Msg, h.s.store.Snapshot()
-	out := &gantryv1.ListInstancesResponse{}
+	out := &gantryv1.ListInstancesResponse{Nodes: briefs(snap)}
 	for _, views := range ordered(progress.ByService(snap)) {
 		for _, v := range views {
 			if m.Environment != "" && v.Instance.Environment != m.Environment || m.App != "" && v.Instance.App != m.App {

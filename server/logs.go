@@ -2,6 +2,8 @@ package server
 
 import (
 	"context"
+	"sort"
+	"strings"
 	"sync"
 	"time"
 
@@ -12,7 +14,6 @@ import (
 
 	gantryv1 "github.com/gantryd/gantry/api/gen/gantry/v1"
 	"github.com/gantryd/gantry/fault"
-	"github.com/gantryd/gantry/fault/wire"
 	"github.com/gantryd/gantry/store"
 	"github.com/gantryd/gantry/store/progress"
 )
@@ -33,18 +34,20 @@ func (h *instances) Logs(ctx context.Context, req *connect.Request[gantryv1.Logs
 
 const logsAhead = 64 // entries of one instance that are read before they are due
 
-// mergeLogs sends the logs of all targets by time. It holds a few entries of each, however long they are.
+// mergeLogs sends the logs of all targets by time. It holds a few entries of each, however long they are. Logs of nodes that
+// do not answer are missing, which is said at the end.
 func (h *instances) mergeLogs(ctx context.Context, m *gantryv1.LogsRequest, targets []*gantryv1.Instance, send logSender) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	group, ctx := errgroup.WithContext(ctx)
 	sources := make([]<-chan *gantryv1.LogEntry, 0, len(targets))
+	lost := &lostNodes{}
 	for _, i := range targets {
 		out := make(chan *gantryv1.LogEntry, logsAhead)
 		sources = append(sources, out)
 		group.Go(func() error {
 			defer close(out)
-			return h.logsOf(ctx, m, i, func(e *gantryv1.LogEntry) error {
+			err := h.logsOf(ctx, m, i, func(e *gantryv1.LogEntry) error {
 				select {
 				case out <- proto.Clone(e).(*gantryv1.LogEntry):
 					return nil
@@ -52,6 +55,11 @@ func (h *instances) mergeLogs(ctx context.Context, m *gantryv1.LogsRequest, targ
 					return ctx.Err()
 				}
 			})
+			if fault.Is(err, fault.Unavailable) {
+				lost.note(i, err)
+				return nil
+			}
+			return err
 		})
 	}
 	if err := merge(sources, send); err != nil {
@@ -59,7 +67,35 @@ func (h *instances) mergeLogs(ctx context.Context, m *gantryv1.LogsRequest, targ
 		_ = group.Wait() // they end because of the error that is returned
 		return err
 	}
-	return group.Wait()
+	if err := group.Wait(); err != nil {
+		return err
+	}
+	return lost.err()
+}
+
+// lostNodes collects whose logs cannot be read.
+type lostNodes struct {
+	mu    sync.Mutex
+	names []string
+	first error
+}
+
+// note takes an instance whose node does not answer.
+func (l *lostNodes) note(i *gantryv1.Instance, err error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.names = append(l.names, progress.Name(i))
+	if l.first == nil {
+		l.first = err
+	}
+}
+
+func (l *lostNodes) err() error {
+	if l.first == nil {
+		return nil
+	}
+	sort.Strings(l.names)
+	return fault.Wrap(fault.Unavailable, l.first, "the logs of %s are missing", strings.Join(l.names, ", "))
 }
 
 // merge sends what comes from sources, each of them in order, in the order of all.
@@ -113,7 +149,7 @@ func (h *instances) logsOf(ctx context.Context, m *gantryv1.LogsRequest, i *gant
 	if i.Node == "" {
 		return nil
 	}
-	n, err := h.s.node(i.Node)
+	n, err := h.s.reach(i.Node)
 	if err != nil {
 		return err
 	}
@@ -121,9 +157,9 @@ func (h *instances) logsOf(ctx context.Context, m *gantryv1.LogsRequest, i *gant
 		Targets: []string{i.Meta.Key}, Follow: m.Follow, Tail: m.Tail, Since: m.Since, Until: m.Until,
 	}))
 	if err != nil {
-		return wire.Decode(err)
+		return h.s.answered(i.Node, err)
 	}
-	err = pump(receiver(up), func(e *gantryv1.LogEntry) error {
+	err = pump(h.s, i.Node, receiver(up), func(e *gantryv1.LogEntry) error {
 		e.Instance, e.Name = i.Meta.Key, progress.Name(i)
 		return fn(e)
 	})
@@ -241,16 +277,11 @@ func (f *following) follow(ctx context.Context, cancel context.CancelCauseFunc, 
 	case one.busy || !v.Status.StartedAt.AsTime().After(one.started):
 		return
 	default:
-		m = proto.Clone(f.m).(*gantryv1.LogsRequest)
-		m.Tail, m.Since = -1, timestamppb.New(one.seen.Add(1))
+		m = f.rest(one)
 	}
 	one.started, one.busy = v.Status.StartedAt.AsTime(), true
 	f.wg.Go(func() {
-		err := f.h.logsOf(ctx, m, v.Instance, func(e *gantryv1.LogEntry) error {
-			one.seen = e.Time.AsTime()
-			return f.send(e)
-		})
-		if err != nil {
+		if err := f.stream(ctx, m, v, one); err != nil {
 			cancel(err)
 		}
 		select {
@@ -258,4 +289,49 @@ func (f *following) follow(ctx context.Context, cancel context.CancelCauseFunc, 
 		case <-ctx.Done():
 		}
 	})
+}
+
+const lostRetry = time.Second // between two attempts to read the log of a node that does not answer
+
+// stream sends the log of one run. While its node does not answer it says so once and tries again, for as long as the
+// instance is assigned there.
+func (f *following) stream(ctx context.Context, m *gantryv1.LogsRequest, v *gantryv1.InstanceView, one *follower) error {
+	for said := false; ; said = true {
+		err := f.h.logsOf(ctx, m, v.Instance, func(e *gantryv1.LogEntry) error {
+			one.seen = e.Time.AsTime()
+			return f.send(e)
+		})
+		if !fault.Is(err, fault.Unavailable) || ctx.Err() != nil {
+			return err
+		}
+		if !said {
+			if err := f.send(f.missing(v.Instance, err)); err != nil {
+				return err
+			}
+		}
+		select {
+		case <-time.After(lostRetry):
+		case <-ctx.Done():
+			return nil
+		}
+		if i, ok := store.Get[*gantryv1.Instance](f.h.s.store.Snapshot(), v.Instance.Meta.Key); !ok || i.Node != v.Instance.Node {
+			return nil
+		}
+		if !one.seen.Equal(f.begun) {
+			m = f.rest(one)
+		}
+	}
+}
+
+// missing is an entry that stands for those of a node that does not answer.
+func (f *following) missing(i *gantryv1.Instance, err error) *gantryv1.LogEntry {
+	failures := nodeErrors{{i.Node, err}}.failures(f.h.s.store.Snapshot())
+	return &gantryv1.LogEntry{Instance: i.Meta.Key, Name: progress.Name(i), Time: timestamppb.Now(), Failure: failures[0]}
+}
+
+// rest asks for what comes after all that was sent.
+func (f *following) rest(one *follower) *gantryv1.LogsRequest {
+	m := proto.Clone(f.m).(*gantryv1.LogsRequest)
+	m.Tail, m.Since = -1, timestamppb.New(one.seen.Add(1))
+	return m
 }

@@ -2,6 +2,7 @@ package server
 
 import (
 	"context"
+	"maps"
 	"slices"
 	"strings"
 
@@ -117,18 +118,46 @@ func (h *volumes) Inspect(ctx context.Context, req *connect.Request[gantryv1.Vol
 		return nil, err
 	}
 	out := &gantryv1.VolumeView{Volume: v, Size: -1, UsedBy: users(h.s.store.Snapshot(), volumeKeys)[v.Meta.Key]}
-	resp, err := h.s.local.Service.InspectVolume(ctx, connect.NewRequest(&gantryv1.VolumeTarget{Name: v.Meta.Key}))
-	if err == nil {
-		out.Mountpoint, out.Size = resp.Msg.Mountpoint, resp.Msg.Size
-	} else if err := wire.Decode(err); !fault.Is(err, fault.NotFound) {
-		return nil, err
+	found, errs := h.data(ctx, v)
+	if len(found) == 0 && len(errs) > 0 {
+		return nil, errs.first()
+	}
+	for _, id := range sorted(found) {
+		out.Mountpoint, out.Size = found[id].Mountpoint, found[id].Size
 	}
 	return connect.NewResponse(out), nil
 }
 
-// Remove implements the API.
+// holders lists the nodes that may have data of a volume: the one it is pinned to, or any.
+func (h *volumes) holders(v *gantryv1.Volume) []string {
+	if v.GetNode() != "" {
+		return []string{v.Node}
+	}
+	return nodeIDs(h.s.store.Snapshot())
+}
+
+// data asks the nodes that may have data of a volume for it. Those without any are left out.
+func (h *volumes) data(ctx context.Context, v *gantryv1.Volume) (map[string]*gantryv1.VolumeView, nodeErrors) {
+	found, errs := ask(ctx, h.s, h.holders(v), diskPatience, func(ctx context.Context, n Node, _ string) (*gantryv1.VolumeView, error) {
+		resp, err := n.Service.InspectVolume(ctx, connect.NewRequest(&gantryv1.VolumeTarget{Name: v.Meta.Key}))
+		if fault.Is(wire.Decode(err), fault.NotFound) {
+			return nil, nil
+		}
+		if err != nil {
+			return nil, err
+		}
+		return resp.Msg, nil
+	})
+	maps.DeleteFunc(found, func(_ string, view *gantryv1.VolumeView) bool { return view == nil })
+	return found, errs
+}
+
+// Remove implements the API. With force it is no error that there is none.
 func (h *volumes) Remove(ctx context.Context, req *connect.Request[gantryv1.VolumeTarget]) (*connect.Response[gantryv1.RemoveVolumeResponse], error) {
 	v, err := h.find(req.Msg)
+	if req.Msg.Force && fault.Is(err, fault.NotFound) {
+		return connect.NewResponse(&gantryv1.RemoveVolumeResponse{}), nil
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -136,13 +165,25 @@ func (h *volumes) Remove(ctx context.Context, req *connect.Request[gantryv1.Volu
 }
 
 // remove deletes a volume that nothing uses: its data first, so that a crash between leaves a volume without data and
-// never data without a name.
+// never data without a name. Data on a machine that has left the cluster is out of reach for good and holds nothing up.
 func (h *volumes) remove(ctx context.Context, key string) error {
-	if err := unused(h.s.store.Snapshot(), key); err != nil {
+	snap := h.s.store.Snapshot()
+	if err := unused(snap, key); err != nil {
 		return err
 	}
-	_, err := h.s.local.Service.RemoveVolume(ctx, connect.NewRequest(&gantryv1.VolumeTarget{Name: key}))
-	if err = wire.Decode(err); err != nil && !fault.Is(err, fault.NotFound) {
+	v, _ := store.Get[*gantryv1.Volume](snap, key)
+	holders := slices.DeleteFunc(h.holders(v), func(id string) bool {
+		_, member := store.Get[*gantryv1.Node](snap, id)
+		return !member
+	})
+	_, errs := ask(ctx, h.s, holders, diskPatience, func(ctx context.Context, n Node, _ string) (bool, error) {
+		_, err := n.Service.RemoveVolume(ctx, connect.NewRequest(&gantryv1.VolumeTarget{Name: key}))
+		if fault.Is(wire.Decode(err), fault.NotFound) {
+			return false, nil
+		}
+		return err == nil, err
+	})
+	if err := errs.first(); err != nil {
 		return err
 	}
 	return h.s.store.Update(ctx, func(tx *store.Tx) error {
@@ -163,7 +204,7 @@ func unused(r store.Reader, volume string) error {
 		WithHint("remove those first: gantry down, or gantry rm")
 }
 
-// Prune implements the API.
+// Prune implements the API. Volumes on nodes that do not answer are left and named.
 func (h *volumes) Prune(ctx context.Context, req *connect.Request[gantryv1.PruneVolumesRequest]) (*connect.Response[gantryv1.PruneVolumesResponse], error) {
 	out := &gantryv1.PruneVolumesResponse{}
 	if !req.Msg.All {
@@ -175,11 +216,18 @@ func (h *volumes) Prune(ctx context.Context, req *connect.Request[gantryv1.Prune
 		if len(used[v.Meta.Key]) > 0 {
 			continue
 		}
-		if r, err := h.s.local.Service.InspectVolume(ctx, connect.NewRequest(&gantryv1.VolumeTarget{Name: v.Meta.Key})); err == nil {
-			out.Reclaimed += max(0, r.Msg.Size)
+		found, _ := h.data(ctx, v) // only for the size; remove says what is wrong
+		err := h.remove(ctx, v.Meta.Key)
+		if fault.Is(err, fault.Unavailable) {
+			err = fault.Wrap(fault.Unavailable, err, "the volume %q is left", nameIn(v.Meta.Key))
+			out.Failures = append(out.Failures, nodeErrors{{v.Node, err}}.failures(snap)...)
+			continue
 		}
-		if err := h.remove(ctx, v.Meta.Key); err != nil {
+		if err != nil {
 			return nil, err
+		}
+		for _, view := range found {
+			out.Reclaimed += max(0, view.Size)
 		}
 		out.Removed = append(out.Removed, v.Meta.Key)
 	}
@@ -222,132 +270,9 @@ func networkView(snap store.Reader, n *gantryv1.Network) *gantryv1.NetworkView {
 				continue
 			}
 			out.Members = append(out.Members, &gantryv1.NetworkView_Member{
-				Instance: i.Meta.Key, Name: progress.Name(i), Address: progress.View(snap, i).Status.Address,
+				Instance: i.Meta.Key, Name: progress.Name(i), Address: progress.View(snap, i).Status.Address, Node: i.Node,
 			})
 		}
 	}
 	return out
-}
-
-// secrets serves SecretService.
-type secrets struct{ s *Server }
-
-func secretKeys(c *gantryv1.ContainerSpec) []string { return fileKeys(c.GetSecrets()) }
-func configKeys(c *gantryv1.ContainerSpec) []string { return fileKeys(c.GetConfigs()) }
-
-// List implements the API. Contents are never told.
-func (h *secrets) List(_ context.Context, req *connect.Request[gantryv1.ListFilesRequest]) (*connect.Response[gantryv1.ListFilesResponse], error) {
-	snap := h.s.store.Snapshot()
-	used := users(snap, secretKeys)
-	out := &gantryv1.ListFilesResponse{}
-	for _, s := range store.List[*gantryv1.Secret](snap, inEnvironment(req.Msg.Environment)) {
-		out.Files = append(out.Files, &gantryv1.FileInfo{Meta: s.Meta, Version: s.Version, Size: -1, UsedBy: used[s.Meta.Key]})
-	}
-	return connect.NewResponse(out), nil
-}
-
-// checkFile validates a secret or config that is to be made.
-func checkFile(kind string, m *gantryv1.CreateFileRequest) error {
-	if err := validKey(kind, m.Name); err != nil {
-		return err
-	}
-	if len(m.Content) > maxFile {
-		return fault.New(fault.Invalid, "the %s %q has %d bytes, more than %d", kind, m.Name, len(m.Content), maxFile)
-	}
-	return nil
-}
-
-func errFileExists(kind, name string) error {
-	return fault.New(fault.Exists, "the %s %q exists", kind, name).WithHint("gantry %s create --replace %s FILE makes a new version", kind, name)
-}
-
-// Create implements the API.
-func (h *secrets) Create(ctx context.Context, req *connect.Request[gantryv1.CreateFileRequest]) (*connect.Response[gantryv1.FileInfo], error) {
-	m := req.Msg
-	if err := checkFile("secret", m); err != nil {
-		return nil, err
-	}
-	key := m.Environment + "/" + m.Name
-	sealed, err := h.s.o.Sealer.Seal(key, m.Content)
-	if err != nil {
-		return nil, err
-	}
-	s := &gantryv1.Secret{Meta: labelled(key, m.Labels), Version: 1, Sealed: sealed, Fingerprint: h.s.o.Sealer.Fingerprint(key, m.Content)}
-	err = h.s.store.Update(ctx, func(tx *store.Tx) error {
-		if old, ok := store.Get[*gantryv1.Secret](tx, key); ok {
-			if !m.Replace {
-				return errFileExists("secret", m.Name)
-			}
-			s.Version = old.Version + 1
-		}
-		store.Put(tx, s)
-		return nil
-	})
-	return respond(&gantryv1.FileInfo{Meta: s.Meta, Version: s.Version, Size: int64(len(m.Content))}, err)
-}
-
-// Remove implements the API.
-func (h *secrets) Remove(ctx context.Context, req *connect.Request[gantryv1.FileTarget]) (*connect.Response[gantryv1.RemoveFileResponse], error) {
-	key := req.Msg.Environment + "/" + req.Msg.Name
-	err := h.s.store.Update(ctx, func(tx *store.Tx) error {
-		if _, ok := store.Get[*gantryv1.Secret](tx, key); !ok {
-			return fault.New(fault.NotFound, "there is no secret %q", req.Msg.Name).WithHint("gantry secret ls")
-		}
-		if used := users(tx, secretKeys)[key]; len(used) > 0 {
-			return fault.New(fault.Conflict, "the secret %q is used by %s", req.Msg.Name, strings.Join(used, ", "))
-		}
-		store.Delete[*gantryv1.Secret](tx, key)
-		return nil
-	})
-	return respond(&gantryv1.RemoveFileResponse{}, err)
-}
-
-// configs serves ConfigService.
-type configs struct{ s *Server }
-
-// List implements the API.
-func (h *configs) List(_ context.Context, req *connect.Request[gantryv1.ListFilesRequest]) (*connect.Response[gantryv1.ListFilesResponse], error) {
-	snap := h.s.store.Snapshot()
-	used := users(snap, configKeys)
-	out := &gantryv1.ListFilesResponse{}
-	for _, c := range store.List[*gantryv1.Config](snap, inEnvironment(req.Msg.Environment)) {
-		out.Files = append(out.Files, &gantryv1.FileInfo{Meta: c.Meta, Version: c.Version, Size: int64(len(c.Content)), UsedBy: used[c.Meta.Key]})
-	}
-	return connect.NewResponse(out), nil
-}
-
-// Create implements the API.
-func (h *configs) Create(ctx context.Context, req *connect.Request[gantryv1.CreateFileRequest]) (*connect.Response[gantryv1.FileInfo], error) {
-	m := req.Msg
-	if err := checkFile("config", m); err != nil {
-		return nil, err
-	}
-	c := &gantryv1.Config{Meta: labelled(m.Environment+"/"+m.Name, m.Labels), Version: 1, Content: m.Content}
-	err := h.s.store.Update(ctx, func(tx *store.Tx) error {
-		if old, ok := store.Get[*gantryv1.Config](tx, c.Meta.Key); ok {
-			if !m.Replace {
-				return errFileExists("config", m.Name)
-			}
-			c.Version = old.Version + 1
-		}
-		store.Put(tx, c)
-		return nil
-	})
-	return respond(&gantryv1.FileInfo{Meta: c.Meta, Version: c.Version, Size: int64(len(m.Content))}, err)
-}
-
-// Remove implements the API.
-func (h *configs) Remove(ctx context.Context, req *connect.Request[gantryv1.FileTarget]) (*connect.Response[gantryv1.RemoveFileResponse], error) {
-	key := req.Msg.Environment + "/" + req.Msg.Name
-	err := h.s.store.Update(ctx, func(tx *store.Tx) error {
-		if _, ok := store.Get[*gantryv1.Config](tx, key); !ok {
-			return fault.New(fault.NotFound, "there is no config %q", req.Msg.Name).WithHint("gantry config ls")
-		}
-		if used := users(tx, configKeys)[key]; len(used) > 0 {
-			return fault.New(fault.Conflict, "the config %q is used by %s", req.Msg.Name, strings.Join(used, ", "))
-		}
-		store.Delete[*gantryv1.Config](tx, key)
-		return nil
-	})
-	return respond(&gantryv1.RemoveFileResponse{}, err)
 }

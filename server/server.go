@@ -86,12 +86,11 @@ func (s *Server) Handler() http.Handler {
 	mux.Handle(gantryv1connect.NewInstanceServiceHandler(&instances{s}, opts...))
 	mux.Handle(gantryv1connect.NewVolumeServiceHandler(&volumes{s}, opts...))
 	mux.Handle(gantryv1connect.NewNetworkServiceHandler(&networks{s}, opts...))
-	mux.Handle(gantryv1connect.NewSecretServiceHandler(&secrets{s}, opts...))
-	mux.Handle(gantryv1connect.NewConfigServiceHandler(&configs{s}, opts...))
+	mux.Handle(gantryv1connect.NewSecretServiceHandler(s.secrets(), opts...))
+	mux.Handle(gantryv1connect.NewConfigServiceHandler(s.configs(), opts...))
 	mux.Handle(gantryv1connect.NewSystemServiceHandler(&system{s}, opts...))
 	mux.Handle("/"+gantryv1connect.ImageServiceName+"/", s.local.ImageHandler)
-	mux.Handle(gantryv1connect.ImageServicePruneProcedure,
-		connect.NewUnaryHandler(gantryv1connect.ImageServicePruneProcedure, s.pruneImages, opts...))
+	s.handleImages(mux, opts)
 	return mux
 }
 
@@ -149,13 +148,4 @@ func respond[T any](msg *T, err error) (*connect.Response[T], error) {
 // HandlerOptions is how the node role of the same machine has to serve, so that its errors travel as the server's do.
 func HandlerOptions() []connect.HandlerOption {
 	return []connect.HandlerOption{connect.WithInterceptors(faults{}), connect.WithReadMaxBytes(maxMessage)}
-}
-
-// pruneImages tells the node which images releases still need.
-func (s *Server) pruneImages(ctx context.Context, req *connect.Request[gantryv1.PruneImagesRequest]) (*connect.Response[gantryv1.PruneImagesResponse], error) {
-	keep := map[string]bool{}
-	for _, r := range store.List[*gantryv1.Release](s.store.Snapshot(), "") {
-		keep[r.GetSpec().GetContainer().GetImageDigest()] = true
-	}
-	return relay(s.local.Images.Prune(ctx, connect.NewRequest(&gantryv1.PruneImagesRequest{All: req.Msg.All, Keep: sorted(keep)})))
 }

@@ -12,7 +12,6 @@ import (
 
 	gantryv1 "github.com/gantryd/gantry/api/gen/gantry/v1"
 	"github.com/gantryd/gantry/fault"
-	"github.com/gantryd/gantry/fault/wire"
 	"github.com/gantryd/gantry/store"
 	"github.com/gantryd/gantry/store/progress"
 )
@@ -26,7 +25,7 @@ func (h *instances) route(t *gantryv1.InstanceTarget) (*gantryv1.Instance, Node,
 	if i.Node == "" {
 		return nil, Node{}, fault.New(fault.Unavailable, "instance %s has not been placed yet", progress.Name(i)).WithHint("gantry ps")
 	}
-	n, err := h.s.node(i.Node)
+	n, err := h.s.reach(i.Node)
 	return i, n, err
 }
 
@@ -36,55 +35,52 @@ func direct(i *gantryv1.Instance) *gantryv1.InstanceTarget {
 
 // Kill implements the API.
 func (h *instances) Kill(ctx context.Context, req *connect.Request[gantryv1.KillRequest]) (*connect.Response[gantryv1.InstanceActionResponse], error) {
-	i, n, err := h.route(req.Msg.Target)
+	return passOn(ctx, h, req.Msg.Target, nodePatience, func(ctx context.Context, n Node, i *gantryv1.Instance) (*connect.Response[gantryv1.InstanceActionResponse], error) {
+		return n.Service.Kill(ctx, connect.NewRequest(&gantryv1.KillRequest{Target: direct(i), Signal: req.Msg.Signal}))
+	})
+}
+
+// passOn asks the node of an instance and passes its answer on.
+func passOn[T any](ctx context.Context, h *instances, t *gantryv1.InstanceTarget, patience time.Duration, call func(context.Context, Node, *gantryv1.Instance) (*connect.Response[T], error)) (*connect.Response[T], error) {
+	i, n, err := h.route(t)
 	if err != nil {
 		return nil, err
 	}
-	return relay(n.Service.Kill(ctx, connect.NewRequest(&gantryv1.KillRequest{Target: direct(i), Signal: req.Msg.Signal})))
-}
-
-// relay passes a node's answer on, with its error as ours.
-func relay[T any](resp *connect.Response[T], err error) (*connect.Response[T], error) {
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	resp, err := call(ctx, n, i)
 	if err != nil {
-		return nil, wire.Decode(err)
+		return nil, h.s.answered(i.Node, err)
 	}
 	return connect.NewResponse(resp.Msg), nil
 }
 
 // Pause implements the API.
 func (h *instances) Pause(ctx context.Context, req *connect.Request[gantryv1.InstanceTarget]) (*connect.Response[gantryv1.InstanceActionResponse], error) {
-	i, n, err := h.route(req.Msg)
-	if err != nil {
-		return nil, err
-	}
-	return relay(n.Service.Pause(ctx, connect.NewRequest(direct(i))))
+	return passOn(ctx, h, req.Msg, nodePatience, func(ctx context.Context, n Node, i *gantryv1.Instance) (*connect.Response[gantryv1.InstanceActionResponse], error) {
+		return n.Service.Pause(ctx, connect.NewRequest(direct(i)))
+	})
 }
 
 // Unpause implements the API.
 func (h *instances) Unpause(ctx context.Context, req *connect.Request[gantryv1.InstanceTarget]) (*connect.Response[gantryv1.InstanceActionResponse], error) {
-	i, n, err := h.route(req.Msg)
-	if err != nil {
-		return nil, err
-	}
-	return relay(n.Service.Unpause(ctx, connect.NewRequest(direct(i))))
+	return passOn(ctx, h, req.Msg, nodePatience, func(ctx context.Context, n Node, i *gantryv1.Instance) (*connect.Response[gantryv1.InstanceActionResponse], error) {
+		return n.Service.Unpause(ctx, connect.NewRequest(direct(i)))
+	})
 }
 
 // Top implements the API.
 func (h *instances) Top(ctx context.Context, req *connect.Request[gantryv1.InstanceTarget]) (*connect.Response[gantryv1.TopResponse], error) {
-	i, n, err := h.route(req.Msg)
-	if err != nil {
-		return nil, err
-	}
-	return relay(n.Service.Top(ctx, connect.NewRequest(direct(i))))
+	return passOn(ctx, h, req.Msg, nodePatience, func(ctx context.Context, n Node, i *gantryv1.Instance) (*connect.Response[gantryv1.TopResponse], error) {
+		return n.Service.Top(ctx, connect.NewRequest(direct(i)))
+	})
 }
 
 // Diff implements the API.
 func (h *instances) Diff(ctx context.Context, req *connect.Request[gantryv1.InstanceTarget]) (*connect.Response[gantryv1.DiffResponse], error) {
-	i, n, err := h.route(req.Msg)
-	if err != nil {
-		return nil, err
-	}
-	return relay(n.Service.Diff(ctx, connect.NewRequest(direct(i))))
+	return passOn(ctx, h, req.Msg, diskPatience, func(ctx context.Context, n Node, i *gantryv1.Instance) (*connect.Response[gantryv1.DiffResponse], error) {
+		return n.Service.Diff(ctx, connect.NewRequest(direct(i)))
+	})
 }
 
 // Exec implements the API.
@@ -113,7 +109,7 @@ func (h *instances) interactive(ctx context.Context, stream *connect.BidiStream[
 	if err != nil {
 		return err
 	}
-	n, err := h.s.node(i.Node)
+	n, err := h.s.reach(i.Node)
 	if err != nil {
 		return err
 	}
@@ -125,7 +121,7 @@ func (h *instances) interactive(ctx context.Context, stream *connect.BidiStream[
 	start.Target = direct(i)
 	up := open(n)
 	if err := up.Send(first); err != nil && !errors.Is(err, io.EOF) {
-		return wire.Decode(err)
+		return h.s.answered(i.Node, err)
 	}
 	go func() {
 		for {
@@ -139,7 +135,7 @@ func (h *instances) interactive(ctx context.Context, stream *connect.BidiStream[
 			}
 		}
 	}()
-	return pump(up.Receive, stream.Send)
+	return pump(h.s, i.Node, up.Receive, stream.Send)
 }
 
 // placed waits for the scheduler, which may not have seen a new instance yet.
@@ -167,15 +163,15 @@ func (h *instances) placed(ctx context.Context, t *gantryv1.InstanceTarget) (*ga
 	}
 }
 
-// pump copies messages until the source ends.
-func pump[T any](receive func() (*T, error), send func(*T) error) error {
+// pump copies messages of a node until it ends the stream.
+func pump[T any](s *Server, node string, receive func() (*T, error), send func(*T) error) error {
 	for {
 		m, err := receive()
 		if errors.Is(err, io.EOF) {
 			return nil
 		}
 		if err != nil {
-			return wire.Decode(err)
+			return s.answered(node, err)
 		}
 		if err := send(m); err != nil {
 			return err
@@ -196,7 +192,7 @@ func (h *instances) CopyTo(ctx context.Context, stream *connect.ClientStream[gan
 	start.Target = direct(i)
 	up := n.Service.CopyTo(ctx)
 	if err := up.Send(&gantryv1.CopyChunk{Chunk: &gantryv1.CopyChunk_Start{Start: start}}); err != nil {
-		return relay(up.CloseAndReceive())
+		return h.closed(i.Node, up)
 	}
 	for stream.Receive() {
 		if err := up.Send(stream.Msg()); err != nil {
@@ -206,7 +202,16 @@ func (h *instances) CopyTo(ctx context.Context, stream *connect.ClientStream[gan
 	if err := stream.Err(); err != nil {
 		return nil, err
 	}
-	return relay(up.CloseAndReceive())
+	return h.closed(i.Node, up)
+}
+
+// closed gives the node's answer to a stream that has been sent.
+func (h *instances) closed(node string, up *connect.ClientStreamForClient[gantryv1.CopyChunk, gantryv1.InstanceActionResponse]) (*actionResponse, error) {
+	resp, err := up.CloseAndReceive()
+	if err != nil {
+		return nil, h.s.answered(node, err)
+	}
+	return connect.NewResponse(resp.Msg), nil
 }
 
 // CopyFrom implements the API.
@@ -219,9 +224,9 @@ func (h *instances) CopyFrom(ctx context.Context, req *connect.Request[gantryv1.
 		Target: direct(i), Path: req.Msg.Path, FollowLink: req.Msg.FollowLink,
 	}))
 	if err != nil {
-		return wire.Decode(err)
+		return h.s.answered(i.Node, err)
 	}
-	return pump(receiver(up), stream.Send)
+	return pump(h.s, i.Node, receiver(up), stream.Send)
 }
 
 // receiver gives a server stream the form of pump.
@@ -303,18 +308,16 @@ func (h *instances) sample(ctx context.Context, m *gantryv1.StatsRequest) (*gant
 			names[i.Meta.Key] = progress.Name(i)
 		}
 	}
-	out := &gantryv1.StatsResponse{}
-	for _, id := range sorted(byNode) {
-		n, err := h.s.node(id)
-		if err != nil {
-			return nil, err
-		}
-		resp, err := n.Service.Stats(ctx, connect.NewRequest(&gantryv1.StatsRequest{Targets: byNode[id]}))
-		if err != nil {
-			return nil, wire.Decode(err)
-		}
+	answers, errs := ask(ctx, h.s, sorted(byNode), nodePatience, func(ctx context.Context, n Node, id string) (*connect.Response[gantryv1.StatsResponse], error) {
+		return n.Service.Stats(ctx, connect.NewRequest(&gantryv1.StatsRequest{Targets: byNode[id]}))
+	})
+	if len(answers) == 0 && len(errs) > 0 {
+		return nil, errs.first()
+	}
+	out := &gantryv1.StatsResponse{Failures: errs.failures(snap)}
+	for id, resp := range answers {
 		for _, s := range resp.Msg.Stats {
-			s.Name = names[s.Instance]
+			s.Name, s.Node = names[s.Instance], id
 			out.Stats = append(out.Stats, s)
 		}
 	}

@@ -7,7 +7,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	gantryv1 "github.com/gantryd/gantry/api/gen/gantry/v1"
-	"github.com/gantryd/gantry/fault/wire"
+	"github.com/gantryd/gantry/server/machines"
 	"github.com/gantryd/gantry/store"
 )
 
@@ -21,25 +21,61 @@ func (h *system) Version(context.Context, *connect.Request[gantryv1.VersionReque
 
 // Info implements the API.
 func (h *system) Info(ctx context.Context, req *connect.Request[gantryv1.InfoRequest]) (*connect.Response[gantryv1.InfoResponse], error) {
-	resp, err := h.s.local.Service.Info(ctx, connect.NewRequest(req.Msg))
-	if err != nil {
-		return nil, wire.Decode(err)
-	}
 	snap := h.s.store.Snapshot()
+	id := h.s.o.Node
+	if req.Msg.Node != "" {
+		n, err := machines.Find(snap, req.Msg.Node)
+		if err != nil {
+			return nil, err
+		}
+		id = n.Meta.Key
+	}
+	resp, err := askOne(ctx, h.s, id, nodePatience, func(ctx context.Context, n Node, _ string) (*connect.Response[gantryv1.InfoResponse], error) {
+		return n.Service.Info(ctx, connect.NewRequest(&gantryv1.InfoRequest{}))
+	})
+	if err != nil {
+		return nil, err
+	}
 	out := resp.Msg
-	out.Instances = int32(len(store.List[*gantryv1.Instance](snap, "")))
-	out.Running = 0
-	for _, st := range store.List[*gantryv1.InstanceStatus](snap, "") {
-		if st.Phase == gantryv1.InstanceStatus_PHASE_RUNNING {
+	out.Nodes = briefs(snap)
+	out.Instances, out.Running = 0, 0
+	for _, i := range store.List[*gantryv1.Instance](snap, "") {
+		if req.Msg.Node != "" && i.Node != id {
+			continue
+		}
+		out.Instances++
+		if st, ok := store.Get[*gantryv1.InstanceStatus](snap, i.Meta.Key); ok && st.Phase == gantryv1.InstanceStatus_PHASE_RUNNING {
 			out.Running++
 		}
 	}
 	return connect.NewResponse(out), nil
 }
 
-// DiskUsage implements the API.
+// DiskUsage implements the API: every node has its own rows.
 func (h *system) DiskUsage(ctx context.Context, req *connect.Request[gantryv1.DiskUsageRequest]) (*connect.Response[gantryv1.DiskUsageResponse], error) {
-	return relay(h.s.local.Service.DiskUsage(ctx, connect.NewRequest(req.Msg)))
+	snap := h.s.store.Snapshot()
+	ids := nodeIDs(snap)
+	if req.Msg.Node != "" {
+		n, err := machines.Find(snap, req.Msg.Node)
+		if err != nil {
+			return nil, err
+		}
+		ids = []string{n.Meta.Key}
+	}
+	answers, errs := ask(ctx, h.s, ids, diskPatience, func(ctx context.Context, n Node, _ string) (*connect.Response[gantryv1.DiskUsageResponse], error) {
+		return n.Service.DiskUsage(ctx, connect.NewRequest(&gantryv1.DiskUsageRequest{}))
+	})
+	if len(answers) == 0 && len(errs) > 0 {
+		return nil, errs.first()
+	}
+	out := &gantryv1.DiskUsageResponse{Failures: errs.failures(snap), Nodes: briefs(snap)}
+	for _, id := range sorted(answers) {
+		for _, row := range answers[id].Msg.Rows {
+			row.Node = id
+			out.Rows = append(out.Rows, row)
+		}
+	}
+	return connect.NewResponse(out), nil
 }
 
 // Environments implements the API.

@@ -50,8 +50,8 @@ func (h *nodeAdmin) view(r store.Reader, n *gantryv1.Node, tallies map[string]co
 	}
 }
 
-// find resolves an ID, a unique prefix of one, or a name.
-func find(r store.Reader, name string) (*gantryv1.Node, error) {
+// Find gives the machine that an ID, the beginning of one, or a name means.
+func Find(r store.Reader, name string) (*gantryv1.Node, error) {
 	if name == "" {
 		return nil, fault.New(fault.Invalid, "which node?").WithHint("gantry node ls")
 	}
@@ -87,7 +87,7 @@ func (h *nodeAdmin) answer(key string, err error) (*connect.Response[gantryv1.No
 
 // Get implements the API.
 func (h *nodeAdmin) Get(_ context.Context, req *connect.Request[gantryv1.NodeRequest]) (*connect.Response[gantryv1.NodeView], error) {
-	n, err := find(h.store.Snapshot(), req.Msg.Node)
+	n, err := Find(h.store.Snapshot(), req.Msg.Node)
 	return h.answer(n.GetMeta().GetKey(), err)
 }
 
@@ -95,7 +95,7 @@ func (h *nodeAdmin) Get(_ context.Context, req *connect.Request[gantryv1.NodeReq
 func (h *nodeAdmin) change(ctx context.Context, name string, fn func(tx *store.Tx, n *gantryv1.Node) error) (*connect.Response[gantryv1.NodeView], error) {
 	var key string
 	err := h.store.Update(ctx, func(tx *store.Tx) error {
-		n, err := find(tx, name)
+		n, err := Find(tx, name)
 		if err != nil {
 			return err
 		}
@@ -148,7 +148,7 @@ func (h *nodeAdmin) Promote(ctx context.Context, req *connect.Request[gantryv1.N
 
 // Demote implements the API.
 func (h *nodeAdmin) Demote(ctx context.Context, req *connect.Request[gantryv1.NodeRequest]) (*connect.Response[gantryv1.NodeView], error) {
-	n, err := find(h.store.Snapshot(), req.Msg.Node)
+	n, err := Find(h.store.Snapshot(), req.Msg.Node)
 	if err != nil {
 		return nil, err
 	}
@@ -190,7 +190,7 @@ func (h *nodeAdmin) resign(ctx context.Context, n *gantryv1.Node) error {
 // Remove implements the API.
 func (h *nodeAdmin) Remove(ctx context.Context, req *connect.Request[gantryv1.RemoveNodeRequest]) (*connect.Response[gantryv1.RemoveNodeResponse], error) {
 	snap := h.store.Snapshot()
-	n, err := find(snap, req.Msg.Node)
+	n, err := Find(snap, req.Msg.Node)
 	if err != nil {
 		return nil, err
 	}
