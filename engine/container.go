@@ -48,6 +48,9 @@ type State struct {
 	FinishedAt time.Time
 	// Runs counts the starts.
 	Runs int
+	// IDBase is the machine's ID of root inside. If it is 0, root inside is root, and HostIDs says why.
+	IDBase  uint32
+	HostIDs string
 }
 
 // config is what of a container does not change, kept in container.json.
@@ -68,6 +71,7 @@ type config struct {
 	WorkingDir  string
 	Env         []string
 	NetworkHost bool
+	remapping
 }
 
 type container struct {
@@ -109,7 +113,7 @@ func (c *container) snapshot() State {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	s := c.state
-	s.ID, s.Name, s.CreatedAt = c.ID, c.Name, c.CreatedAt
+	s.ID, s.Name, s.CreatedAt, s.IDBase, s.HostIDs = c.ID, c.Name, c.CreatedAt, c.IDBase, c.HostIDs
 	s.Labels = maps.Clone(c.Labels)
 	return s
 }

@@ -6,6 +6,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"runtime"
 
 	"github.com/containerd/containerd/v2/core/mount"
 	"golang.org/x/sys/unix"
@@ -21,7 +22,9 @@ func (e *Engine) CopyTo(ctx context.Context, id, path string, r io.Reader) error
 	if err != nil {
 		return err
 	}
-	return e.withRoot(ctx, c, func(root *os.File) error { return archive.Extract(ctx, root, path, r) })
+	return e.withRoot(ctx, c, func(root *os.File, ids archive.IDs) error {
+		return asRoot(ids, func() error { return archive.Extract(ctx, root, path, r, ids) })
+	})
 }
 
 // CopyFrom packs a file or directory of a container as a tar stream, entries named from the last element of path on. The
@@ -33,7 +36,7 @@ func (e *Engine) CopyFrom(ctx context.Context, id, path string) (io.ReadCloser, 
 	}
 	r, w := io.Pipe()
 	e.group.Go(func() error {
-		err := e.withRoot(ctx, c, func(root *os.File) error { return archive.Pack(ctx, root, path, w) })
+		err := e.withRoot(ctx, c, func(root *os.File, ids archive.IDs) error { return archive.Pack(ctx, root, path, w, ids) })
 		w.CloseWithError(err) // nil means EOF
 		return nil
 	})
@@ -61,25 +64,26 @@ func (p *prefixed) Read(b []byte) (int, error) {
 	return p.PipeReader.Read(b)
 }
 
-// withRoot calls fn with the container's root directory.
-func (e *Engine) withRoot(ctx context.Context, c *container, fn func(*os.File) error) error {
+// withRoot calls fn with the container's root directory and how the owners of its files are to be read.
+func (e *Engine) withRoot(ctx context.Context, c *container, fn func(*os.File, archive.IDs) error) error {
+	inside := archive.IDs{Base: c.IDBase}
 	if r := c.current(); r != nil {
-		return openedRoot(procRoot(r), fn)
+		return openedRoot(procRoot(r), inside, fn)
 	}
 	if c.Rootfs != "" {
-		return openedRoot(c.Rootfs, fn)
+		return openedRoot(c.Rootfs, archive.IDs{}, fn)
 	}
 	c.op.Lock() // the layer must not be mounted twice: a start waits
 	defer c.op.Unlock()
 	if r := c.current(); r != nil {
-		return openedRoot(procRoot(r), fn)
+		return openedRoot(procRoot(r), inside, fn)
 	}
 	if err := e.awaitGone(ctx, c); err != nil {
 		return err
 	}
-	mounts, err := e.client.SnapshotService(snapshotter).Mounts(e.Context(ctx), c.ID)
+	mounts, err := e.root(e.Context(ctx), c)
 	if err != nil {
-		return fault.Wrap(fault.Corrupt, err, "container %s: writable layer", c.ID)
+		return err
 	}
 	dir := filepath.Join(e.o.Run, "root", c.ID)
 	if err := os.MkdirAll(dir, 0o700); err != nil {
@@ -89,14 +93,45 @@ func (e *Engine) withRoot(ctx context.Context, c *container, fn func(*os.File) e
 	if err := mount.All(mounts, dir); err != nil {
 		return fault.Wrap(fault.Internal, err, "container %s: mount", c.ID)
 	}
-	return errors.Join(openedRoot(dir, fn), mount.UnmountAll(dir, unix.MNT_DETACH))
+	return errors.Join(openedRoot(dir, inside, fn), mount.UnmountAll(dir, unix.MNT_DETACH))
 }
 
-func openedRoot(dir string, fn func(*os.File) error) error {
+func openedRoot(dir string, ids archive.IDs, fn func(*os.File, archive.IDs) error) error {
 	root, err := os.Open(dir)
 	if err != nil {
 		return fault.Wrap(fault.Conflict, err, "the container has ended meanwhile")
 	}
 	defer root.Close()
-	return fn(root)
+	return fn(root, ids)
+}
+
+// asRoot calls fn on a thread that makes files as root inside. The machine's root cannot own a file where it has no number.
+func asRoot(ids archive.IDs, fn func() error) error {
+	if ids.Base == 0 {
+		return fn()
+	}
+	done := make(chan error)
+	go func() {
+		runtime.LockOSThread() // and never unlocked: the thread ends with the goroutine
+		err := beRoot(int(ids.Base))
+		if err == nil {
+			err = fn()
+		}
+		done <- err
+	}()
+	return <-done
+}
+
+// keepCapabilities is SECBIT_NO_SETUID_FIXUP of capabilities(7).
+const keepCapabilities = 1 << 2
+
+// beRoot gives the thread the owner of new files, and lets it keep its capabilities.
+func beRoot(id int) error {
+	if err := unix.Prctl(unix.PR_SET_SECUREBITS, keepCapabilities, 0, 0, 0); err != nil {
+		return fault.Wrap(fault.Internal, err, "files of a user namespace")
+	}
+	// These two report no errors: they return the value before.
+	_, _, _ = unix.RawSyscall(unix.SYS_SETFSGID, uintptr(id), 0, 0)
+	_, _, _ = unix.RawSyscall(unix.SYS_SETFSUID, uintptr(id), 0, 0)
+	return nil
 }

@@ -11,7 +11,6 @@ import (
 
 	"github.com/containerd/containerd/v2/core/containers"
 	"github.com/containerd/containerd/v2/core/mount"
-	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/continuity/fs"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/typeurl/v2"
@@ -111,7 +110,11 @@ func (e *Engine) forget(c *container) {
 }
 
 func (e *Engine) create(ctx context.Context, c *container, r CreateRequest) error {
-	base, err := e.base(ctx, c, r)
+	ids, err := e.remap(r)
+	if err != nil {
+		return err
+	}
+	base, err := e.base(ctx, c, r, ids)
 	if err != nil {
 		return err
 	}
@@ -123,7 +126,7 @@ func (e *Engine) create(ctx context.Context, c *container, r CreateRequest) erro
 	if err != nil {
 		return err
 	}
-	spec, err := ocispec.Build(e.input(r, base, user))
+	spec, err := ocispec.Build(e.input(r, base, user, ids))
 	if err != nil {
 		return err
 	}
@@ -132,7 +135,7 @@ func (e *Engine) create(ctx context.Context, c *container, r CreateRequest) erro
 		Rootfs: r.Spec.GetRootfs(), Tty: r.Spec.GetTty(), Stdin: r.Spec.GetStdinOpen(),
 		StopSignal: stopSignal(r.Spec, base.config), Log: logging, Group: r.Group, Files: targets(r.Files),
 		User: userOf(r.Spec, base.config), WorkingDir: spec.Process.Cwd, Env: spec.Process.Env,
-		NetworkHost: r.Netns == "host",
+		NetworkHost: r.Netns == "host", remapping: ids,
 	}
 	if _, err := parseSignal(c.StopSignal); err != nil {
 		return err
@@ -145,7 +148,7 @@ func (e *Engine) create(ctx context.Context, c *container, r CreateRequest) erro
 }
 
 // base finds what the container's root file system is made of and makes the snapshot.
-func (e *Engine) base(ctx context.Context, c *container, r CreateRequest) (*imageInfo, error) {
+func (e *Engine) base(ctx context.Context, c *container, r CreateRequest, ids remapping) (*imageInfo, error) {
 	if dir := r.Spec.GetRootfs(); dir != "" {
 		return rootfsBase(dir)
 	}
@@ -154,19 +157,17 @@ func (e *Engine) base(ctx context.Context, c *container, r CreateRequest) (*imag
 		return nil, err
 	}
 	sn := e.client.SnapshotService(snapshotter)
-	// The label keeps the snapshot from the garbage collector until the container's record does.
-	opt := snapshots.WithLabels(map[string]string{snapshotLabel: c.ID, gcRootLabel: "true"})
-	mounts, err := sn.Prepare(ctx, c.ID, info.parent, opt)
+	mounts, err := sn.Prepare(ctx, c.ID, info.parent, ids.snapshotOptions(c.ID))
 	if errdefs.IsNotFound(err) { // the image was removed and came back since it was cached
 		e.images.drop(key)
 		if info, _, err = e.image(ctx, r.Spec); err == nil {
-			mounts, err = sn.Prepare(ctx, c.ID, info.parent, opt)
+			mounts, err = sn.Prepare(ctx, c.ID, info.parent, ids.snapshotOptions(c.ID))
 		}
 	}
 	if err != nil {
 		return nil, fault.Wrap(diskFault(err), err, "container %s: writable layer", c.ID).WithHint("gantry system df")
 	}
-	return info, copyUp(ctx, mounts, r.Mounts)
+	return info, copyUp(ctx, unmapped(mounts), r.Mounts)
 }
 
 func rootfsBase(dir string) (*imageInfo, error) {
@@ -177,15 +178,19 @@ func rootfsBase(dir string) (*imageInfo, error) {
 	return &imageInfo{config: imagespec.ImageConfig{Cmd: []string{"/bin/sh"}}, accounts: a}, err
 }
 
-func (e *Engine) input(r CreateRequest, base *imageInfo, user specs.User) ocispec.Input {
+func (e *Engine) input(r CreateRequest, base *imageInfo, user specs.User, ids remapping) ocispec.Input {
 	in := ocispec.Input{
 		ID: r.ID, Spec: r.Spec, Image: base.config, User: user, Netns: r.Netns, PidNS: r.PidNS, IpcNS: r.IpcNS,
 		Group: r.Group, CgroupsPath: e.cgroup.path(r.ID), Cgroup: e.cgroupFeatures(), Rootfs: "rootfs",
 		InitPath: filepath.Join(e.o.Helpers, initBinary),
 		Mounts:   slices.Concat(e.etcMounts(r), r.Mounts, e.fileMounts(r)),
+		IDBase:   ids.IDBase,
 	}
-	if r.Spec.GetRootfs() != "" {
-		in.Rootfs = r.Spec.GetRootfs()
+	if ids.OwnedBy != "" {
+		in.UserNS = e.usernsPath(r.ID)
+	}
+	if dir := r.Spec.GetRootfs(); dir != "" && ids.IDBase == 0 {
+		in.Rootfs = dir
 	}
 	return in
 }

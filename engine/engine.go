@@ -24,6 +24,7 @@ import (
 	"github.com/gantryd/gantry/engine/embedded"
 	"github.com/gantryd/gantry/engine/jsonlog"
 	"github.com/gantryd/gantry/engine/ocispec"
+	"github.com/gantryd/gantry/engine/userns"
 	"github.com/gantryd/gantry/fault"
 )
 
@@ -48,7 +49,10 @@ type Options struct {
 	// CgroupParent is the control group below which the containers' are, by default one named by Root. What is in its
 	// group "containers" belongs to the engine alone.
 	CgroupParent string
-	Logger       *slog.Logger // nil means slog's default
+	// Users makes the user namespaces of containers; the caller closes it after the engine. Without, root inside is root
+	// of the machine.
+	Users  *userns.Maker `json:"-"`
+	Logger *slog.Logger  // nil means slog's default
 }
 
 // Engine runs containers. Make it with Open.
@@ -115,6 +119,10 @@ func (e *Engine) startContainerd(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if err := e.prepareRemap(); err != nil {
+		e.log.Error("containers made from now on have no user namespaces", "error", err)
+		e.o.Users = nil
+	}
 	if err := e.openShims(used); err != nil {
 		return errors.Join(err, e.server.Close())
 	}
@@ -153,6 +161,7 @@ func (e *Engine) Close() error {
 	e.cancel()
 	err := errors.Join(e.shims.pool.Close(), e.server.Close())
 	err = errors.Join(err, e.group.Wait())
+	e.unmountLayers()
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	for _, c := range e.containers {

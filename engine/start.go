@@ -12,6 +12,7 @@ import (
 	"github.com/containerd/containerd/api/types"
 	"github.com/containerd/containerd/api/types/runc/options"
 	"github.com/containerd/containerd/v2/core/events"
+	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/errdefs/pkg/errgrpc"
 	"github.com/containerd/ttrpc"
@@ -39,6 +40,11 @@ func (e *Engine) Start(ctx context.Context, id string) (pid uint32, err error) {
 	}
 	ctx, cancel := context.WithTimeout(e.Context(context.WithoutCancel(ctx)), startLimit)
 	defer cancel()
+	release, err := e.lendUserns(c)
+	if err != nil {
+		return 0, err
+	}
+	defer release()
 	defer e.shims.starting()()
 	r := newRun()
 	if err := e.prepareRun(c, r); err != nil {
@@ -137,7 +143,7 @@ func (e *Engine) shimGone(err error) bool {
 // createTask makes the container's process, which then waits to be started.
 func (e *Engine) createTask(ctx context.Context, c *container, shim string) (uint32, error) {
 	opts, err := typeurl.MarshalAnyToProto(&options.Options{
-		BinaryName: filepath.Join(e.o.Helpers, runcBinary), Root: e.runcRoot(),
+		BinaryName: filepath.Join(e.o.Helpers, runcBinary), Root: e.runcRoot(), IoUid: c.IDBase, IoGid: c.IDBase,
 	})
 	if err != nil {
 		return 0, err
@@ -164,19 +170,28 @@ func (e *Engine) createTask(ctx context.Context, c *container, shim string) (uin
 }
 
 func (e *Engine) rootfsMounts(ctx context.Context, c *container) ([]*types.Mount, error) {
-	if c.Rootfs != "" {
-		return nil, nil
-	}
-	mounts, err := e.client.SnapshotService(snapshotter).Mounts(ctx, c.ID)
+	mounts, err := e.root(ctx, c)
 	if err != nil {
-		return nil, fault.Wrap(fault.Corrupt, err, "container %s: its writable layer is gone", c.ID).
-			WithHint("remove the container; its service makes a new one")
+		return nil, err
 	}
 	out := make([]*types.Mount, 0, len(mounts))
 	for _, m := range mounts {
 		out = append(out, &types.Mount{Type: m.Type, Source: m.Source, Target: m.Target, Options: m.Options})
 	}
 	return out, nil
+}
+
+// root is what the container's root file system is mounted from; nothing for a directory that is used as it is.
+func (e *Engine) root(ctx context.Context, c *container) ([]mount.Mount, error) {
+	if c.Rootfs != "" {
+		return c.jail(c.Rootfs), nil
+	}
+	mounts, err := e.client.SnapshotService(snapshotter).Mounts(ctx, c.ID)
+	if err != nil {
+		return nil, fault.Wrap(fault.Corrupt, err, "container %s: its writable layer is gone", c.ID).
+			WithHint("remove the container; its service makes a new one")
+	}
+	return e.mapped(c.remapping, mounts), nil
 }
 
 // begin makes r the container's run, before its process starts, so that an early exit finds it.

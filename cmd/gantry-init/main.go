@@ -1,5 +1,6 @@
 // Command gantry-init is the first process of a container that asks for init: it starts the container's command, hands
-// signals on to it, and reaps what else ends, so that no zombies gather. Called by runc only: gantry-init -- COMMAND…
+// signals on to it, and reaps what else ends, so that no zombies gather. runc calls it: gantry-init -- COMMAND…
+// For gantryd it also makes user namespaces; see namespaces.
 package main
 
 import (
@@ -14,6 +15,9 @@ import (
 const usage = 125 // exit code for a wrong call, as Docker's for its own faults
 
 func main() {
+	if len(os.Args) > 1 && (os.Args[1] == namespacesVerb || os.Args[1] == probeVerb) {
+		helper()
+	}
 	if len(os.Args) < 3 || os.Args[1] != "--" {
 		fmt.Fprintln(os.Stderr, "usage: gantry-init -- COMMAND [ARG…]")
 		os.Exit(usage)
@@ -35,6 +39,21 @@ func main() {
 			_ = syscall.Kill(pid, sig) // it may have ended: SIGCHLD is on its way
 		}
 	}
+}
+
+// helper is the program as gantryd calls it.
+func helper() {
+	err := error(nil)
+	if os.Args[1] == probeVerb {
+		err = probeInside()
+	} else {
+		err = namespaces(os.Args[2:])
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	os.Exit(0)
 }
 
 // start runs the command in a process group of its own that owns the terminal, if there is one.

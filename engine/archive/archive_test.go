@@ -136,7 +136,7 @@ func TestExtractStaysInside(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			j := newJail(t)
 			// It may fail or land somewhere inside; outside nothing changes.
-			_ = archive.Extract(t.Context(), j.root, "/in", pack(t, entries(j)...))
+			_ = archive.Extract(t.Context(), j.root, "/in", pack(t, entries(j)...), archive.IDs{})
 			j.assertWhole()
 			if _, err := os.Stat("/tmp/gantry-evil"); err == nil {
 				t.Error("a magic link was followed")
@@ -148,7 +148,7 @@ func TestExtractStaysInside(t *testing.T) {
 func TestLinksInTheRootAreItsOwn(t *testing.T) {
 	j := newJail(t)
 	j.symlink("/etc", "abs")
-	if err := archive.Extract(t.Context(), j.root, "/abs", pack(t, file("passwd", "mine"))); err != nil {
+	if err := archive.Extract(t.Context(), j.root, "/abs", pack(t, file("passwd", "mine")), archive.IDs{}); err != nil {
 		t.Fatal(err)
 	}
 	if b, err := os.ReadFile(filepath.Join(j.path, "etc/passwd")); err != nil || string(b) != "mine" {
@@ -159,7 +159,7 @@ func TestLinksInTheRootAreItsOwn(t *testing.T) {
 func TestDevicesAreRefused(t *testing.T) {
 	j := newJail(t)
 	e := entry{tar.Header{Typeflag: tar.TypeBlock, Name: "sda", Mode: 0o666, Devmajor: 8}, ""}
-	err := archive.Extract(t.Context(), j.root, "/in", pack(t, e))
+	err := archive.Extract(t.Context(), j.root, "/in", pack(t, e), archive.IDs{})
 	if !fault.Is(err, fault.Denied) || !strings.Contains(err.Error(), "sda") {
 		t.Errorf("error %v", err)
 	}
@@ -167,13 +167,13 @@ func TestDevicesAreRefused(t *testing.T) {
 
 func TestErrorsAreClear(t *testing.T) {
 	j := newJail(t)
-	if err := archive.Extract(t.Context(), j.root, "/none", pack(t)); !fault.Is(err, fault.NotFound) {
+	if err := archive.Extract(t.Context(), j.root, "/none", pack(t), archive.IDs{}); !fault.Is(err, fault.NotFound) {
 		t.Errorf("missing directory: %v", err)
 	}
-	if err := archive.Extract(t.Context(), j.root, "/in", strings.NewReader(strings.Repeat("garbage", 200))); !fault.Is(err, fault.Invalid) {
+	if err := archive.Extract(t.Context(), j.root, "/in", strings.NewReader(strings.Repeat("garbage", 200)), archive.IDs{}); !fault.Is(err, fault.Invalid) {
 		t.Errorf("garbage: %v", err)
 	}
-	if err := archive.Pack(t.Context(), j.root, "/none", io.Discard); !fault.Is(err, fault.NotFound) {
+	if err := archive.Pack(t.Context(), j.root, "/none", io.Discard, archive.IDs{}); !fault.Is(err, fault.NotFound) {
 		t.Errorf("missing path: %v", err)
 	}
 }
@@ -185,11 +185,11 @@ func TestThereAndBack(t *testing.T) {
 	set.h.Mode, set.h.ModTime = 0o4755, at
 	tree := dir("tree/")
 	tree.h.ModTime = at
-	if err := archive.Extract(t.Context(), j.root, "/in", pack(t, tree, set, link(tar.TypeSymlink, "tree/l", "/x"), file("tree/deep/er/f", "f"))); err != nil {
+	if err := archive.Extract(t.Context(), j.root, "/in", pack(t, tree, set, link(tar.TypeSymlink, "tree/l", "/x"), file("tree/deep/er/f", "f")), archive.IDs{}); err != nil {
 		t.Fatal(err)
 	}
 	var buf bytes.Buffer
-	if err := archive.Pack(t.Context(), j.root, "in/tree", &buf); err != nil {
+	if err := archive.Pack(t.Context(), j.root, "in/tree", &buf, archive.IDs{}); err != nil {
 		t.Fatal(err)
 	}
 	var names []string
@@ -224,7 +224,7 @@ func TestPackFollowsNoLinkOut(t *testing.T) {
 	j.symlink("/../../precious", "in/abs")
 	for _, path := range []string{"/in", "/leak", "/in/abs", "/in/out", "/../precious"} {
 		var buf bytes.Buffer
-		_ = archive.Pack(t.Context(), j.root, path, &buf)
+		_ = archive.Pack(t.Context(), j.root, path, &buf, archive.IDs{})
 		if strings.Contains(buf.String(), "untouched") {
 			t.Errorf("%s leads outside", path)
 		}
@@ -252,7 +252,7 @@ func TestSwappedDirectory(t *testing.T) {
 		return nil
 	})
 	for range 2000 {
-		_ = archive.Extract(t.Context(), j.root, "/in", pack(t, dir("d"), file("d/x", "evil")))
+		_ = archive.Extract(t.Context(), j.root, "/in", pack(t, dir("d"), file("d/x", "evil")), archive.IDs{})
 	}
 	cancel()
 	if err := g.Wait(); err != nil {

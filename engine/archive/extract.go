@@ -19,17 +19,18 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/gantryd/gantry/engine/inroot"
+	"github.com/gantryd/gantry/engine/userns"
 	"github.com/gantryd/gantry/fault"
 )
 
-// Extract unpacks a tar stream into the directory dir of root, which must exist.
-func Extract(ctx context.Context, root *os.File, dir string, r io.Reader) error {
+// Extract unpacks a tar stream into the directory dir of root, which must exist. The owners in the stream are IDs of ids.
+func Extract(ctx context.Context, root *os.File, dir string, r io.Reader, ids IDs) error {
 	target, err := inroot.Open(root, dir, unix.O_PATH|unix.O_DIRECTORY, 0)
 	if err != nil {
 		return fault.Wrap(pathFault(err), err, "directory %s", dir).WithHint("the target of a copy is a directory that exists")
 	}
 	defer target.Close()
-	x := extractor{root: root, dir: dir}
+	x := extractor{root: root, dir: dir, ids: ids}
 	for tr := tar.NewReader(r); ; {
 		h, err := tr.Next()
 		if errors.Is(err, io.EOF) {
@@ -41,15 +42,51 @@ func Extract(ctx context.Context, root *os.File, dir string, r io.Reader) error 
 		if err := ctx.Err(); err != nil {
 			return fault.Wrap(fault.Canceled, err, "unpacking")
 		}
+		if err := ids.enter(h); err != nil {
+			return err
+		}
 		if err := x.entry(h, tr); err != nil {
 			return err
 		}
 	}
 }
 
+// IDs says which IDs owners in an archive are. The zero value takes them as they are.
+type IDs struct {
+	// Base is what root of the archive is on the machine: the first of a range of userns.Size IDs.
+	Base uint32
+}
+
+// nobody is who owns what has an owner that an archive cannot name.
+const nobody = 65534
+
+// enter gives an entry of an archive the owner it has on the machine.
+func (i IDs) enter(h *tar.Header) error {
+	if i.Base == 0 {
+		return nil
+	}
+	if h.Uid < 0 || h.Gid < 0 || h.Uid >= userns.Size || h.Gid >= userns.Size {
+		return fault.New(fault.Invalid, "%q belongs to %d:%d; the container has the IDs 0 to %d only", h.Name, h.Uid, h.Gid, userns.Size-1)
+	}
+	h.Uid, h.Gid = h.Uid+int(i.Base), h.Gid+int(i.Base)
+	return nil
+}
+
+// leave returns an ID as the container has it.
+func (i IDs) leave(id uint32) int {
+	if i.Base == 0 {
+		return int(id)
+	}
+	if id < i.Base || id-i.Base >= userns.Size {
+		return nobody
+	}
+	return int(id - i.Base)
+}
+
 type extractor struct {
 	root *os.File
 	dir  string
+	ids  IDs
 	// dirs get their times last: filling a directory changes them.
 	dirs []*tar.Header
 }

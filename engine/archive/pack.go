@@ -17,15 +17,15 @@ import (
 )
 
 // Pack writes the file or directory at name in root as a tar stream. Its entries are named from name's last element on;
-// a symbolic link at name itself is packed as a link. Sockets are left out.
-func Pack(ctx context.Context, root *os.File, name string, w io.Writer) error {
+// a symbolic link at name itself is packed as a link. Sockets are left out. The owners in the stream are IDs of ids.
+func Pack(ctx context.Context, root *os.File, name string, w io.Writer, ids IDs) error {
 	clean := path.Join("/", name)
 	parent, err := inroot.Open(root, path.Dir(clean), unix.O_RDONLY|unix.O_DIRECTORY, 0)
 	if err != nil {
 		return fault.Wrap(pathFault(err), err, "path %s", name)
 	}
 	defer parent.Close()
-	p := packer{ctx: ctx, w: tar.NewWriter(w)}
+	p := packer{ctx: ctx, w: tar.NewWriter(w), ids: ids}
 	base, as := path.Base(clean), path.Base(clean)
 	if clean == "/" {
 		base, as = ".", "."
@@ -39,6 +39,7 @@ func Pack(ctx context.Context, root *os.File, name string, w io.Writer) error {
 type packer struct {
 	ctx context.Context
 	w   *tar.Writer
+	ids IDs
 }
 
 // pack packs one entry of an open directory. It never follows a link, so the tree cannot lead elsewhere.
@@ -51,6 +52,7 @@ func (p *packer) pack(dir *os.File, base, as string) error {
 		return &os.PathError{Op: "stat", Path: as, Err: err}
 	}
 	h := header(as, &st)
+	h.Uid, h.Gid = p.ids.leave(st.Uid), p.ids.leave(st.Gid)
 	switch st.Mode & unix.S_IFMT {
 	case unix.S_IFDIR:
 		return p.directory(dir, base, as, h)
@@ -78,7 +80,7 @@ func (p *packer) pack(dir *os.File, base, as string) error {
 
 func header(as string, st *unix.Stat_t) *tar.Header {
 	return &tar.Header{
-		Name: as, Mode: int64(st.Mode & 0o7777), Uid: int(st.Uid), Gid: int(st.Gid), Format: tar.FormatPAX,
+		Name: as, Mode: int64(st.Mode & 0o7777), Format: tar.FormatPAX,
 		ModTime: time.Unix(st.Mtim.Unix()),
 	}
 }

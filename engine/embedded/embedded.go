@@ -124,9 +124,13 @@ func prepareDirectories(o Options) error {
 		return fault.New(fault.Invalid, "the run directory %s is too long for Unix sockets (%d bytes, at most %d)",
 			o.Run, len(o.Run), maxSocketDir-len("/s")).WithHint("choose a shorter one: gantryd --run /run/NAME")
 	}
-	for dir, mode := range map[string]os.FileMode{o.Root: 0o700, o.Run: 0o711, sockets: 0o700} {
-		if err := os.MkdirAll(dir, mode); err != nil {
-			return fault.Wrap(fault.Unavailable, err, "containerd: cannot make %s", dir)
+	for _, d := range []struct {
+		path string
+		mode os.FileMode
+	}{{o.Root, 0o700}, {o.Run, 0o711}, {sockets, 0o700}} {
+		// Also one that is there: a container's root passes through Run to its file system, and may be nobody here.
+		if err := errors.Join(os.MkdirAll(d.path, d.mode), os.Chmod(d.path, d.mode)); err != nil {
+			return fault.Wrap(fault.Unavailable, err, "containerd: cannot make %s", d.path)
 		}
 	}
 	return nil

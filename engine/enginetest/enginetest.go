@@ -18,6 +18,7 @@ import (
 
 	gantryv1 "github.com/gantryd/gantry/api/gen/gantry/v1"
 	"github.com/gantryd/gantry/engine"
+	"github.com/gantryd/gantry/engine/userns"
 )
 
 // Wait is how long a test waits for something that happens at once on an idle machine.
@@ -31,13 +32,43 @@ func Open(t testing.TB) *engine.Engine {
 	return e
 }
 
-// Options returns options for an engine whose traces are removed when the test ends.
+// Options returns options for an engine whose traces are removed when the test ends. Its containers have user namespaces
+// if the machine can.
 func Options(t testing.TB) engine.Options {
 	t.Helper()
 	Require(t)
+	o := options(t)
+	o.Users = Users(t, o)
+	return o
+}
+
+// Users makes what makes the user namespaces of an engine's containers, nil where the machine cannot.
+func Users(t testing.TB, o engine.Options) *userns.Maker {
+	t.Helper()
+	m, err := userns.Open(userns.Options{
+		Root: filepath.Dir(o.Root), Run: filepath.Join(filepath.Dir(o.Root), "users"),
+		Helper: filepath.Join(o.Helpers, "gantry-init"), Logger: o.Logger,
+	})
+	if err != nil {
+		t.Logf("no user namespaces: %v", err)
+		return nil
+	}
+	t.Cleanup(func() {
+		if err := m.Close(); err != nil {
+			t.Errorf("close the maker of user namespaces: %v", err)
+		}
+	})
+	return m
+}
+
+func options(t testing.TB) engine.Options {
+	t.Helper()
 	// Socket addresses are short, so the directory cannot be the test's own.
 	dir, err := os.MkdirTemp("", "ge")
 	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chmod(dir, 0o711); err != nil { // root inside passes through
 		t.Fatal(err)
 	}
 	parent := "/gantry-test-" + filepath.Base(dir)

@@ -114,7 +114,7 @@ func Unpack(t testing.TB, dir string, entries []Entry) {
 		t.Fatal(err)
 	}
 	defer root.Close()
-	if err := archive.Extract(t.Context(), root, "/", bytes.NewReader(Tar(t, entries))); err != nil {
+	if err := archive.Extract(t.Context(), root, "/", bytes.NewReader(Tar(t, entries)), archive.IDs{}); err != nil {
 		t.Fatal(err)
 	}
 }

@@ -9,6 +9,7 @@ import (
 	"maps"
 	"path"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/containerd/containerd/v2/contrib/seccomp"
@@ -17,6 +18,7 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
 	gantryv1 "github.com/gantryd/gantry/api/gen/gantry/v1"
+	"github.com/gantryd/gantry/engine/userns"
 	"github.com/gantryd/gantry/fault"
 )
 
@@ -36,6 +38,10 @@ type Input struct {
 	Image imagespec.ImageConfig
 	// User is Spec.User (or the image's) with names resolved inside the root file system.
 	User specs.User
+	// IDBase is the machine's ID of root inside, 0 without a user namespace. UserNS is the path of the one to join, "" for
+	// a new one.
+	IDBase uint32
+	UserNS string
 	// Namespaces to join, by path. Netns "host" is the host's network, "" a new one with loopback only.
 	Netns, PidNS, IpcNS string
 	Mounts              []Mount
@@ -92,7 +98,7 @@ func Build(in Input) (*specs.Spec, error) {
 		s.Annotations[GroupAnnotation] = in.Group
 	}
 	for _, step := range []func(*specs.Spec, Input) error{
-		setProcess, setNamespaces, setSysctls, setMounts, setDevices, setResources, setSecurity,
+		setProcess, setNamespaces, setUserNamespace, setSysctls, setMounts, setDevices, setResources, setSecurity,
 	} {
 		if err := step(s, in); err != nil {
 			return nil, err
@@ -208,12 +214,26 @@ func setNamespaces(s *specs.Spec, in Input) error {
 	return nil
 }
 
+func setUserNamespace(s *specs.Spec, in Input) error {
+	if in.IDBase == 0 {
+		return nil
+	}
+	s.Linux.Namespaces = append(s.Linux.Namespaces, specs.LinuxNamespace{Type: specs.UserNamespace, Path: in.UserNS})
+	// With a path, too: containerd opens the bundle to the group that these lines name.
+	ids := []specs.LinuxIDMapping{{HostID: in.IDBase, Size: userns.Size}}
+	s.Linux.UIDMappings, s.Linux.GIDMappings = ids, ids
+	return nil
+}
+
 func setSysctls(s *specs.Spec, in Input) error {
 	sysctls := map[string]string{}
 	if in.Netns != "host" {
 		// As Docker: any user may open low ports and ping, inside.
 		sysctls["net.ipv4.ip_unprivileged_port_start"] = "0"
 		sysctls["net.ipv4.ping_group_range"] = "0 2147483647"
+		if in.IDBase != 0 {
+			sysctls["net.ipv4.ping_group_range"] = "0 " + strconv.Itoa(userns.Size-1) // others cannot be said inside
+		}
 	}
 	for name, value := range in.Spec.GetSysctls() {
 		if in.Netns == "host" && strings.HasPrefix(name, "net.") {

@@ -66,3 +66,19 @@ func capNames(list []string) ([]string, error) {
 	}
 	return names, nil
 }
+
+// WorksRemapped says whether a capability means anything in a user namespace. The others are asked of the machine's root
+// only, or, like SYS_ADMIN, are wanted for what they do to the machine.
+func WorksRemapped(name string) bool {
+	upper := strings.ToUpper(name)
+	if !strings.HasPrefix(upper, "CAP_") {
+		upper = "CAP_" + upper
+	}
+	switch upper {
+	case "CAP_NET_ADMIN", "CAP_NET_BROADCAST", "CAP_SYS_PTRACE", "CAP_IPC_OWNER":
+		return true
+	case "CAP_MKNOD":
+		return false // by default everybody has it, for what it is worth; who asks for it makes device nodes
+	}
+	return slices.Contains(defaultCapabilities(), upper)
+}

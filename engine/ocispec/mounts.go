@@ -29,8 +29,20 @@ func setMounts(s *specs.Spec, in Input) error {
 			Destination: InitTarget, Type: "bind", Source: in.InitPath, Options: []string{"bind", "ro", "rprivate"},
 		})
 	}
+	if in.IDBase != 0 {
+		mapOwners(mounts)
+	}
 	s.Mounts = mounts
 	return nil
+}
+
+// mapOwners makes binds show their files with the owners they have on the machine: root's are root's inside.
+func mapOwners(mounts []specs.Mount) {
+	for i, m := range mounts {
+		if m.Type == "bind" {
+			mounts[i].Options = append(slices.Clone(m.Options), "ridmap")
+		}
+	}
 }
 
 // systemMounts are those every container has, in the order that runc must make them.
