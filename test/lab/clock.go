@@ -27,6 +27,18 @@ func (n *Node) SetClock(t testing.TB, offset time.Duration) {
 	}
 }
 
+// skewClock gives a daemon that has just started the wrong clock that was asked for.
+func (n *Node) skewClock() error {
+	if n.clock == 0 {
+		return nil
+	}
+	pid, err := onlyChild(n.daemon.Process.Pid)
+	if err != nil {
+		return err
+	}
+	return setClock(pid, n.clock)
+}
+
 // setClock replaces the function of the process's vDSO that tells the time, where Go programs ask for it.
 func setClock(pid int, offset time.Duration) error {
 	if runtime.GOARCH != "amd64" {

@@ -13,10 +13,7 @@ import (
 )
 
 // disk is a file system of the machine's own, in a file; its folder is the daemon's root.
-type disk struct {
-	at     string
-	frozen bool
-}
+type disk struct{ at string }
 
 // addDisk gives a machine that is off a disk of that size, as in "600M". The file is sparse.
 func (n *Node) addDisk(t testing.TB, size string) {
@@ -38,10 +35,7 @@ func (n *Node) ownDisk(t testing.TB) *disk {
 }
 
 // remove frees the disk; its file goes with the machine's folder.
-func (d *disk) remove(t testing.TB) {
-	if d.frozen {
-		run(t, time.Minute, "fsfreeze", "--unfreeze", d.at)
-	}
+func (d *disk) remove() {
 	unmountBelow(d.at)
 }
 
@@ -78,7 +72,7 @@ func (n *Node) StallDisk(t testing.TB) {
 	t.Helper()
 	d := n.ownDisk(t)
 	run(t, time.Minute, "fsfreeze", "--freeze", d.at)
-	d.frozen = true
+	n.ill.Or(stalled)
 }
 
 // ResumeDisk ends StallDisk.
@@ -86,7 +80,7 @@ func (n *Node) ResumeDisk(t testing.TB) {
 	t.Helper()
 	d := n.ownDisk(t)
 	run(t, time.Minute, "fsfreeze", "--unfreeze", d.at)
-	d.frozen = false
+	n.ill.And(^stalled)
 }
 
 // FillDisk leaves no free byte on the machine's disk.

@@ -25,6 +25,8 @@
 //	the disk    Node.FillDisk, FreeDisk, StallDisk, ResumeDisk, for machines with Shape.Disk
 //	the clock   Node.SetClock, on amd64
 //
+// Node.Running tells what really runs on a machine, whatever its daemon says; Node.Sound whether anything is wrong with it now.
+//
 // Links are cut in the bridge: machines see no sign of it but silence, and the test still talks to every daemon over its Unix
 // socket. The folder of each machine is on the host's disk, so a power cut keeps what was written and not only what was synced.
 //

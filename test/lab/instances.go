@@ -30,16 +30,27 @@ func (n *Node) connect() (*client.Client, error) { return client.New(client.Opti
 // Instances lists all instances of the machine, exited ones too, by service and slot.
 func (n *Node) Instances(t testing.TB) []*gantryv1.InstanceView {
 	t.Helper()
+	list, err := n.TryInstances()
+	must(t, err)
+	return list
+}
+
+// TryInstances is Instances for a machine that may not answer now.
+func (n *Node) TryInstances() ([]*gantryv1.InstanceView, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
 	defer cancel()
 	c, err := n.connect()
-	must(t, err)
+	if err != nil {
+		return nil, err
+	}
 	defer c.Close()
 	res, err := c.Instances.List(ctx, connect.NewRequest(&gantryv1.ListInstancesRequest{All: true}))
-	must(t, err)
+	if err != nil {
+		return nil, err
+	}
 	list := res.Msg.Instances
 	sort.Slice(list, func(i, j int) bool { return Name(list[i]) < Name(list[j]) })
-	return list
+	return list, nil
 }
 
 // Instance returns the instance of that name: "service.1", or the name given to run; nil if there is none.
@@ -75,7 +86,11 @@ func (n *Node) AwaitReady(t testing.TB, service string, want int) []*gantryv1.In
 	Eventually(t, 2*time.Minute, service+" ready", func() error {
 		var seen []string
 		ready = nil
-		for _, view := range n.Instances(t) {
+		views, err := n.TryInstances()
+		if err != nil {
+			return err
+		}
+		for _, view := range views {
 			if view.Instance.Service != service {
 				continue
 			}

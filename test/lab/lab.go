@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -22,6 +23,9 @@ type Lab struct {
 	bin    string
 	subnet int // 198.18.subnet.0/24
 	nodes  []*Node
+	gone   []*Node // retired
+
+	mu     sync.Mutex    // held to change nodes and harmed
 	harmed map[link]harm // links that are not whole
 }
 
@@ -61,7 +65,11 @@ func Network(t testing.TB) *Lab {
 func (l *Lab) Node(i int) *Node { return l.nodes[i] }
 
 // Nodes returns all machines, those that are off too.
-func (l *Lab) Nodes() []*Node { return slices.Clone(l.nodes) }
+func (l *Lab) Nodes() []*Node {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return slices.Clone(l.nodes)
+}
 
 // Binaries returns the folder with gantry, gantryd, runc and the shim: GANTRY_BIN, or bin/ of this checkout, made by
 // `make build` if gantryd is not there.
@@ -112,7 +120,7 @@ func (l *Lab) gateway() string { return fmt.Sprintf("198.18.%d.1", l.subnet) }
 
 // remove takes everything away in the order that frees it; it goes on past failures and reports them.
 func (l *Lab) remove(t testing.TB) {
-	for _, n := range l.nodes {
+	for _, n := range append(l.nodes, l.gone...) {
 		if t.Failed() {
 			t.Logf("%s, end of the daemon's log:\n%s", n.name, tail(n.DaemonLog(), 60))
 		}

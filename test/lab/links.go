@@ -60,8 +60,10 @@ func (l *Lab) Lose(t testing.TB, percent float64, a, b *Node) {
 // Heal mends every link: nothing is cut, lost or delayed any more. It does not plug machines in.
 func (l *Lab) Heal(t testing.TB) {
 	t.Helper()
+	l.mu.Lock()
 	l.harmed = map[link]harm{}
 	l.applyLinks(t)
+	l.mu.Unlock()
 	for _, n := range l.nodes {
 		n.Delay(t, 0)
 	}
@@ -131,6 +133,8 @@ func (n *Node) links(inward bool) []link {
 // harmLinks replaces what is wrong with the links.
 func (l *Lab) harmLinks(t testing.TB, h harm, links ...link) {
 	t.Helper()
+	l.mu.Lock()
+	defer l.mu.Unlock()
 	for _, each := range links {
 		if h == (harm{}) {
 			delete(l.harmed, each)
@@ -139,6 +143,18 @@ func (l *Lab) harmLinks(t testing.TB, h harm, links ...link) {
 		}
 	}
 	l.applyLinks(t)
+}
+
+// whole reports whether nothing is wrong with the machine's links.
+func (n *Node) whole() bool {
+	n.lab.mu.Lock()
+	defer n.lab.mu.Unlock()
+	for at := range n.lab.harmed {
+		if at.from == n.index || at.to == n.index {
+			return false
+		}
+	}
+	return true
 }
 
 // applyLinks replaces the rules of the bridge in one transaction.
@@ -150,12 +166,12 @@ func (l *Lab) applyLinks(t testing.TB) {
 		if at.from == outside {
 			hook = "output"
 		} else {
-			match += "iifname " + l.nodes[at.from].ports()
+			match += "iifname " + l.machine(at.from).ports()
 		}
 		if at.to == outside {
 			hook = "input"
 		} else {
-			match += " oifname " + l.nodes[at.to].ports()
+			match += " oifname " + l.machine(at.to).ports()
 		}
 		if !h.cut {
 			match += fmt.Sprintf(" numgen random mod 1000 < %d", h.permill)
@@ -167,6 +183,16 @@ func (l *Lab) applyLinks(t testing.TB) {
 		rules += fmt.Sprintf("chain %s { type filter hook %[1]s priority 0; %s }\n", hook, text)
 	}
 	run(t, time.Minute, "nft", rules+"}")
+}
+
+// machine returns the machine of a link.
+func (l *Lab) machine(index int) *Node {
+	for _, n := range l.nodes {
+		if n.index == index {
+			return n
+		}
+	}
+	panic("lab: a link of a machine that is gone")
 }
 
 // ports is the set of the machine's bridge ports in the notation of nft.

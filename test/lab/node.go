@@ -14,6 +14,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -38,6 +39,7 @@ type Node struct {
 	exited chan error // closed by the daemon's end
 	flags  []string
 	join   []string      // flags that make it part of a cluster
+	ill    atomic.Uint32 // what is wrong with it
 	relay  *relay        // of Delay
 	disk   *disk         // of its own, or nil
 	clock  time.Duration // what the daemon's clock is wrong by
@@ -64,14 +66,17 @@ func (l *Lab) AddNode(t testing.TB, root string) *Node {
 // newNode makes a machine that is off.
 func (l *Lab) newNode(t testing.TB) *Node {
 	t.Helper()
-	i := len(l.nodes)
+	i := len(l.nodes) + len(l.gone)
 	dir := filepath.Join(l.dir, fmt.Sprintf("n%d", i))
 	n := &Node{
 		lab: l, index: i, name: fmt.Sprintf("%sn%d", l.name, i), dir: dir, root: filepath.Join(dir, "root"),
 		addr: fmt.Sprintf("198.18.%d.%d", l.subnet, 10+i),
 	}
+	n.ill.Store(ended)
 	must(t, os.MkdirAll(n.root, 0o711))
 	must(t, os.WriteFile(filepath.Join(dir, "node.sh"), []byte(nodeScript), 0o644))
+	l.mu.Lock()
+	defer l.mu.Unlock()
 	l.nodes = append(l.nodes, n)
 	return n
 }
@@ -123,11 +128,13 @@ func (n *Node) Plug(t testing.TB) {
 	n.Exec(t, "ip", "addr", "add", n.addr+"/24", "dev", "eth0")
 	n.Exec(t, "ip", "link", "set", "eth0", "up")
 	n.Exec(t, "ip", "route", "add", "default", "via", n.lab.gateway())
+	n.ill.And(^unplugged)
 }
 
 // Unplug takes the machine off the network.
 func (n *Node) Unplug(t testing.TB) {
 	t.Helper()
+	n.ill.Or(unplugged)
 	run(t, time.Minute, "ip", "link", "del", n.name)
 }
 
@@ -153,10 +160,11 @@ func (n *Node) powerOff(t testing.TB) {
 		return
 	}
 	// What is frozen cannot die.
-	if n.disk != nil && n.disk.frozen {
+	if n.ill.Load()&stalled != 0 {
 		n.ResumeDisk(t)
 	}
 	_ = n.setFreezer(false)
+	n.ill.Store(ended)
 	if err := syscall.Kill(n.init, syscall.SIGKILL); err != nil {
 		t.Logf("lab: %s: %v", n.name, err)
 	}
@@ -173,7 +181,7 @@ func (n *Node) powerOff(t testing.TB) {
 func (n *Node) remove(t testing.TB) {
 	n.powerOff(t)
 	if n.disk != nil {
-		n.disk.remove(t)
+		n.disk.remove()
 	}
 }
 
@@ -190,6 +198,14 @@ func (n *Node) StartDaemon(t testing.TB) {
 
 // TryStartDaemon starts gantryd and returns an error if it ends, or does not answer in time.
 func (n *Node) TryStartDaemon(timeout time.Duration) error {
+	if err := n.launch(); err != nil {
+		return err
+	}
+	return n.awaitDaemon(timeout)
+}
+
+// launch starts gantryd and does not wait for it.
+func (n *Node) launch() error {
 	log, err := os.OpenFile(n.logPath(), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
 	if err != nil {
 		return err
@@ -206,14 +222,7 @@ func (n *Node) TryStartDaemon(timeout time.Duration) error {
 	exited := make(chan error, 1)
 	go func() { exited <- cmd.Wait(); close(exited) }()
 	n.daemon, n.exited = cmd, exited
-	if err := n.awaitDaemon(timeout); err != nil || n.clock == 0 {
-		return err
-	}
-	pid, err := onlyChild(n.daemon.Process.Pid)
-	if err != nil {
-		return err
-	}
-	return setClock(pid, n.clock)
+	return nil
 }
 
 func (n *Node) awaitDaemon(timeout time.Duration) error {
@@ -227,7 +236,8 @@ func (n *Node) awaitDaemon(timeout time.Duration) error {
 			return errors.New("gantryd does not answer: " + n.Try("system", "info").Stderr)
 		case <-time.After(30 * time.Millisecond):
 			if n.Try("system", "info").Code == 0 {
-				return nil
+				n.ill.And(^ended)
+				return n.skewClock()
 			}
 		}
 	}
@@ -256,7 +266,9 @@ func (n *Node) StopDaemon(t testing.TB) {
 
 func (n *Node) endDaemon(t testing.TB, signal syscall.Signal) {
 	t.Helper()
-	must(t, syscall.Kill(n.DaemonPID(t), signal))
+	pid := n.DaemonPID(t)
+	n.ill.Or(ended)
+	must(t, syscall.Kill(pid, signal))
 	select {
 	case <-n.exited:
 		n.daemon = nil
