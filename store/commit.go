@@ -304,7 +304,7 @@ func (s *Store) try(ctx context.Context, tx *Tx) (bool, error) {
 			}
 		}
 	}
-	return resp.Succeeded, s.await(ctx, resp.Header.Revision)
+	return resp.Succeeded, s.Await(ctx, resp.Header.Revision)
 }
 
 func errDeposed() error {
@@ -358,7 +358,7 @@ func (s *Store) ClearGuard() { s.guard.Store(nil) }
 // caughtUp waits until reads see all that was written before this server began to lead.
 func (s *Store) caughtUp(ctx context.Context) error {
 	if g := s.guard.Load(); g != nil {
-		return s.await(ctx, g.rev)
+		return s.Await(ctx, g.rev)
 	}
 	return nil
 }

@@ -275,8 +275,8 @@ func (s *Store) Revision() int64 {
 	return s.rev
 }
 
-// await blocks until the cache has reached rev.
-func (s *Store) await(ctx context.Context, rev int64) error {
+// Await blocks until reads reflect an etcd revision.
+func (s *Store) Await(ctx context.Context, rev int64) error {
 	for {
 		s.mu.Lock()
 		reached, moved, err := s.rev >= rev, s.moved, s.lastErr
