@@ -1,0 +1,391 @@
+// Package blobtrack knows, on the leader, which nodes have which parts of images, and sends each node that wants one to another.
+//
+// New, then Tracker.Handler on the listener that nodes reach. Locate chains: the second node that asks while the first still
+// downloads is sent to the first, the third to the second, so that a source sends a blob about once. Everything is memory: a
+// server that comes to lead calls Reset, and nodes, who see that the tracker is another, tell everything again. All methods are
+// safe in parallel. No byte of a blob passes here; what nodes send each other is package peer of the engine.
+package blobtrack
+
+import (
+	"cmp"
+	"log/slog"
+	"math/rand/v2"
+	"slices"
+	"sync"
+	"time"
+
+	gantryv1 "github.com/gantryd/gantry/api/gen/gantry/v1"
+	"github.com/gantryd/gantry/internal/ids"
+)
+
+// Node is what the tracker has to know of a machine.
+type Node struct {
+	Address string // "host:port" of its API
+	Server  bool   // it holds the cluster's state: the names it gives images are believed
+	Down    bool
+}
+
+// Options say whom the tracker serves. Node is required.
+type Options struct {
+	// Node looks a machine up; false for one that is not of the cluster.
+	Node   func(id string) (Node, bool)
+	Logger *slog.Logger
+	// Now is the clock; time.Now if nil.
+	Now func() time.Time
+}
+
+const (
+	// maxDepth bounds how many nodes that are still fetching a blob it passes on its way to another.
+	maxDepth = 16
+	// maxPeers is how many nodes one answer names.
+	maxPeers = 3
+	// accusers is how many nodes must complain of a holder until nobody is sent to it.
+	accusers = 2
+	// silence is how long a node that said nothing is taken to go on with what it was fetching. Nodes speak every 15 s.
+	silence = 45 * time.Second
+	// sweepEvery is how often machines that left the cluster are forgotten.
+	sweepEvery = time.Minute
+	// maxDigests and maxNames bound what one node can make the leader remember.
+	maxDigests, maxNames = 200_000, 20_000
+)
+
+// Tracker knows who has what. Use New.
+type Tracker struct {
+	o Options
+
+	mu    sync.Mutex
+	id    string
+	swept time.Time
+	blobs map[string]blob                 // by digest
+	nodes map[string]*machine             // by node
+	names map[string]map[string]imageName // by name and node
+}
+
+// blob is who has one, or is about to.
+type blob map[string]*holder
+
+type holder struct {
+	whole    bool
+	from     string          // whom it fetches from, while not whole; empty for a registry
+	active   int             // nodes that fetch from it now
+	sent     int             // how often somebody was sent to it
+	accusers map[string]bool // nodes that say it does not keep what it promises
+}
+
+type machine struct {
+	boot   string
+	seen   time.Time
+	active int // nodes that fetch anything from it now
+	blobs  map[string]bool
+	names  map[string]bool
+}
+
+type imageName struct {
+	digest  string
+	updated time.Time
+}
+
+// New makes an empty tracker.
+func New(o Options) *Tracker {
+	if o.Now == nil {
+		o.Now = time.Now
+	}
+	if o.Logger == nil {
+		o.Logger = slog.New(slog.DiscardHandler)
+	}
+	t := &Tracker{o: o}
+	t.Reset()
+	return t
+}
+
+// Reset forgets everything: what is known is as old as the last time this server led.
+func (t *Tracker) Reset() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.id, t.swept = ids.New(), t.o.Now()
+	t.blobs, t.nodes, t.names = map[string]blob{}, map[string]*machine{}, map[string]map[string]imageName{}
+}
+
+// Locate names nodes to fetch a blob from, best first, and notes that the caller fetches it from the first.
+func (t *Tracker) Locate(node string, req *gantryv1.LocateRequest) *gantryv1.LocateResponse {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	m := t.machine(node)
+	m.seen = t.o.Now()
+	if f := req.Fault; f != nil {
+		t.accuse(node, f)
+	}
+	peers := t.candidates(node, req.Digest, req.Exclude)
+	t.fetching(node, req.Digest, peers)
+	resp := &gantryv1.LocateResponse{Tracker: t.id}
+	for _, c := range peers {
+		resp.Peers = append(resp.Peers, &gantryv1.BlobPeer{Node: c.node, Address: c.address, Depth: int32(c.depth)})
+	}
+	return resp
+}
+
+// fetching notes whom a node fetches from.
+func (t *Tracker) fetching(node, digest string, peers []candidate) {
+	h := t.holder(node, digest)
+	if h == nil {
+		return // it fetches too much for us to remember
+	}
+	t.leave(digest, h)
+	h.whole, h.from = false, ""
+	if len(peers) == 0 {
+		return
+	}
+	h.from = peers[0].node
+	from := t.blobs[digest][h.from]
+	from.active++
+	from.sent++
+	t.nodes[h.from].active++
+}
+
+// leave notes that a holder no longer fetches from another.
+func (t *Tracker) leave(digest string, h *holder) {
+	if h.from == "" {
+		return
+	}
+	if from := t.blobs[digest][h.from]; from != nil {
+		from.active--
+	}
+	if m := t.nodes[h.from]; m != nil {
+		m.active--
+	}
+	h.from = ""
+}
+
+type candidate struct {
+	node, address string
+	depth, load   int
+	*holder
+}
+
+// candidates lists whom a node can be sent to: those who send to the fewest, have sent the least, and have all of it.
+func (t *Tracker) candidates(node, digest string, exclude []string) []candidate {
+	var out []candidate
+	for id, h := range t.blobs[digest] {
+		if id == node || slices.Contains(exclude, id) || h.accusers[node] || len(h.accusers) >= accusers {
+			continue
+		}
+		n, ok := t.o.Node(id)
+		if !ok || n.Down || n.Address == "" {
+			continue
+		}
+		depth, ok := t.depth(digest, id, node)
+		if !ok {
+			continue
+		}
+		out = append(out, candidate{node: id, address: n.Address, depth: depth, load: t.nodes[id].active, holder: h})
+	}
+	// Among equals the order is by chance, or all nodes would flock to one.
+	rand.Shuffle(len(out), func(i, j int) { out[i], out[j] = out[j], out[i] })
+	slices.SortStableFunc(out, func(a, b candidate) int {
+		return cmp.Or(cmp.Compare(a.active, b.active), cmp.Compare(a.sent, b.sent), cmp.Compare(min(a.depth, 1), min(b.depth, 1)),
+			cmp.Compare(a.load, b.load))
+	})
+	return out[:min(len(out), maxPeers)]
+}
+
+// depth counts the nodes that are still fetching on the way to a holder. A way that is too long, that leads through the node
+// that asks, or on which somebody has fallen silent is none.
+func (t *Tracker) depth(digest, id, asks string) (int, bool) {
+	for depth := 0; ; depth++ {
+		h := t.blobs[digest][id]
+		switch {
+		case h == nil || id == asks || depth > maxDepth:
+			return 0, false
+		case h.whole:
+			return depth, true
+		case t.o.Now().Sub(t.nodes[id].seen) > silence:
+			return 0, false
+		case h.from == "":
+			return depth + 1, depth < maxDepth
+		}
+		id = h.from
+	}
+}
+
+// accuse notes what a node says of another. One that is still fetching promised nothing; of one that sent something wrong, it
+// says so itself once it has checked.
+func (t *Tracker) accuse(node string, f *gantryv1.BlobFault) {
+	h := t.blobs[f.Digest][f.Node]
+	if h == nil || !h.whole || f.Kind != gantryv1.BlobFault_KIND_MISSING && f.Kind != gantryv1.BlobFault_KIND_CORRUPT {
+		return
+	}
+	if h.accusers == nil {
+		h.accusers = map[string]bool{}
+	}
+	if len(h.accusers) < accusers {
+		h.accusers[node] = true
+	}
+	t.o.Logger.Warn("a node does not send what it says it has", "node", f.Node, "digest", f.Digest, "kind", f.Kind.String(), "says", node)
+}
+
+// Announce takes what a node has and no longer has.
+func (t *Tracker) Announce(node string, req *gantryv1.AnnounceRequest) *gantryv1.AnnounceResponse {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.sweep()
+	m := t.machine(node)
+	m.seen = t.o.Now()
+	if m.boot != req.Boot {
+		t.interrupted(node, m)
+		m.boot = req.Boot
+	}
+	if req.Full {
+		t.forgetAllBut(node, m, req)
+	}
+	for _, d := range req.Gone {
+		t.drop(node, d)
+	}
+	for _, d := range req.Have {
+		if h := t.holder(node, d); h != nil {
+			t.leave(d, h)
+			h.whole, h.accusers = true, nil
+		}
+	}
+	for _, f := range req.Faults {
+		t.accuse(node, f)
+	}
+	t.rename(node, m, req)
+	return &gantryv1.AnnounceResponse{Tracker: t.id}
+}
+
+// interrupted forgets what the node's earlier daemon was fetching.
+func (t *Tracker) interrupted(node string, m *machine) {
+	for d := range m.blobs {
+		if !t.blobs[d][node].whole {
+			t.drop(node, d)
+		}
+	}
+}
+
+// forgetAllBut drops what a full announcement no longer names. What the node is fetching it tells of elsewhere.
+func (t *Tracker) forgetAllBut(node string, m *machine, req *gantryv1.AnnounceRequest) {
+	has, named := map[string]bool{}, map[string]bool{}
+	for _, d := range req.Have {
+		has[d] = true
+	}
+	for _, n := range req.Names {
+		named[n.Name] = true
+	}
+	for d := range m.blobs {
+		if t.blobs[d][node].whole && !has[d] {
+			t.drop(node, d)
+		}
+	}
+	for n := range m.names {
+		if !named[n] {
+			t.unname(node, n)
+		}
+	}
+}
+
+func (t *Tracker) rename(node string, m *machine, req *gantryv1.AnnounceRequest) {
+	for _, n := range req.NamesGone {
+		t.unname(node, n)
+	}
+	for _, n := range req.Names {
+		if !m.names[n.Name] && len(m.names) >= maxNames {
+			continue
+		}
+		m.names[n.Name] = true
+		if t.names[n.Name] == nil {
+			t.names[n.Name] = map[string]imageName{}
+		}
+		t.names[n.Name][node] = imageName{digest: n.Digest, updated: n.UpdatedAt.AsTime()}
+	}
+}
+
+// machine finds or makes what is known of a node.
+func (t *Tracker) machine(node string) *machine {
+	m := t.nodes[node]
+	if m == nil {
+		m = &machine{blobs: map[string]bool{}, names: map[string]bool{}}
+		t.nodes[node] = m
+	}
+	return m
+}
+
+// holder finds or makes a node's part in a blob; nil if the node has too many.
+func (t *Tracker) holder(node, digest string) *holder {
+	m := t.machine(node)
+	if !m.blobs[digest] {
+		if len(m.blobs) >= maxDigests {
+			return nil
+		}
+		m.blobs[digest] = true
+		if t.blobs[digest] == nil {
+			t.blobs[digest] = blob{}
+		}
+		t.blobs[digest][node] = &holder{}
+	}
+	return t.blobs[digest][node]
+}
+
+// drop forgets that a node has or fetches a blob. Who fetches it from there will ask again.
+func (t *Tracker) drop(node, digest string) {
+	h := t.blobs[digest][node]
+	if h == nil {
+		return
+	}
+	t.leave(digest, h)
+	for _, other := range t.blobs[digest] {
+		if other.from == node {
+			t.leave(digest, other)
+		}
+	}
+	delete(t.nodes[node].blobs, digest)
+	if delete(t.blobs[digest], node); len(t.blobs[digest]) == 0 {
+		delete(t.blobs, digest)
+	}
+}
+
+func (t *Tracker) unname(node, name string) {
+	delete(t.nodes[node].names, name)
+	if delete(t.names[name], node); len(t.names[name]) == 0 {
+		delete(t.names, name)
+	}
+}
+
+// sweep forgets machines that are no longer of the cluster.
+func (t *Tracker) sweep() {
+	now := t.o.Now()
+	if now.Sub(t.swept) < sweepEvery {
+		return
+	}
+	t.swept = now
+	for id, m := range t.nodes {
+		if _, ok := t.o.Node(id); ok {
+			continue
+		}
+		for d := range m.blobs {
+			t.drop(id, d)
+		}
+		for n := range m.names {
+			t.unname(id, n)
+		}
+		delete(t.nodes, id)
+	}
+}
+
+// FindName returns the digest that an image's full name stands for on the servers, or, if any is set and no server knows it, on
+// any node; the newest if they differ. It is empty if nobody that is up knows the name.
+func (t *Tracker) FindName(name string, any bool) string {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	var best imageName
+	server := false
+	for id, n := range t.names[name] {
+		node, ok := t.o.Node(id)
+		if !ok || node.Down || !node.Server && (!any || server) {
+			continue
+		}
+		if best.digest == "" || node.Server && !server || n.updated.After(best.updated) {
+			best, server = n, node.Server
+		}
+	}
+	return best.digest
+}
