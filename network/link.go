@@ -70,11 +70,11 @@ func (n *Network) newNetns(path string) (*netlink.Handle, error) {
 	if err := os.WriteFile(path, nil, 0o600); err != nil {
 		return nil, err
 	}
+	if err := n.makeNamespace(path); err != nil {
+		return nil, err
+	}
 	var h *netlink.Handle
-	err := n.elsewhere(func() error { return unix.Unshare(unix.CLONE_NEWNET) }, func() (err error) {
-		if err := unix.Mount("/proc/thread-self/ns/net", path, "", unix.MS_BIND, ""); err != nil {
-			return fmt.Errorf("keep the namespace: %w", err)
-		}
+	err := n.entered(path, func() (err error) {
 		if err := namespaceSysctls(); err != nil {
 			return err
 		}
@@ -82,6 +82,19 @@ func (n *Network) newNetns(path string) (*netlink.Handle, error) {
 		return err
 	})
 	return h, err
+}
+
+// makeNamespace makes a namespace that is mounted at path.
+func (n *Network) makeNamespace(path string) error {
+	if n.opts.Namespace != nil {
+		return n.opts.Namespace(path)
+	}
+	return n.elsewhere(func() error { return unix.Unshare(unix.CLONE_NEWNET) }, func() error {
+		if err := unix.Mount("/proc/thread-self/ns/net", path, "", unix.MS_BIND, ""); err != nil {
+			return fmt.Errorf("keep the namespace: %w", err)
+		}
+		return nil
+	})
 }
 
 // elsewhere runs do on a thread that enter has moved to another network namespace, and brings the thread back.
@@ -240,27 +253,54 @@ func (n *Network) linkSysctls(name string) error {
 // rewire makes sure that a live namespace has its link, as whole as build would have made it.
 func (n *Network) rewire(r *record) error {
 	link, err := n.links.LinkByName(linkName(r.Address))
-	if err == nil {
+	if err == nil && link.Attrs().MTU == n.opts.MTU {
 		return n.wireHost(r, link.Attrs().Index)
 	}
-	var h *netlink.Handle
-	err = n.within(r, func() (err error) {
-		h, err = netlink.NewHandle(unix.NETLINK_ROUTE)
-		return err
-	})
-	if err != nil {
-		return fault.Wrap(fault.Internal, err, "enter the network of %s", r.ID)
+	h, err2 := n.handleIn(r)
+	if err2 != nil {
+		return fault.Wrap(fault.Internal, err2, "enter the network of %s", r.ID)
 	}
 	defer h.Close()
-	if err := n.wire(r, n.netnsPath(r.Address), h); err != nil {
+	if err == nil {
+		err = errors.Join(n.resize(link, h), n.wireHost(r, link.Attrs().Index))
+	} else {
+		err = n.wire(r, n.netnsPath(r.Address), h)
+	}
+	if err != nil {
 		return fault.Wrap(fault.Internal, err, "repair the network of %s", r.ID)
 	}
 	return nil
 }
 
+// handleIn is a netlink handle in the record's namespace.
+func (n *Network) handleIn(r *record) (h *netlink.Handle, err error) {
+	err = n.within(r, func() (err error) {
+		h, err = netlink.NewHandle(unix.NETLINK_ROUTE)
+		return err
+	})
+	return h, err
+}
+
+// resize gives both ends of a link the MTU of today: the machine may have joined a cluster since, or left it.
+func (n *Network) resize(link netlink.Link, h *netlink.Handle) error {
+	if err := n.links.LinkSetMTU(link, n.opts.MTU); err != nil {
+		return err
+	}
+	eth, err := h.LinkByName(inside)
+	if err != nil {
+		return err
+	}
+	return h.LinkSetMTU(eth, n.opts.MTU)
+}
+
 // within runs do on a thread in the record's namespace.
 func (n *Network) within(r *record, do func() error) error {
-	ns, err := os.Open(n.netnsPath(r.Address))
+	return n.entered(n.netnsPath(r.Address), do)
+}
+
+// entered runs do on a thread in the namespace at path.
+func (n *Network) entered(path string, do func() error) error {
+	ns, err := os.Open(path)
 	if err != nil {
 		return err
 	}

@@ -58,6 +58,9 @@ type Options struct {
 	// MTU of the containers' links; 0 takes that of the host's default route, or of the device that has Address less what the
 	// overlay adds.
 	MTU int
+	// Namespace makes a network namespace at path, which exists, for containers in user namespaces. Unset, namespaces belong
+	// to the daemon's own user.
+	Namespace func(path string) error
 	// PoolSize is the number of namespaces kept ready for Attach; 0 means 16, negative none.
 	PoolSize int
 	Logger   *slog.Logger
@@ -200,12 +203,13 @@ func (n *Network) Close() error {
 	return nil
 }
 
-// Run keeps links ready for Attach, deletes those of Detach, serves the user-space side of published ports and puts the
-// nftables table back when somebody else removes or changes it. It returns when ctx ends.
+// Run keeps links ready for Attach, deletes those of Detach, serves the user-space side of published ports and puts back what
+// somebody else removes or changes: the nftables table, devices, routes, forwarding. It returns when ctx ends.
 func (n *Network) Run(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return n.keepPool(ctx) })
 	g.Go(func() error { return n.watchTable(ctx) })
+	g.Go(func() error { return n.watchHost(ctx) })
 	g.Go(func() error { return n.ports.serve(ctx) })
 	return g.Wait()
 }
