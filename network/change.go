@@ -207,9 +207,6 @@ func (r *ruleset) spread(t target) rule {
 	return append(out, nat)
 }
 
-// backendsPerRule is what one message can carry. More instances of one service than that do not serve new connections.
-const backendsPerRule = 2000
-
 // turn puts the next backend's address into the register: a counter of the rule's own, and a map that goes with the rule.
 func (r *ruleset) turn(backends []netip.Addr) rule {
 	s := &nftables.Set{Table: r.table, Anonymous: true, Constant: true, IsMap: true, KeyType: nftables.TypeInteger, DataType: nftables.TypeIPAddr}

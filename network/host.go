@@ -4,9 +4,11 @@ import (
 	"crypto/rand"
 	"encoding/json"
 	"errors"
+	"maps"
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 
@@ -104,7 +106,46 @@ func (n *Network) ensureBridge() (netlink.Link, error) {
 			return nil, fault.Wrap(fault.Internal, err, "find the bridge %s", name)
 		}
 	}
-	return link, n.links.LinkSetUp(link)
+	if err := n.links.LinkSetUp(link); err != nil {
+		return nil, fault.Wrap(fault.Unsupported, err, "switch %s on", name)
+	}
+	return link, nil
+}
+
+// reassertHost puts back what somebody took away of the bridge, forwarding and the overlay.
+func (n *Network) reassertHost() error {
+	n.applying.Lock()
+	defer n.applying.Unlock()
+	if n.removed {
+		return nil
+	}
+	link, err := n.ensureBridge()
+	if err != nil {
+		return err
+	}
+	if err := n.ensureGateway(link); err != nil {
+		return fault.Wrap(fault.Unsupported, err, "give %s its addresses", n.opts.Bridge)
+	}
+	if err := n.enableForwarding(); err != nil {
+		return err
+	}
+	if n.overlay == nil {
+		return nil
+	}
+	return errors.Join(n.overlay.Ensure(), n.overlaySysctls())
+}
+
+// reassertLinks repairs the links of containers that are attached, and those made ahead. Nil means all.
+func (n *Network) reassertLinks(addresses map[netip.Addr]bool) error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	var failures []error
+	for _, r := range slices.AppendSeq(slices.Clone(n.ready), maps.Values(n.attached)) {
+		if r.live && (addresses == nil || addresses[r.Address]) {
+			failures = append(failures, n.rewire(r))
+		}
+	}
+	return errors.Join(failures...)
 }
 
 // checkRoutes refuses ranges that the host uses already: one of the two would lose its traffic.

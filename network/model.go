@@ -41,7 +41,8 @@ type reach struct {
 	address netip.Addr
 }
 
-// target is where new connections go: one of backends in turn, on port if that is not 0.
+// target is where new connections go: one of backends in turn, on port if that is not 0. A backend of more weight has more
+// turns.
 type target struct {
 	backends []netip.Addr
 	port     uint16
@@ -151,7 +152,7 @@ func (b *builder) meet() {
 
 func (b *builder) add(e *gantryv1.ServiceEndpoints) {
 	segment, internal := b.segment(e)
-	var ready []netip.Addr
+	var ready []backend
 	for _, ep := range e.Endpoints {
 		a, err := netip.ParseAddr(ep.Address)
 		if err != nil {
@@ -162,16 +163,16 @@ func (b *builder) add(e *gantryv1.ServiceEndpoints) {
 			b.member(a6, segment, internal)
 		}
 		if ep.Ready {
-			ready = append(ready, a)
+			ready = append(ready, backend{a, ep.Weight})
 		}
 		if b.local.Contains(a) {
 			b.hairpins[a] = struct{}{}
 		}
 	}
-	slices.SortFunc(ready, netip.Addr.Compare)
-	ready = slices.Compact(ready)
+	slices.SortFunc(ready, func(a, b backend) int { return a.address.Compare(b.address) })
+	ready = slices.CompactFunc(ready, func(a, b backend) bool { return a.address == b.address })
 	if vip, err := netip.ParseAddr(e.VirtualIp); err == nil && b.virtual.Contains(vip) && len(ready) > 0 {
-		b.services[vip] = target{backends: ready}
+		b.services[vip] = target{backends: turns(ready)}
 	}
 	b.publish(e, ready)
 }
@@ -239,15 +240,20 @@ func (b *builder) pair() {
 }
 
 // publish maps host ports to the ready instances, or in host mode to those of this node.
-func (b *builder) publish(e *gantryv1.ServiceEndpoints, ready []netip.Addr) {
+func (b *builder) publish(e *gantryv1.ServiceEndpoints, ready []backend) {
+	if len(e.Ports) == 0 {
+		return
+	}
+	everywhere := turns(ready)
+	here := turns(slices.DeleteFunc(slices.Clone(ready), func(r backend) bool { return !b.local.Contains(r.address) }))
 	for _, p := range e.Ports {
 		if p.HostPort == 0 || p.HostPort > 65535 || p.ContainerPort > 65535 {
 			continue // nothing reserved it
 		}
 		key := newPortKey(p.HostIp, protoNumber(p.Protocol), uint16(p.HostPort))
-		t := target{backends: ready, port: uint16(p.ContainerPort)}
+		t := target{backends: everywhere, port: uint16(p.ContainerPort)}
 		if p.Mode == "host" {
-			t.backends = slices.DeleteFunc(slices.Clone(ready), func(a netip.Addr) bool { return !b.local.Contains(a) })
+			t.backends = here
 		}
 		if _, taken := b.ports[key]; !taken && len(t.backends) > 0 {
 			b.ports[key] = t

@@ -1,9 +1,7 @@
 package network
 
 import (
-	"bytes"
 	"context"
-	"encoding/binary"
 	"errors"
 	"syscall"
 	"time"
@@ -75,16 +73,5 @@ func (n *Network) foreign(events []netlink.Message) bool {
 
 func tableOf(data []byte) string {
 	const header = 4 // struct nfgenmsg
-	for len(data) >= header+4 {
-		attr := data[header:]
-		size := int(binary.NativeEndian.Uint16(attr))
-		if size < 4 || size > len(attr) {
-			return ""
-		}
-		if kind := binary.NativeEndian.Uint16(attr[2:]) &^ (unix.NLA_F_NESTED | unix.NLA_F_NET_BYTEORDER); kind == unix.NFTA_TABLE_NAME {
-			return string(bytes.TrimRight(attr[4:size], "\x00"))
-		}
-		data = append(make([]byte, header), attr[min(len(attr), (size+3)&^3):]...)
-	}
-	return ""
+	return unix.ByteSliceToString(attribute(data, header, unix.NFTA_TABLE_NAME))
 }

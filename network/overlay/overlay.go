@@ -134,6 +134,9 @@ func (v *Overlay) Ensure() error {
 	if err != nil {
 		return err
 	}
+	if made && v.link != nil {
+		v.o.Logger.Warn("the overlay's device was removed; it is made anew", "device", v.o.Device)
+	}
 	v.link = link
 	peers := v.sorted()
 	if !made {
@@ -278,6 +281,13 @@ func (v *Overlay) retainRoutes() error {
 		}
 	}
 	return nil
+}
+
+// Index is the number of the device.
+func (v *Overlay) Index() int {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return v.link.Attrs().Index
 }
 
 // Close lets go of the device.

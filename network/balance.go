@@ -1,0 +1,75 @@
+package network
+
+import (
+	"cmp"
+	"net/netip"
+	"slices"
+)
+
+// backendsPerRule is what one message can carry. More instances of one service than that do not serve new connections.
+const backendsPerRule = 2000
+
+// backend is one instance that takes connections. A weight below 1 counts as 1.
+type backend struct {
+	address netip.Addr
+	weight  int32
+}
+
+func (b backend) share() int64 { return int64(max(b.weight, 1)) }
+
+// turns lists who takes the next connection, and the next, until it begins anew. Those of more weight come more often, spread
+// over the list. Weights are reduced to what fits into one rule; everybody keeps at least one turn.
+func turns(ready []backend) []netip.Addr {
+	shares, sum := reduce(ready)
+	if sum == int64(len(ready)) {
+		out := make([]netip.Addr, len(ready))
+		for i, b := range ready {
+			out[i] = b.address
+		}
+		return out
+	}
+	type turn struct {
+		at      float64
+		address netip.Addr
+	}
+	list := make([]turn, 0, sum)
+	for i, b := range ready {
+		for k := range shares[i] {
+			list = append(list, turn{(float64(k) + 0.5) / float64(shares[i]), b.address})
+		}
+	}
+	slices.SortFunc(list, func(a, b turn) int { return cmp.Or(cmp.Compare(a.at, b.at), a.address.Compare(b.address)) })
+	out := make([]netip.Addr, len(list))
+	for i, t := range list {
+		out[i] = t.address
+	}
+	return out
+}
+
+// reduce makes weights as small as they can be, and their sum no more than one rule carries.
+func reduce(ready []backend) (shares []int64, sum int64) {
+	var divisor int64
+	for _, b := range ready {
+		divisor = gcd(divisor, b.share())
+		sum += b.share()
+	}
+	room := int64(backendsPerRule - len(ready))
+	shares = make([]int64, len(ready))
+	over := divisor > 0 && sum/divisor > backendsPerRule
+	total := int64(0)
+	for i, b := range ready {
+		shares[i] = b.share() / max(divisor, 1)
+		if over {
+			shares[i] = 1 + max(room, 0)*b.share()/sum
+		}
+		total += shares[i]
+	}
+	return shares, total
+}
+
+func gcd(a, b int64) int64 {
+	for b != 0 {
+		a, b = b, a%b
+	}
+	return a
+}
