@@ -1,0 +1,252 @@
+package cluster_test
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"sync"
+	"testing"
+	"time"
+
+	"connectrpc.com/connect"
+	"github.com/anishathalye/porcupine"
+
+	gantryv1 "github.com/gantryd/gantry/api/gen/gantry/v1"
+	"github.com/gantryd/gantry/client"
+	"github.com/gantryd/gantry/fault"
+)
+
+// registers are configs that clients write and read at once through every server. Each write makes the next version; so a
+// register has a value and a number that counts every write there ever was.
+type registers struct {
+	ctx     context.Context
+	clients []*client.Client
+	mu      sync.Mutex
+	history []porcupine.Operation
+	began   time.Time
+}
+
+// access is what a client asked of a register. A read has no value.
+type access struct {
+	key   int
+	value string
+}
+
+// outcome is what it was told. Nothing is known of a write that failed: it may take effect at any later time, or never.
+type outcome struct {
+	value   string
+	version int64
+	unknown bool
+}
+
+// model is a register with a version.
+func model() porcupine.Model {
+	return porcupine.Model{
+		Partition: func(history []porcupine.Operation) [][]porcupine.Operation {
+			byKey := map[int][]porcupine.Operation{}
+			for _, op := range history {
+				key := op.Input.(access).key
+				byKey[key] = append(byKey[key], op)
+			}
+			var out [][]porcupine.Operation
+			for _, part := range byKey {
+				out = append(out, part)
+			}
+			return out
+		},
+		Init: func() any { return outcome{} },
+		Step: func(state, input, output any) (bool, any) {
+			now, in, out := state.(outcome), input.(access), output.(outcome)
+			if in.value == "" {
+				return out == now, now
+			}
+			next := outcome{value: in.value, version: now.version + 1}
+			return out.unknown || out.version == next.version, next
+		},
+		DescribeOperation: func(input, output any) string {
+			return fmt.Sprintf("%+v -> %+v", input, output)
+		},
+	}
+}
+
+const (
+	registerKeys    = 5
+	registerClients = 6
+)
+
+func TestRegistersAreLinearizable(t *testing.T) {
+	long := 25 * time.Second
+	if !short() {
+		long = 10 * time.Minute
+	}
+	tr := begin(t, three)
+	random := seeded(t)
+	ctx, cancel := context.WithTimeout(context.Background(), long)
+	defer cancel()
+	r := &registers{ctx: ctx, began: time.Now()}
+	var done sync.WaitGroup
+	for i := range registerClients {
+		r.clients = append(r.clients, tr.Node(i%3).Client(t))
+		seed := rand.New(rand.NewPCG(random.Uint64(), 0))
+		done.Go(func() { r.work(i, seed) })
+	}
+	for ctx.Err() == nil {
+		harmLeader(t, tr, random)
+	}
+	done.Wait()
+	tr.settle(t)
+	r.check(t)
+}
+
+// harmLeader takes the lead from a server in one of several ways and gives the machine back a little later.
+func harmLeader(t *testing.T, tr *trial, random *rand.Rand) {
+	t.Helper()
+	n := tr.Leader(t)
+	hold := time.Second + time.Duration(random.Int64N(int64(4*time.Second)))
+	switch random.IntN(4) {
+	case 0:
+		t.Logf("the leader %s is killed", n.Name())
+		n.KillDaemon(t)
+		n.StartDaemon(t)
+	case 1:
+		t.Logf("the leader %s is cut off for %s", n.Name(), hold)
+		n.Isolate(t)
+		time.Sleep(hold)
+		n.Heal(t)
+	case 2:
+		t.Logf("the leader %s is paused for %s", n.Name(), hold)
+		n.PauseDaemon(t)
+		time.Sleep(hold)
+		n.ResumeDaemon(t)
+	case 3:
+		t.Logf("the leader %s is not heard for %s", n.Name(), hold)
+		n.Mute(t)
+		time.Sleep(hold)
+		n.Heal(t)
+	}
+	time.Sleep(time.Second)
+}
+
+// work reads and writes registers in turn until the time is over.
+func (r *registers) work(who int, random *rand.Rand) {
+	for i := 0; r.ctx.Err() == nil; i++ {
+		in := access{key: random.IntN(registerKeys)}
+		if random.IntN(2) == 0 {
+			in.value = fmt.Sprintf("%d-%d", who, i)
+		}
+		r.access(who, in)
+		time.Sleep(time.Duration(random.Int64N(int64(20 * time.Millisecond))))
+	}
+}
+
+func (r *registers) access(who int, in access) {
+	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Second)
+	defer cancel()
+	call := time.Since(r.began)
+	var out outcome
+	var err error
+	if in.value == "" {
+		out, err = r.read(ctx, r.clients[who], in.key)
+	} else {
+		out, err = r.write(ctx, r.clients[who], in)
+	}
+	back := time.Since(r.began)
+	if err != nil {
+		if in.value == "" || refused(err) {
+			return // a read that failed tells nothing
+		}
+		out, back = outcome{unknown: true}, 1<<62
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.history = append(r.history, porcupine.Operation{ClientId: who, Input: in, Output: out, Call: int64(call), Return: int64(back)})
+}
+
+// refused reports whether an error says that nothing was changed.
+func refused(err error) bool { return fault.Is(err, fault.Invalid) || fault.Is(err, fault.Exists) }
+
+func registerName(key int) string { return fmt.Sprintf("register-%d", key) }
+
+func (r *registers) write(ctx context.Context, c *client.Client, in access) (outcome, error) {
+	res, err := c.Configs.Create(ctx, connect.NewRequest(&gantryv1.CreateFileRequest{
+		Environment: "default", Name: registerName(in.key), Content: []byte(in.value),
+		Labels: map[string]string{"value": in.value}, Replace: true,
+	}))
+	if err != nil {
+		return outcome{}, err
+	}
+	return outcome{value: in.value, version: res.Msg.Version}, nil
+}
+
+func (r *registers) read(ctx context.Context, c *client.Client, key int) (outcome, error) {
+	res, err := c.Configs.List(ctx, connect.NewRequest(&gantryv1.ListFilesRequest{Environment: "default"}))
+	if err != nil {
+		return outcome{}, err
+	}
+	for _, info := range res.Msg.Files {
+		if info.Meta.Key == "default/"+registerName(key) {
+			return outcome{value: info.Meta.Labels["value"], version: info.Version}, nil
+		}
+	}
+	return outcome{}, nil
+}
+
+// check looks for an order of all accesses that explains every answer.
+func (r *registers) check(t *testing.T) {
+	t.Helper()
+	reads, writes, unknown := 0, 0, 0
+	for _, op := range r.history {
+		switch {
+		case op.Input.(access).value == "":
+			reads++
+		case op.Output.(outcome).unknown:
+			unknown++
+		default:
+			writes++
+		}
+	}
+	t.Logf("%d reads, %d writes, %d writes of unknown outcome", reads, writes, unknown)
+	if writes == 0 || reads == 0 {
+		t.Error("no register was read or written")
+	}
+	result, info := porcupine.CheckOperationsVerbose(model(), r.history, 5*time.Minute)
+	if result == porcupine.Ok {
+		return
+	}
+	picture := filepath.Join(os.TempDir(), fmt.Sprintf("gantry-registers-%d.html", os.Getpid()))
+	if err := porcupine.VisualizePath(model(), info, picture); err != nil {
+		t.Log(err)
+	}
+	t.Errorf("the history is not linearizable (%s): see %s", result, picture)
+}
+
+// TestModelFindsFaults shows that the model refuses a lost write, a stale read and a version given twice.
+func TestModelFindsFaults(t *testing.T) {
+	op := func(client int, call, back int64, value, got string, version int64) porcupine.Operation {
+		out := outcome{value: got, version: version}
+		return porcupine.Operation{ClientId: client, Input: access{value: value}, Call: call, Output: out, Return: back}
+	}
+	first := op(0, 0, 1, "a", "a", 1)
+	for name, c := range map[string]struct {
+		history []porcupine.Operation
+		want    bool
+	}{
+		"in order":            {[]porcupine.Operation{first, op(0, 2, 3, "b", "b", 2), op(1, 4, 5, "", "b", 2)}, true},
+		"at the same time":    {[]porcupine.Operation{first, op(0, 2, 9, "b", "b", 2), op(1, 4, 5, "", "a", 1)}, true},
+		"a stale read":        {[]porcupine.Operation{first, op(0, 2, 3, "b", "b", 2), op(1, 4, 5, "", "a", 1)}, false},
+		"a lost write":        {[]porcupine.Operation{first, op(1, 4, 5, "", "", 0)}, false},
+		"one version twice":   {[]porcupine.Operation{first, op(1, 0, 1, "b", "b", 1)}, false},
+		"an unknown one took": {[]porcupine.Operation{first, unknownWrite("c"), op(1, 4, 5, "", "c", 2)}, true},
+		"an unknown one not":  {[]porcupine.Operation{first, unknownWrite("c"), op(1, 4, 5, "", "a", 1)}, true},
+	} {
+		if got := porcupine.CheckOperations(model(), c.history); got != c.want {
+			t.Errorf("%s: linearizable: %v", name, got)
+		}
+	}
+}
+
+func unknownWrite(value string) porcupine.Operation {
+	return porcupine.Operation{ClientId: 2, Input: access{value: value}, Call: 2, Output: outcome{unknown: true}, Return: 1 << 62}
+}

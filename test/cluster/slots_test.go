@@ -1,0 +1,98 @@
+package cluster_test
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/gantryd/gantry/test/lab"
+)
+
+// slots watches what runs on every machine and finds slots that run twice. Two machines that cannot talk to each other may run
+// a slot each, until they can; an update that starts first runs two for a moment.
+type slots struct {
+	stop context.CancelFunc
+	done sync.WaitGroup
+
+	mu     sync.Mutex
+	since  map[string]time.Time // since when a slot runs more than once on sound machines
+	longer map[string]string    // slots that did so for too long, and what ran
+	most   time.Duration
+}
+
+// overlap is how long a slot may run twice while nothing is wrong: a stop with its grace period of a second, the time until a
+// machine that was given up for lost hears that it has to stop, and the slowness of a loaded machine.
+const overlap = 15 * time.Second
+
+// observe starts the observer, which ends with the test.
+func observe(t *testing.T, c *lab.Lab) *slots {
+	t.Helper()
+	ctx, stop := context.WithCancel(context.Background())
+	s := &slots{stop: stop, since: map[string]time.Time{}, longer: map[string]string{}}
+	s.done.Go(func() {
+		for ctx.Err() == nil {
+			s.look(c)
+			select {
+			case <-ctx.Done():
+			case <-time.After(200 * time.Millisecond):
+			}
+		}
+	})
+	t.Cleanup(s.end)
+	return s
+}
+
+func (s *slots) end() { s.stop(); s.done.Wait() }
+
+// look takes one picture of all machines with which nothing is wrong.
+func (s *slots) look(c *lab.Lab) {
+	where := map[string][]string{}
+	for _, n := range c.Nodes() {
+		if !n.Sound() {
+			continue
+		}
+		for _, r := range n.Running() {
+			where[r.Slot] = append(where[r.Slot], fmt.Sprintf("%s on %s (release %d)", r.ID, n.Name(), r.Release))
+		}
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for slot, running := range where {
+		if len(running) < 2 {
+			continue
+		}
+		if s.since[slot].IsZero() {
+			s.since[slot] = time.Now()
+		}
+		twice := time.Since(s.since[slot])
+		if s.most = max(s.most, twice); twice > overlap {
+			s.longer[slot] = strings.Join(running, ", ")
+		}
+	}
+	for slot := range s.since {
+		if len(where[slot]) < 2 {
+			delete(s.since, slot)
+		}
+	}
+}
+
+// check ends the observer and reports what ran twice.
+func (s *slots) check(t *testing.T) {
+	t.Helper()
+	s.end()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	t.Logf("a slot ran twice for at most %s", s.most.Round(100*time.Millisecond))
+	var found []string
+	for slot, what := range s.longer {
+		found = append(found, fmt.Sprintf("%s ran more than once for over %s: %s", slot, overlap, what))
+	}
+	slices.Sort(found)
+	for _, line := range found {
+		t.Error(line)
+	}
+}
