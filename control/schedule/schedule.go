@@ -1,13 +1,17 @@
 // Package schedule gives every pending instance a node.
 //
-// New and Run start the controller; Place is the pure function it follows. One leader runs it. It places by the number of
-// instances a node already has; it looks at no resources yet.
+// New and Run start the controller; the planner is the pure part it follows, over a placement.State that events keep up to
+// date. One leader runs it. Instances are placed where they fit, the highest priority first, in batches of one transaction
+// each; one that fits nowhere is told why, as an observation. Only where nothing fits, instances of lower priority are sent
+// away. It makes and removes no instances itself.
 package schedule
 
 import (
 	"context"
 	"log/slog"
 	"time"
+
+	"google.golang.org/protobuf/proto"
 
 	gantryv1 "github.com/gantryd/gantry/api/gen/gantry/v1"
 	"github.com/gantryd/gantry/fault"
@@ -25,92 +29,148 @@ func New(s *store.Store, log *slog.Logger) *Controller { return &Controller{stor
 
 // Run places what is pending and then whatever comes, until ctx ends.
 func (c *Controller) Run(ctx context.Context) error {
-	sub, err := c.store.ViewAndWatch(func(*store.ReadTx) error { return nil })
-	if err != nil {
-		return err
-	}
-	defer sub.Close()
 	for {
-		var retry <-chan time.Time
-		if err := c.pass(ctx); err != nil && ctx.Err() == nil {
-			c.log.Warn("scheduling failed, trying again", "err", err)
-			retry = time.After(retryDelay)
+		err := c.follow(ctx)
+		if ctx.Err() != nil {
+			return nil
 		}
+		if failed, ok := err.(watchEnded); ok {
+			return failed.error
+		}
+		c.log.Warn("scheduling failed, trying again", "err", err)
 		select {
-		case <-sub.Wake():
-			if _, err := sub.Take(); err != nil {
-				return ignoreCanceled(ctx, err)
-			}
-		case <-retry:
+		case <-time.After(retryDelay):
 		case <-ctx.Done():
 			return nil
 		}
 	}
 }
 
-const retryDelay = time.Second
+const (
+	retryDelay = 500 * time.Millisecond
+	batch      = 2000 // placements in one transaction
+)
 
-func ignoreCanceled(ctx context.Context, err error) error {
-	if ctx.Err() != nil {
-		return nil
+// watchEnded is the end of the store's watch: nothing can be done here.
+type watchEnded struct{ error }
+
+// follow reads everything and then goes by events, until something fails.
+func (c *Controller) follow(ctx context.Context) error {
+	var p *planner
+	sub, err := c.store.ViewAndWatch(func(r *store.ReadTx) error { p = newPlanner(r); return nil })
+	if err != nil {
+		return err
 	}
-	return err
+	defer sub.Close()
+	defer func() { c.store.Observe(nil, p.silence()) }()
+	for {
+		more, again, err := c.pass(ctx, p)
+		if err != nil {
+			return err
+		}
+		if !more {
+			if err := wait(ctx, sub, again); err != nil {
+				return err
+			}
+		}
+		events, err := sub.Take()
+		if err != nil {
+			return watchEnded{err}
+		}
+		p.apply(c.store.Snapshot(), events)
+	}
 }
 
-func (c *Controller) pass(ctx context.Context) error {
-	if len(decide(c.store.Snapshot())) == 0 {
-		return nil
+// wait returns when something has changed or the time has come.
+func wait(ctx context.Context, sub *store.Subscription, again time.Time) error {
+	var timer <-chan time.Time
+	if !again.IsZero() {
+		timer = time.After(time.Until(again))
 	}
-	return c.store.Update(ctx, func(tx *store.Tx) error {
-		for id, node := range decide(tx) {
-			err := store.Modify(tx, id, func(i *gantryv1.Instance) error { i.Node = node; return nil })
-			if err != nil && !fault.Is(err, fault.NotFound) {
+	select {
+	case <-sub.Wake():
+	case <-timer:
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	return nil
+}
+
+// pass plans once, writes the plan and tells those who wait. more asks for another pass at once.
+func (c *Controller) pass(ctx context.Context, p *planner) (more bool, again time.Time, err error) {
+	out, more := p.plan(batch)
+	if out.empty() && !more {
+		var later time.Time
+		out.evict, later = p.rebalance(c.store.Snapshot(), time.Now())
+		again = later
+	}
+	put, gone, later := p.say(time.Now())
+	if len(put)+len(gone) > 0 {
+		// Before the placement, so that what a node says of an instance is never taken back.
+		c.store.Observe(put, gone)
+	}
+	if out.empty() {
+		return more, sooner(again, later), nil
+	}
+	return true, time.Time{}, c.commit(ctx, out)
+}
+
+func sooner(a, b time.Time) time.Time {
+	if a.IsZero() || !b.IsZero() && b.Before(a) {
+		return b
+	}
+	return a
+}
+
+// commit writes a plan. What it finds otherwise than planned makes it fail, so that all is read again.
+func (c *Controller) commit(ctx context.Context, out plan) error {
+	surprised := false
+	err := c.store.Update(ctx, func(tx *store.Tx) error {
+		surprised = false
+		for _, a := range out.assign {
+			surprised = !write(tx, a) || surprised
+		}
+		for _, id := range out.evict {
+			if err := modify(tx, id, func(i *gantryv1.Instance) { i.Desired = gantryv1.Instance_DESIRED_REMOVED }); err != nil {
 				return err
 			}
 		}
 		return nil
 	})
+	if err == nil && surprised {
+		return fault.New(fault.Conflict, "a node was drained or removed meanwhile")
+	}
+	return err
 }
 
-func decide(r store.Reader) map[string]string {
-	return Place(store.List[*gantryv1.Instance](r, ""), store.List[*gantryv1.Node](r, ""), func(id string) bool {
-		st, ok := store.Get[*gantryv1.NodeStatus](r, id)
-		return ok && st.State == "ready"
-	})
+// write puts one assignment; false if its node takes no more instances.
+func write(tx *store.Tx, a assignment) bool {
+	i, ok := store.Get[*gantryv1.Instance](tx, a.instance)
+	if !ok || !pending(i) {
+		return true // the event of that is on its way
+	}
+	n, ok := store.Get[*gantryv1.Node](tx, a.node)
+	if !ok || n.Availability != "" && n.Availability != "active" {
+		return false
+	}
+	c := proto.Clone(i).(*gantryv1.Instance)
+	c.Node = a.node
+	store.Put(tx, c)
+	for _, key := range a.volumes {
+		if v, ok := store.Get[*gantryv1.Volume](tx, key); ok && v.Node == "" {
+			pinned := proto.Clone(v).(*gantryv1.Volume)
+			pinned.Node = a.node
+			store.Put(tx, pinned)
+		}
+	}
+	return true
 }
 
-// Place maps pending instances to nodes that are active and ready, each to the one with the fewest instances. It is pure.
-func Place(instances []*gantryv1.Instance, nodes []*gantryv1.Node, ready func(node string) bool) map[string]string {
-	load := map[string]int{}
-	var pending []*gantryv1.Instance
-	for _, i := range instances {
-		switch {
-		case i.Node != "":
-			load[i.Node]++
-		case i.Desired != gantryv1.Instance_DESIRED_REMOVED:
-			pending = append(pending, i)
-		}
+// modify changes an instance that may have gone meanwhile.
+func modify(tx *store.Tx, id string, fn func(*gantryv1.Instance)) error {
+	err := store.Modify(tx, id, func(i *gantryv1.Instance) error { fn(i); return nil })
+	if fault.Is(err, fault.NotFound) {
+		return nil
 	}
-	out := map[string]string{}
-	for _, i := range pending {
-		if best := lightest(nodes, load, ready); best != "" {
-			load[best]++
-			out[i.Meta.Key] = best
-		}
-	}
-	return out
-}
-
-func lightest(nodes []*gantryv1.Node, load map[string]int, ready func(string) bool) string {
-	best := ""
-	for _, n := range nodes {
-		id := n.Meta.Key
-		if n.Availability == "drain" || !ready(id) {
-			continue
-		}
-		if best == "" || load[id] < load[best] {
-			best = id
-		}
-	}
-	return best
+	return err
 }

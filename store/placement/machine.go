@@ -9,6 +9,7 @@ import (
 
 // Machine is a node with what is on it.
 type Machine struct {
+	id     string
 	Node   *gantryv1.Node
 	Status *gantryv1.NodeStatus // nil while nothing has been heard of it
 	Load   Load
@@ -21,7 +22,7 @@ type Machine struct {
 }
 
 // ID is the node's key.
-func (m *Machine) ID() string { return m.Node.GetMeta().GetKey() }
+func (m *Machine) ID() string { return m.id }
 
 // Name is what people call the node.
 func (m *Machine) Name() string {
@@ -54,6 +55,9 @@ func (m *Machine) os() string {
 	}
 	return m.Status.Os
 }
+
+// Value is the machine's value of an attribute; "" for a label that it does not have.
+func (m *Machine) Value(a constraint.Attribute) string { return a.Of(m.attributes()) }
 
 // miss is what keeps an instance from a node.
 type miss int

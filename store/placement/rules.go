@@ -69,7 +69,7 @@ func IsGlobal(s *gantryv1.ServiceSpec) bool {
 // Eligible reports whether a global service wants an instance on a node: it is active, meets the constraints and runs the
 // platform. Whether it is up or has room is not asked. st may be nil.
 func Eligible(n *gantryv1.Node, st *gantryv1.NodeStatus, s *gantryv1.ServiceSpec) bool {
-	m := &Machine{Node: n, Status: st}
+	m := &Machine{id: n.GetMeta().GetKey(), Node: n, Status: st}
 	r := RulesOf("", "", s)
 	return active(n) && r.Bad == nil && m.meets(r) && m.executes(DemandOf(s.GetContainer())) == fits
 }

@@ -5,6 +5,8 @@ import (
 	"slices"
 	"strings"
 
+	"google.golang.org/protobuf/proto"
+
 	gantryv1 "github.com/gantryd/gantry/api/gen/gantry/v1"
 	"github.com/gantryd/gantry/store"
 )
@@ -84,7 +86,7 @@ func (s *State) Apply(r store.Reader, ev store.Event) {
 		if gone {
 			m.Status = nil
 		}
-		s.tidy(m, key)
+		s.tidy(m)
 	case *gantryv1.Volume:
 		delete(s.volumes, key)
 		if !gone && o.Node != "" {
@@ -99,15 +101,15 @@ func (s *State) Apply(r store.Reader, ev store.Event) {
 func (s *State) machine(id string) *Machine {
 	m := s.machines[id]
 	if m == nil {
-		m = &Machine{Services: map[string]int32{}, Here: map[string]*Placed{}}
+		m = &Machine{id: id, Services: map[string]int32{}, Here: map[string]*Placed{}}
 		s.machines[id], s.sorted = m, nil
 	}
 	return m
 }
 
-func (s *State) tidy(m *Machine, id string) {
+func (s *State) tidy(m *Machine) {
 	if m.Node == nil && m.Status == nil && len(m.Here) == 0 {
-		delete(s.machines, id)
+		delete(s.machines, m.id)
 		s.sorted = nil
 	}
 }
@@ -121,7 +123,7 @@ func (s *State) node(id string, n *gantryv1.Node, gone bool) {
 		s.sorted = nil
 	}
 	m.know(n)
-	s.tidy(m, id)
+	s.tidy(m)
 }
 
 func (s *State) service(key string, o *gantryv1.Service, gone bool) {
@@ -196,17 +198,29 @@ func (s *State) take(p *Placed) {
 		count1(m.Services, p.Service, -1)
 	}
 	p.Machine = nil
-	s.tidy(m, p.Instance.Node)
+	s.tidy(m)
 }
 
-// Place assumes that an instance is on a machine, before the store says so.
-func (s *State) Place(p *Placed, m *Machine) {
+// Place assumes that an instance is on a machine, before the store says so. It returns the volumes whose data will be
+// there, and was nowhere.
+func (s *State) Place(p *Placed, m *Machine) (fresh []string) {
 	s.put(p, m)
 	for _, v := range p.Demand.Volumes {
 		if s.volumes[v] == "" {
 			s.volumes[v] = m.ID()
+			fresh = append(fresh, v)
 		}
 	}
+	return fresh
+}
+
+// SendAway assumes that an instance is leaving its machine, before the store says so.
+func (s *State) SendAway(p *Placed) {
+	m := p.Machine
+	s.take(p)
+	p.Instance = proto.Clone(p.Instance).(*gantryv1.Instance)
+	p.Instance.Desired = gantryv1.Instance_DESIRED_REMOVED
+	s.put(p, m)
 }
 
 // demand is shared by the instances of a release.
@@ -238,6 +252,14 @@ func ServiceKey(i *gantryv1.Instance) string { return i.Environment + "/" + i.Ap
 
 func releaseOf(i *gantryv1.Instance) string {
 	return fmt.Sprintf("%s/%08d", ServiceKey(i), i.Release)
+}
+
+// SpecKey is the same for all instances that were made from the same spec.
+func SpecKey(i *gantryv1.Instance) string {
+	if i.Spec != nil {
+		return i.Meta.Key
+	}
+	return releaseOf(i)
 }
 
 // Instance is what the state knows of an instance; nil if there is none that takes anything.
