@@ -10,6 +10,7 @@ import (
 	"github.com/gantryd/gantry/fault"
 	"github.com/gantryd/gantry/internal/ids"
 	"github.com/gantryd/gantry/server/caller"
+	"github.com/gantryd/gantry/server/nodesession"
 	"github.com/gantryd/gantry/store"
 	"github.com/gantryd/gantry/store/progress"
 )
@@ -173,9 +174,9 @@ func (h *instances) Inspect(_ context.Context, req *connect.Request[gantryv1.Ins
 	}
 	snap := h.s.store.Snapshot()
 	v := progress.View(snap, i)
-	if as := assignment(snap, i); as != nil {
+	if spec := nodesession.Spec(snap, i); spec != nil {
 		v.Instance = proto.Clone(i).(*gantryv1.Instance)
-		v.Instance.Spec = as.Spec
+		v.Instance.Spec = spec
 	}
 	return connect.NewResponse(v), nil
 }

@@ -15,7 +15,10 @@ import (
 
 	gantryv1 "github.com/gantryd/gantry/api/gen/gantry/v1"
 	"github.com/gantryd/gantry/api/gen/gantry/v1/gantryv1connect"
+	"github.com/gantryd/gantry/cluster/identity"
+	"github.com/gantryd/gantry/fault"
 	"github.com/gantryd/gantry/fault/wire"
+	"github.com/gantryd/gantry/server/nodesession"
 	"github.com/gantryd/gantry/store"
 )
 
@@ -51,7 +54,9 @@ type Options struct {
 	Sealer     Sealer
 	Version    *gantryv1.VersionResponse
 	Guarded    []string // directories of the daemon, which no container is given unless its environment permits all
-	Logger     *slog.Logger
+	// Interceptors see every call of the API, measuring it for one.
+	Interceptors []connect.Interceptor
+	Logger       *slog.Logger
 }
 
 // Server holds the handlers. Use New.
@@ -61,27 +66,43 @@ type Server struct {
 	local  Node
 	log    *slog.Logger
 	events *eventLog
+	nodes  *nodesession.Hub
 }
 
 // New makes a server over the store; local is the node on the same machine.
 func New(s *store.Store, local Node, o Options) *Server {
-	return &Server{store: s, o: o, local: local, log: o.Logger, events: newEventLog()}
+	sessions := nodesession.Options{Secrets: o.Sealer, Admit: speaksForItself, Logger: o.Logger}
+	if o.Leadership != nil {
+		sessions.Leader = o.Leadership.LeaderAddress
+	}
+	return &Server{store: s, o: o, local: local, log: o.Logger, events: newEventLog(), nodes: nodesession.New(s, sessions)}
 }
 
 // Run keeps the log of events until ctx ends.
 func (s *Server) Run(ctx context.Context) error { return s.events.run(ctx, s.store) }
 
+// Lead serves the sessions of nodes until ctx ends: call it when this server begins to lead.
+func (s *Server) Lead(ctx context.Context) error { return s.nodes.Run(ctx) }
+
+// speaksForItself refuses a machine that reports for another one.
+func speaksForItself(ctx context.Context, node string) error {
+	if c, ok := identity.CallerFrom(ctx); ok && c.Node != node {
+		return fault.New(fault.Denied, "machine %s may not speak for node %q", c.Node, node)
+	}
+	return nil
+}
+
 // NodeHandler serves the sessions of nodes, which are given every secret they need: it is for a listener that only nodes reach.
 func (s *Server) NodeHandler() http.Handler {
 	mux := http.NewServeMux()
-	mux.Handle(gantryv1connect.NewNodeSessionServiceHandler(&sessions{s}, HandlerOptions()...))
+	mux.Handle(gantryv1connect.NewNodeSessionServiceHandler(s.nodes, HandlerOptions()...))
 	return mux
 }
 
 // Handler serves the whole API but the sessions of nodes.
 func (s *Server) Handler() http.Handler {
 	mux := http.NewServeMux()
-	opts := HandlerOptions()
+	opts := append(HandlerOptions(), connect.WithInterceptors(s.o.Interceptors...), connect.WithInterceptors(&audit{log: s.log}))
 	mux.Handle(gantryv1connect.NewAppServiceHandler(&apps{s}, opts...))
 	mux.Handle(gantryv1connect.NewInstanceServiceHandler(&instances{s}, opts...))
 	mux.Handle(gantryv1connect.NewVolumeServiceHandler(&volumes{s}, opts...))

@@ -19,6 +19,7 @@ import (
 	"github.com/gantryd/gantry/fault/wire"
 	"github.com/gantryd/gantry/internal/seal"
 	"github.com/gantryd/gantry/server"
+	"github.com/gantryd/gantry/server/caller"
 	"github.com/gantryd/gantry/store"
 	"github.com/gantryd/gantry/store/storetest"
 )
@@ -35,6 +36,10 @@ type platform struct {
 	volumes   gantryv1connect.VolumeServiceClient
 	public    gantryv1connect.NodeSessionServiceClient // what callers who are no node get
 	local     *fakeNode
+	remote    map[string]server.Node // other machines by their IDs
+	networks  gantryv1connect.NetworkServiceClient
+	images    gantryv1connect.ImageServiceClient
+	system    gantryv1connect.SystemServiceClient
 }
 
 func start(t *testing.T) *platform {
@@ -52,20 +57,22 @@ func start(t *testing.T) *platform {
 	if err != nil {
 		t.Fatal(err)
 	}
+	remote := map[string]server.Node{}
 	local := &fakeNode{removed: func(string) error { return nil }}
-	srv := server.New(st, server.Node{Service: local, ImageHandler: http.NotFoundHandler()}, server.Options{
+	srv := server.New(st, server.Node{Service: local, Images: local, ImageHandler: http.NotFoundHandler()}, server.Options{
 		Node: nodeID, VirtualIPs: netip.MustParsePrefix("10.211.0.0/29"), Sealer: box, Logger: log,
+		Reach: func(n *gantryv1.Node) server.Node { return remote[n.Meta.Key] },
 	})
 	ctx, cancel := context.WithCancel(context.Background())
 	t.Cleanup(cancel)
-	for _, run := range []func(context.Context) error{srv.Run, rollout.New(st, log).Run, schedule.New(st, log).Run} {
+	for _, run := range []func(context.Context) error{srv.Run, srv.Lead, rollout.New(st, log).Run, schedule.New(st, log).Run} {
 		go func() {
 			if err := run(ctx); err != nil {
 				t.Errorf("a part ended: %v", err)
 			}
 		}()
 	}
-	h, n := serve(t, srv.Handler()), serve(t, srv.NodeHandler())
+	h, n := serve(t, asAnn(srv.Handler())), serve(t, srv.NodeHandler())
 	return &platform{
 		store: st, apps: gantryv1connect.NewAppServiceClient(h.Client(), h.URL),
 		instances: gantryv1connect.NewInstanceServiceClient(h.Client(), h.URL),
@@ -73,8 +80,18 @@ func start(t *testing.T) *platform {
 		sessions:  gantryv1connect.NewNodeSessionServiceClient(n.Client(), n.URL),
 		volumes:   gantryv1connect.NewVolumeServiceClient(h.Client(), h.URL),
 		public:    gantryv1connect.NewNodeSessionServiceClient(h.Client(), h.URL),
-		local:     local,
+		networks:  gantryv1connect.NewNetworkServiceClient(h.Client(), h.URL),
+		images:    gantryv1connect.NewImageServiceClient(h.Client(), h.URL),
+		system:    gantryv1connect.NewSystemServiceClient(h.Client(), h.URL),
+		local:     local, remote: remote,
 	}
+}
+
+// asAnn has every request made by a user.
+func asAnn(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
+		next.ServeHTTP(rw, r.WithContext(caller.With(r.Context(), caller.Caller{User: "ann"})))
+	})
 }
 
 func serve(t *testing.T, handler http.Handler) *httptest.Server {
@@ -87,11 +104,24 @@ func serve(t *testing.T, handler http.Handler) *httptest.Server {
 
 // fakeNode is the part of a node's service that the tests of this package need.
 type fakeNode struct {
-	gantryv1connect.NodeServiceClient
+	nodeClient
+	imageClient
 	removed func(volume string) error
 }
 
-func (f *fakeNode) RemoveVolume(_ context.Context, r *connect.Request[gantryv1.VolumeTarget]) (*connect.Response[gantryv1.RemoveVolumeResponse], error) {
+type (
+	nodeClient struct {
+		gantryv1connect.NodeServiceClient
+	}
+	imageClient struct {
+		gantryv1connect.ImageServiceClient
+	}
+)
+
+func (f *fakeNode) RemoveVolume(ctx context.Context, r *connect.Request[gantryv1.VolumeTarget]) (*connect.Response[gantryv1.RemoveVolumeResponse], error) {
+	if f.NodeServiceClient != nil {
+		return f.NodeServiceClient.RemoveVolume(ctx, r)
+	}
 	if err := f.removed(r.Msg.Name); err != nil {
 		return nil, err
 	}

@@ -1,0 +1,214 @@
+package nodesession
+
+import (
+	"context"
+	"time"
+
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	gantryv1 "github.com/gantryd/gantry/api/gen/gantry/v1"
+	"github.com/gantryd/gantry/fault"
+	"github.com/gantryd/gantry/store"
+)
+
+func errReplaced() error {
+	return fault.New(fault.Conflict, "the node has begun another session").
+		WithHint("does a copy of its directory run on another machine?")
+}
+
+// greet replaces all that was known of the node by what it says now.
+func (s *session) greet(ctx context.Context, hello *gantryv1.NodeReport) error {
+	said := map[string]bool{}
+	for _, st := range hello.Statuses {
+		said[st.GetMeta().GetKey()] = true
+	}
+	var stale []store.Object
+	t := s.term
+	t.mu.Lock()
+	for id, i := range s.node.instances {
+		if said[id] {
+			continue
+		}
+		if i.status != nil {
+			stale = append(stale, i.status)
+		}
+		if i.object.Desired == gantryv1.Instance_DESIRED_REMOVED {
+			hello.Removed = append(hello.Removed, id)
+		}
+	}
+	t.mu.Unlock()
+	if len(stale) > 0 {
+		t.hub.store.Observe(nil, stale)
+	}
+	return s.report(ctx, hello)
+}
+
+func (s *session) receive(ctx context.Context, stream *stream) error {
+	for {
+		r, err := stream.Receive()
+		if err != nil {
+			return err
+		}
+		if err := s.report(ctx, r); err != nil {
+			return err
+		}
+	}
+}
+
+// report takes one report: what a node says of instances that are not its own is ignored.
+func (s *session) report(ctx context.Context, r *gantryv1.NodeReport) error {
+	t := s.term
+	put := make([]store.Object, 0, len(r.Statuses)+1)
+	live := t.hub.store.Live()
+	for _, st := range r.Statuses {
+		if i, ok := store.Get[*gantryv1.Instance](live, st.GetMeta().GetKey()); ok && i.Node == s.node.id {
+			st.Node = s.node.id
+			put = append(put, st)
+		}
+	}
+	// Under the lock of the term, so that a session that has been replaced changes nothing any more.
+	t.mu.Lock()
+	if s.node.session != s {
+		t.mu.Unlock()
+		return errReplaced()
+	}
+	if st := s.hear(r.Status); st != nil {
+		put = append(put, st)
+	}
+	if len(put) > 0 {
+		t.hub.store.Observe(put, nil)
+	}
+	t.mu.Unlock()
+	if len(r.Removed) == 0 {
+		return nil
+	}
+	return s.forget(ctx, r.Removed)
+}
+
+// hear notes that the node lives; it returns its status if that says something new.
+func (s *session) hear(said *gantryv1.NodeStatus) store.Object {
+	n := s.node
+	n.heard = time.Now()
+	if said.GetMeta().GetKey() != n.id {
+		said = nil
+	}
+	if said == nil && (n.said == nil || n.state == stateReady) {
+		return nil
+	}
+	if said != nil && n.state == stateReady && sameStatus(n.said, said) && !n.clockMoved(said) {
+		return nil
+	}
+	if said != nil {
+		n.said, n.ahead = said, ahead(said, n.heard)
+	}
+	n.state = stateReady
+	return n.observation(n.heard)
+}
+
+// ahead is how far a node's clock is before this server's.
+func ahead(said *gantryv1.NodeStatus, now time.Time) time.Duration {
+	if said.Clock == nil {
+		return 0
+	}
+	return said.Clock.AsTime().Sub(now)
+}
+
+// clockStep is the change of a node's clock, against this server's, from which on it is news.
+const clockStep = time.Second
+
+func (n *node) clockMoved(said *gantryv1.NodeStatus) bool {
+	return (ahead(said, n.heard) - n.ahead).Abs() >= clockStep
+}
+
+// observation is what the node said of itself, with what is thought of it.
+func (n *node) observation(seen time.Time) *gantryv1.NodeStatus {
+	c := &gantryv1.NodeStatus{Meta: store.NewMeta(n.id)}
+	if n.said != nil {
+		c = proto.Clone(n.said).(*gantryv1.NodeStatus)
+	}
+	c.State, c.LastSeen = n.state, timestamppb.New(seen)
+	return c
+}
+
+// sameStatus leaves out what every heartbeat changes.
+func sameStatus(a, b *gantryv1.NodeStatus) bool {
+	if a == nil || b == nil {
+		return a == b
+	}
+	x, y := proto.Clone(a).(*gantryv1.NodeStatus), proto.Clone(b).(*gantryv1.NodeStatus)
+	x.LastSeen, y.LastSeen, x.Clock, y.Clock, x.State, y.State = nil, nil, nil, nil, "", ""
+	return proto.Equal(x, y)
+}
+
+// forget removes instances whose node has nothing left of them.
+func (s *session) forget(ctx context.Context, ids []string) error {
+	s.term.mu.Lock()
+	for _, id := range ids {
+		if s.node.instances[id] != nil {
+			s.removed[id] = struct{}{}
+		}
+	}
+	s.term.mu.Unlock()
+	return s.term.hub.store.Update(ctx, func(tx *store.Tx) error {
+		for _, id := range ids {
+			i, ok := store.Get[*gantryv1.Instance](tx, id)
+			if ok && i.Node == s.node.id && i.Desired == gantryv1.Instance_DESIRED_REMOVED {
+				store.Delete[*gantryv1.Instance](tx, id)
+			}
+		}
+		return nil
+	})
+}
+
+// States of a node.
+const (
+	stateReady   = "ready"
+	stateSuspect = "suspect"
+	stateDown    = "down"
+)
+
+// stall is the time without a look at the nodes from which on this server was held up itself.
+const stall = 500 * time.Millisecond
+
+// watch finds the nodes that have been silent for too long. since is the time from the look before: while this server was
+// held up itself, nobody could be heard.
+func (t *term) watch(now time.Time, since time.Duration) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	suspect, down := t.patience()
+	var put []store.Object
+	for id := range t.objects {
+		n := t.node(id)
+		if since > stall {
+			n.heard = n.heard.Add(since)
+		}
+		state, silence := n.state, now.Sub(n.heard)
+		switch {
+		case silence >= down:
+			state = stateDown
+		case silence >= suspect && n.state == stateReady:
+			state = stateSuspect
+		}
+		if state != n.state {
+			t.hub.log.Warn("a node is silent", "node", t.objects[id].Name, "state", state, "for", silence.Round(time.Millisecond))
+			n.state = state
+			put = append(put, n.observation(now.Add(-silence)))
+		}
+	}
+	if len(put) > 0 {
+		t.hub.store.Observe(put, nil)
+	}
+}
+
+// patience is the silence after which a node is suspect and down.
+func (t *term) patience() (suspect, down time.Duration) {
+	suspect, down = suspectAfter, downAfter
+	if d := t.cluster.GetSuspectAfter().AsDuration(); d > 0 {
+		suspect = d
+	}
+	if d := t.cluster.GetDownAfter().AsDuration(); d > 0 {
+		down = d
+	}
+	return suspect, down
+}
