@@ -35,12 +35,16 @@ func TestMain(m *testing.M) {
 // daemon opens an engine, does what its input says line by line ("create ID", "start ID", "remove ID") and answers each.
 func daemon(encoded string) {
 	var o engine.Options
-	if err := json.Unmarshal([]byte(encoded), &o); err != nil {
+	err := json.Unmarshal([]byte(encoded), &o)
+	if err != nil {
 		panic(err)
 	}
 	o.Logger = slog.New(slog.NewTextHandler(os.Stderr, nil))
 	ctx, cancel := signalContext()
 	defer cancel()
+	if o.Users, err = enginetest.OpenUsers(o); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+	}
 	e, err := engine.Open(ctx, o)
 	if err != nil {
 		panic(err)
@@ -269,8 +273,16 @@ func assertOnly(t *testing.T, e *engine.Engine, o engine.Options, keep string) {
 			}
 		}
 	}
-	if mounts, err := os.ReadFile("/proc/self/mounts"); err != nil || strings.Contains(string(mounts), o.Run) {
-		t.Errorf("mounts are left below %s", o.Run)
+	mounts, err := os.ReadFile("/proc/self/mounts")
+	if err != nil {
+		t.Fatal(err)
+	}
+	own := 0
+	if o.Users != nil {
+		own = 1 // image layers with their owners mapped, for all containers
+	}
+	if n := strings.Count(string(mounts), " "+o.Run+"/"); n != own {
+		t.Errorf("%d mounts below %s, want %d:\n%s", n, o.Run, own, mounts)
 	}
 }
 
@@ -341,7 +353,7 @@ func powerOff(t *testing.T, o engine.Options, id string) {
 	}
 	awaitProcessesGone(t, o, id)
 	mounts, _ := filepath.Glob(filepath.Join(o.Run, "*", "*", "*", "rootfs"))
-	for _, m := range mounts {
+	for _, m := range append(mounts, filepath.Join(o.Run, "layers")) {
 		_ = unix.Unmount(m, unix.MNT_DETACH)
 	}
 	if err := os.RemoveAll(o.Run); err != nil {

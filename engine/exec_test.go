@@ -182,9 +182,10 @@ func TestInputEndsWithTheCaller(t *testing.T) {
 
 func TestStatsTopPause(t *testing.T) {
 	e := enginetest.Open(t)
-	spec := enginetest.Spec(enginetest.BusyboxImage(t, e), "while :; do :; done")
+	spec := enginetest.Spec(enginetest.BusyboxImage(t, e), "echo up; while :; do :; done")
 	spec.Resources = &gantryv1.Resources{Memory: 64 << 20, Pids: 50}
 	id := enginetest.Run(t, e, "busy", spec)
+	awaitLine(t, e, id, "up\n")
 	s, err := e.Stats(t.Context(), id)
 	for err == nil && s.CpuUsage == 0 {
 		s, err = e.Stats(t.Context(), id)

@@ -13,6 +13,7 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	gantryv1 "github.com/gantryd/gantry/api/gen/gantry/v1"
+	"github.com/gantryd/gantry/engine/userns"
 )
 
 // sample is what a rate is computed from.
@@ -156,7 +157,7 @@ func (e *Engine) Top(_ context.Context, id string) (*gantryv1.TopResponse, error
 	}
 	out := &gantryv1.TopResponse{Titles: []string{"UID", "PID", "PPID", "STATE", "TIME", "RSS", "COMMAND"}}
 	for _, pid := range e.cgroup.pids(id) {
-		if row := processRow(pid); row != nil {
+		if row := processRow(pid, c.IDBase); row != nil {
 			out.Processes = append(out.Processes, &gantryv1.StringList{Values: row})
 		}
 	}
@@ -167,7 +168,7 @@ func (e *Engine) Top(_ context.Context, id string) (*gantryv1.TopResponse, error
 const clockTicks = 100
 
 // processRow describes one process; nil if it has ended meanwhile.
-func processRow(pid int) []string {
+func processRow(pid int, base uint32) []string {
 	dir := filepath.Join("/proc", strconv.Itoa(pid))
 	stat, err := os.ReadFile(filepath.Join(dir, "stat"))
 	if err != nil {
@@ -188,18 +189,23 @@ func processRow(pid int) []string {
 		command = strings.TrimSpace(strings.ReplaceAll(string(b), "\x00", " "))
 	}
 	return []string{
-		processUID(dir), strconv.Itoa(pid), f[1], f[0], busy.Round(10 * time.Millisecond).String(),
+		processUID(dir, base), strconv.Itoa(pid), f[1], f[0], busy.Round(10 * time.Millisecond).String(),
 		strconv.FormatUint(pages*uint64(os.Getpagesize())>>10, 10) + "K", command,
 	}
 }
 
-func processUID(dir string) string {
+// processUID is the user of a process as its container has it.
+func processUID(dir string, base uint32) string {
 	b, err := os.ReadFile(filepath.Join(dir, "status"))
 	if err != nil {
 		return "?"
 	}
 	for line := range strings.Lines(string(b)) {
 		if rest, ok := strings.CutPrefix(line, "Uid:"); ok {
+			uid, err := strconv.ParseUint(strings.Fields(rest)[0], 10, 32)
+			if err == nil && uint32(uid)-base < userns.Size {
+				return itoa(uint32(uid) - base)
+			}
 			return strings.Fields(rest)[0]
 		}
 	}

@@ -60,7 +60,7 @@ type Options struct {
 	MTU int
 	// Namespace makes a network namespace at path, which exists, for containers in user namespaces. Unset, namespaces belong
 	// to the daemon's own user.
-	Namespace func(path string) error
+	Namespace func(path string) error `json:"-"`
 	// PoolSize is the number of namespaces kept ready for Attach; 0 means 16, negative none.
 	PoolSize int
 	Logger   *slog.Logger

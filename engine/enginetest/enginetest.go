@@ -38,17 +38,22 @@ func Options(t testing.TB) engine.Options {
 	t.Helper()
 	Require(t)
 	o := options(t)
-	o.Users = Users(t, o)
+	o.Users = users(t, o)
 	return o
 }
 
-// Users makes what makes the user namespaces of an engine's containers, nil where the machine cannot.
-func Users(t testing.TB, o engine.Options) *userns.Maker {
-	t.Helper()
-	m, err := userns.Open(userns.Options{
+// OpenUsers opens what makes the user namespaces of an engine's containers. The caller closes it.
+func OpenUsers(o engine.Options) (*userns.Maker, error) {
+	return userns.Open(userns.Options{
 		Root: filepath.Dir(o.Root), Run: filepath.Join(filepath.Dir(o.Root), "users"),
 		Helper: filepath.Join(o.Helpers, "gantry-init"), Logger: o.Logger,
 	})
+}
+
+// users is nil where the machine cannot have user namespaces.
+func users(t testing.TB, o engine.Options) *userns.Maker {
+	t.Helper()
+	m, err := OpenUsers(o)
 	if err != nil {
 		t.Logf("no user namespaces: %v", err)
 		return nil

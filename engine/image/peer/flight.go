@@ -1,0 +1,265 @@
+package peer
+
+import (
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+
+	"github.com/containerd/containerd/v2/core/content"
+	"github.com/containerd/errdefs"
+	"github.com/opencontainers/go-digest"
+)
+
+// flights are the blobs that are being written now.
+type flights struct {
+	mu  sync.Mutex
+	all map[digest.Digest]*flight
+}
+
+func (s *flights) get(d digest.Digest) *flight {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.all[d]
+}
+
+func (s *flights) begin(d digest.Digest, f *flight) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.all == nil {
+		s.all = map[digest.Digest]*flight{}
+	}
+	s.all[d] = f
+}
+
+func (s *flights) end(d digest.Digest, f *flight) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.all[d] == f {
+		delete(s.all, d)
+	}
+}
+
+// errAborted is what readers of a flight see that came to nothing.
+var errAborted = errors.New("the download that was sent on came to nothing")
+
+// flight is one blob on its way into the store. It is read, as far as it has come, from the store's own file.
+type flight struct {
+	root, ref string // the store's directory; the ref as the store's backend ends it
+	size      int64
+
+	mu      sync.Mutex
+	file    *os.File // opened for the first reader, closed with the flight and its last reader
+	readers int
+	at      int64
+	over    bool
+	err     error         // why it came to nothing
+	moved   chan struct{} // closed when the flight moves on; nil while nobody waits
+	sources []string      // nodes that sent a part of it
+}
+
+// join opens the file for one more reader, who must leave.
+func (f *flight) join() error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.over || f.root == "" {
+		return errAborted
+	}
+	if f.file == nil {
+		file, err := openIngest(f.root, f.ref)
+		if err != nil {
+			return err
+		}
+		f.file = file
+	}
+	f.readers++
+	return nil
+}
+
+func (f *flight) leave() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.readers--
+	f.tidy()
+}
+
+// tidy closes the file once nobody needs it.
+func (f *flight) tidy() {
+	if f.over && f.readers == 0 && f.file != nil {
+		_ = f.file.Close()
+		f.file = nil
+	}
+}
+
+// openIngest finds the file that containerd's store writes a blob to. Its directory is named by a hash; a file in it has the
+// ref, which the metadata store has put a number and the namespace before.
+func openIngest(root, ref string) (*os.File, error) {
+	refs, err := filepath.Glob(filepath.Join(root, "ingest", "*", "ref"))
+	if err != nil {
+		return nil, err
+	}
+	for _, path := range refs {
+		if b, err := os.ReadFile(path); err == nil && strings.HasSuffix(string(b), "/"+ref) {
+			return os.Open(filepath.Join(filepath.Dir(path), "data"))
+		}
+	}
+	return nil, os.ErrNotExist
+}
+
+// ReadAt is part of source. It is called for what await said is there.
+func (f *flight) ReadAt(p []byte, off int64) (int, error) { return f.file.ReadAt(p, off) }
+
+// await waits until there is more than off, and returns how much there is.
+func (f *flight) await(ctx context.Context, off int64) (int64, error) {
+	for {
+		f.mu.Lock()
+		at, err, over := f.at, f.err, f.over
+		if f.moved == nil {
+			f.moved = make(chan struct{})
+		}
+		moved := f.moved
+		f.mu.Unlock()
+		switch {
+		case err != nil:
+			return 0, err
+		case at > off:
+			return at, nil
+		case over:
+			return 0, errAborted
+		}
+		select {
+		case <-moved:
+		case <-ctx.Done():
+			return 0, context.Cause(ctx)
+		}
+	}
+}
+
+func (f *flight) advance(n int64) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.at += n
+	f.wake()
+}
+
+func (f *flight) finish(err error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.over {
+		return
+	}
+	f.over, f.err = true, err
+	f.wake()
+	f.tidy()
+}
+
+func (f *flight) wake() {
+	if f.moved != nil {
+		close(f.moved)
+		f.moved = nil
+	}
+}
+
+func (f *flight) from(node string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, s := range f.sources {
+		if s == node {
+			return
+		}
+	}
+	f.sources = append(f.sources, node)
+}
+
+func (f *flight) senders() []string {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.sources
+}
+
+// Ingester is the content store for a pull: what is written through it is sent on while it arrives, and the tracker is told.
+func (x *Exchange) Ingester() content.Ingester { return ingester{x} }
+
+type ingester struct{ x *Exchange }
+
+// Writer implements content.Ingester.
+func (i ingester) Writer(ctx context.Context, opts ...content.WriterOpt) (content.Writer, error) {
+	w, err := i.x.stores.Content.Writer(ctx, opts...)
+	if err != nil {
+		return nil, err
+	}
+	var o content.WriterOpts
+	for _, opt := range opts {
+		if err := opt(&o); err != nil {
+			return nil, errors.Join(err, w.Close())
+		}
+	}
+	if o.Desc.Digest == "" || o.Desc.Size <= 0 {
+		return w, nil
+	}
+	st, err := w.Status()
+	if err != nil {
+		return nil, errors.Join(err, w.Close())
+	}
+	f := &flight{root: i.x.ContentRoot, ref: i.x.stores.Namespace + "/" + o.Ref, size: o.Desc.Size, at: st.Offset}
+	i.x.flights.begin(o.Desc.Digest, f)
+	return &flightWriter{Writer: w, x: i.x, digest: o.Desc.Digest, flight: f}, nil
+}
+
+// flightWriter tells how far a write has come.
+type flightWriter struct {
+	content.Writer
+	x      *Exchange
+	digest digest.Digest
+	flight *flight
+}
+
+// Write writes and tells of it.
+func (w *flightWriter) Write(p []byte) (int, error) {
+	n, err := w.Writer.Write(p)
+	w.flight.advance(int64(n))
+	return n, err
+}
+
+// Truncate begins anew, so that nothing that was sent on holds any more.
+func (w *flightWriter) Truncate(size int64) error {
+	w.land(errAborted)
+	return w.Writer.Truncate(size)
+}
+
+// Commit ends the write. If the bytes are not what they should be, all who sent a part of them are distrusted.
+func (w *flightWriter) Commit(ctx context.Context, size int64, expected digest.Digest, opts ...content.Opt) error {
+	err := w.Writer.Commit(ctx, size, expected, opts...)
+	switch {
+	case err == nil || errdefs.IsAlreadyExists(err):
+		w.land(nil)
+		w.x.distrust.forget(w.digest)
+		w.x.said.note(w.digest, true)
+	case errdefs.IsFailedPrecondition(err):
+		senders := w.flight.senders()
+		w.x.Logger.Warn("what nodes sent is not what it should be", "digest", w.digest, "nodes", senders)
+		w.x.distrust.add(w.digest, senders)
+		w.x.said.accuse(w.digest, senders)
+	}
+	return err
+}
+
+// Close ends a write that was not committed.
+func (w *flightWriter) Close() error {
+	if w.land(errAborted) {
+		w.x.said.note(w.digest, false)
+	}
+	return w.Writer.Close()
+}
+
+// land ends the flight and reports that it was not over before. What is committed can be found in the store by then.
+func (w *flightWriter) land(err error) bool {
+	w.flight.mu.Lock()
+	first := !w.flight.over
+	w.flight.mu.Unlock()
+	w.flight.finish(err)
+	w.x.flights.end(w.digest, w.flight)
+	return first
+}
