@@ -100,6 +100,9 @@ func (m *Member) Client() *clientv3.Client { return m.client }
 // Err reports that the member has ended by itself.
 func (m *Member) Err() <-chan error { return m.etcd.Err() }
 
+// Stopped is closed when the member has been stopped: by Stop, or because the cluster has removed it.
+func (m *Member) Stopped() <-chan struct{} { return m.etcd.Server.StopNotify() }
+
 // Stop ends the member cleanly.
 func (m *Member) Stop() {
 	_ = m.client.Close()

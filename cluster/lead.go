@@ -4,12 +4,16 @@ import (
 	"context"
 	"time"
 
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	gantryv1 "github.com/gantryd/gantry/api/gen/gantry/v1"
 	"github.com/gantryd/gantry/fault"
 )
 
 // EpochKey is the etcd key that every leader writes when it begins. Whoever writes on condition that its revision has not
 // moved is safe from leaders that have been deposed and do not know it.
-const EpochKey = "/gantry-leader"
+const EpochKey = "/gantry/Leadership/epoch"
 
 // Lead calls run whenever this member begins to lead, with the revision of EpochKey that its writes have to be conditional
 // on. The context that run gets ends when the member leads no longer. Lead returns when ctx ends, or with run's error.
@@ -71,9 +75,13 @@ func (m *Member) awaitDeposed(ctx context.Context) {
 }
 
 // begin writes the new epoch; it fails only when ctx ends.
-func (m *Member) begin(ctx context.Context, name string) (int64, error) {
+func (m *Member) begin(ctx context.Context, node string) (int64, error) {
+	value, err := proto.Marshal(&gantryv1.Leadership{Meta: &gantryv1.Meta{Key: "epoch", CreatedAt: timestamppb.Now()}, Node: node})
+	if err != nil {
+		return 0, fault.Wrap(fault.Internal, err, "cannot encode the leadership")
+	}
 	for {
-		resp, err := m.client.Put(ctx, EpochKey, name)
+		resp, err := m.client.Put(ctx, EpochKey, string(value))
 		if err == nil {
 			return resp.Header.Revision, nil
 		}

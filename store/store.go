@@ -48,6 +48,7 @@ func stored() map[string]func() Object {
 		"Node":        func() Object { return &gantryv1.Node{} },
 		"Operation":   func() Object { return &gantryv1.Operation{} },
 		"Cluster":     func() Object { return &gantryv1.Cluster{} },
+		"Leadership":  func() Object { return &gantryv1.Leadership{} },
 		"JoinToken":   func() Object { return &gantryv1.JoinToken{} },
 		"Job":         func() Object { return &gantryv1.Job{} },
 	}

@@ -166,12 +166,24 @@ func Request() (key, request []byte, err error) {
 	if err != nil {
 		return nil, nil, fault.Wrap(fault.Internal, err, "cannot make a key")
 	}
-	request, err = x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{}, k)
-	if err != nil {
-		return nil, nil, fault.Wrap(fault.Internal, err, "cannot make a certificate request")
+	if key, err = encodeKey(k); err != nil {
+		return nil, nil, err
 	}
-	key, err = encodeKey(k)
+	request, err = RequestFor(key)
 	return key, request, err
+}
+
+// RequestFor makes the request for the certificate of a key that is there.
+func RequestFor(key []byte) ([]byte, error) {
+	k, err := decodeKey(key)
+	if err != nil {
+		return nil, err
+	}
+	request, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{}, k)
+	if err != nil {
+		return nil, fault.Wrap(fault.Internal, err, "cannot make a certificate request")
+	}
+	return request, nil
 }
 
 func serial() *big.Int {

@@ -2794,6 +2794,61 @@ func (x *JoinToken) GetExpiresAt() *timestamppb.Timestamp {
 	return nil
 }
 
+// Leadership says which server leads. There is one, with the key "epoch", and every leader writes it when it begins: its
+// revision is the epoch that all its changes are conditional on.
+type Leadership struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Meta  *Meta                  `protobuf:"bytes,1,opt,name=meta,proto3" json:"meta,omitempty"`
+	// ID of the leader's node.
+	Node          string `protobuf:"bytes,2,opt,name=node,proto3" json:"node,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Leadership) Reset() {
+	*x = Leadership{}
+	mi := &file_gantry_v1_app_proto_msgTypes[24]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Leadership) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Leadership) ProtoMessage() {}
+
+func (x *Leadership) ProtoReflect() protoreflect.Message {
+	mi := &file_gantry_v1_app_proto_msgTypes[24]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Leadership.ProtoReflect.Descriptor instead.
+func (*Leadership) Descriptor() ([]byte, []int) {
+	return file_gantry_v1_app_proto_rawDescGZIP(), []int{24}
+}
+
+func (x *Leadership) GetMeta() *Meta {
+	if x != nil {
+		return x.Meta
+	}
+	return nil
+}
+
+func (x *Leadership) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
 var File_gantry_v1_app_proto protoreflect.FileDescriptor
 
 const file_gantry_v1_app_proto_rawDesc = "" +
@@ -3136,7 +3191,11 @@ const file_gantry_v1_app_proto_rawDesc = "" +
 	"\vsecret_hash\x18\x03 \x01(\fR\n" +
 	"secretHash\x129\n" +
 	"\n" +
-	"expires_at\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\texpiresAtB6Z4github.com/gantryd/gantry/api/gen/gantry/v1;gantryv1b\x06proto3"
+	"expires_at\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\texpiresAt\"E\n" +
+	"\n" +
+	"Leadership\x12#\n" +
+	"\x04meta\x18\x01 \x01(\v2\x0f.gantry.v1.MetaR\x04meta\x12\x12\n" +
+	"\x04node\x18\x02 \x01(\tR\x04nodeB6Z4github.com/gantryd/gantry/api/gen/gantry/v1;gantryv1b\x06proto3"
 
 var (
 	file_gantry_v1_app_proto_rawDescOnce sync.Once
@@ -3151,7 +3210,7 @@ func file_gantry_v1_app_proto_rawDescGZIP() []byte {
 }
 
 var file_gantry_v1_app_proto_enumTypes = make([]protoimpl.EnumInfo, 4)
-var file_gantry_v1_app_proto_msgTypes = make([]protoimpl.MessageInfo, 41)
+var file_gantry_v1_app_proto_msgTypes = make([]protoimpl.MessageInfo, 42)
 var file_gantry_v1_app_proto_goTypes = []any{
 	(Dependency_Condition)(0),     // 0: gantry.v1.Dependency.Condition
 	(Instance_Desired)(0),         // 1: gantry.v1.Instance.Desired
@@ -3181,103 +3240,105 @@ var file_gantry_v1_app_proto_goTypes = []any{
 	(*NodeStatus)(nil),            // 25: gantry.v1.NodeStatus
 	(*Cluster)(nil),               // 26: gantry.v1.Cluster
 	(*JoinToken)(nil),             // 27: gantry.v1.JoinToken
-	nil,                           // 28: gantry.v1.AppSpec.ServicesEntry
-	nil,                           // 29: gantry.v1.AppSpec.NetworksEntry
-	nil,                           // 30: gantry.v1.AppSpec.VolumesEntry
-	nil,                           // 31: gantry.v1.AppSpec.SecretsEntry
-	nil,                           // 32: gantry.v1.AppSpec.ConfigsEntry
-	nil,                           // 33: gantry.v1.NetworkSpec.LabelsEntry
-	nil,                           // 34: gantry.v1.VolumeSpec.DriverOptionsEntry
-	nil,                           // 35: gantry.v1.VolumeSpec.LabelsEntry
-	nil,                           // 36: gantry.v1.FileSpec.LabelsEntry
-	nil,                           // 37: gantry.v1.ServiceSpec.LabelsEntry
-	nil,                           // 38: gantry.v1.BuildSpec.ArgsEntry
-	nil,                           // 39: gantry.v1.BuildSpec.LabelsEntry
-	nil,                           // 40: gantry.v1.BuildSpec.SecretsEntry
-	nil,                           // 41: gantry.v1.BuildSpec.AdditionalContextsEntry
-	nil,                           // 42: gantry.v1.Service.WeightsEntry
-	nil,                           // 43: gantry.v1.Volume.DriverOptionsEntry
-	nil,                           // 44: gantry.v1.NodeStatus.DevicesEntry
-	(*Meta)(nil),                  // 45: gantry.v1.Meta
-	(*ContainerSpec)(nil),         // 46: gantry.v1.ContainerSpec
-	(*durationpb.Duration)(nil),   // 47: google.protobuf.Duration
-	(*timestamppb.Timestamp)(nil), // 48: google.protobuf.Timestamp
-	(*PortPublish)(nil),           // 49: gantry.v1.PortPublish
+	(*Leadership)(nil),            // 28: gantry.v1.Leadership
+	nil,                           // 29: gantry.v1.AppSpec.ServicesEntry
+	nil,                           // 30: gantry.v1.AppSpec.NetworksEntry
+	nil,                           // 31: gantry.v1.AppSpec.VolumesEntry
+	nil,                           // 32: gantry.v1.AppSpec.SecretsEntry
+	nil,                           // 33: gantry.v1.AppSpec.ConfigsEntry
+	nil,                           // 34: gantry.v1.NetworkSpec.LabelsEntry
+	nil,                           // 35: gantry.v1.VolumeSpec.DriverOptionsEntry
+	nil,                           // 36: gantry.v1.VolumeSpec.LabelsEntry
+	nil,                           // 37: gantry.v1.FileSpec.LabelsEntry
+	nil,                           // 38: gantry.v1.ServiceSpec.LabelsEntry
+	nil,                           // 39: gantry.v1.BuildSpec.ArgsEntry
+	nil,                           // 40: gantry.v1.BuildSpec.LabelsEntry
+	nil,                           // 41: gantry.v1.BuildSpec.SecretsEntry
+	nil,                           // 42: gantry.v1.BuildSpec.AdditionalContextsEntry
+	nil,                           // 43: gantry.v1.Service.WeightsEntry
+	nil,                           // 44: gantry.v1.Volume.DriverOptionsEntry
+	nil,                           // 45: gantry.v1.NodeStatus.DevicesEntry
+	(*Meta)(nil),                  // 46: gantry.v1.Meta
+	(*ContainerSpec)(nil),         // 47: gantry.v1.ContainerSpec
+	(*durationpb.Duration)(nil),   // 48: google.protobuf.Duration
+	(*timestamppb.Timestamp)(nil), // 49: google.protobuf.Timestamp
+	(*PortPublish)(nil),           // 50: gantry.v1.PortPublish
 }
 var file_gantry_v1_app_proto_depIdxs = []int32{
-	45, // 0: gantry.v1.App.meta:type_name -> gantry.v1.Meta
+	46, // 0: gantry.v1.App.meta:type_name -> gantry.v1.Meta
 	5,  // 1: gantry.v1.App.spec:type_name -> gantry.v1.AppSpec
-	28, // 2: gantry.v1.AppSpec.services:type_name -> gantry.v1.AppSpec.ServicesEntry
-	29, // 3: gantry.v1.AppSpec.networks:type_name -> gantry.v1.AppSpec.NetworksEntry
-	30, // 4: gantry.v1.AppSpec.volumes:type_name -> gantry.v1.AppSpec.VolumesEntry
-	31, // 5: gantry.v1.AppSpec.secrets:type_name -> gantry.v1.AppSpec.SecretsEntry
-	32, // 6: gantry.v1.AppSpec.configs:type_name -> gantry.v1.AppSpec.ConfigsEntry
-	33, // 7: gantry.v1.NetworkSpec.labels:type_name -> gantry.v1.NetworkSpec.LabelsEntry
-	34, // 8: gantry.v1.VolumeSpec.driver_options:type_name -> gantry.v1.VolumeSpec.DriverOptionsEntry
-	35, // 9: gantry.v1.VolumeSpec.labels:type_name -> gantry.v1.VolumeSpec.LabelsEntry
-	36, // 10: gantry.v1.FileSpec.labels:type_name -> gantry.v1.FileSpec.LabelsEntry
-	46, // 11: gantry.v1.ServiceSpec.container:type_name -> gantry.v1.ContainerSpec
+	29, // 2: gantry.v1.AppSpec.services:type_name -> gantry.v1.AppSpec.ServicesEntry
+	30, // 3: gantry.v1.AppSpec.networks:type_name -> gantry.v1.AppSpec.NetworksEntry
+	31, // 4: gantry.v1.AppSpec.volumes:type_name -> gantry.v1.AppSpec.VolumesEntry
+	32, // 5: gantry.v1.AppSpec.secrets:type_name -> gantry.v1.AppSpec.SecretsEntry
+	33, // 6: gantry.v1.AppSpec.configs:type_name -> gantry.v1.AppSpec.ConfigsEntry
+	34, // 7: gantry.v1.NetworkSpec.labels:type_name -> gantry.v1.NetworkSpec.LabelsEntry
+	35, // 8: gantry.v1.VolumeSpec.driver_options:type_name -> gantry.v1.VolumeSpec.DriverOptionsEntry
+	36, // 9: gantry.v1.VolumeSpec.labels:type_name -> gantry.v1.VolumeSpec.LabelsEntry
+	37, // 10: gantry.v1.FileSpec.labels:type_name -> gantry.v1.FileSpec.LabelsEntry
+	47, // 11: gantry.v1.ServiceSpec.container:type_name -> gantry.v1.ContainerSpec
 	11, // 12: gantry.v1.ServiceSpec.build:type_name -> gantry.v1.BuildSpec
 	12, // 13: gantry.v1.ServiceSpec.depends_on:type_name -> gantry.v1.Dependency
 	13, // 14: gantry.v1.ServiceSpec.update:type_name -> gantry.v1.UpdateConfig
 	13, // 15: gantry.v1.ServiceSpec.rollback:type_name -> gantry.v1.UpdateConfig
-	37, // 16: gantry.v1.ServiceSpec.labels:type_name -> gantry.v1.ServiceSpec.LabelsEntry
+	38, // 16: gantry.v1.ServiceSpec.labels:type_name -> gantry.v1.ServiceSpec.LabelsEntry
 	15, // 17: gantry.v1.ServiceSpec.placement:type_name -> gantry.v1.Placement
 	10, // 18: gantry.v1.ServiceSpec.job:type_name -> gantry.v1.JobSpec
-	47, // 19: gantry.v1.JobSpec.timeout:type_name -> google.protobuf.Duration
-	38, // 20: gantry.v1.BuildSpec.args:type_name -> gantry.v1.BuildSpec.ArgsEntry
-	39, // 21: gantry.v1.BuildSpec.labels:type_name -> gantry.v1.BuildSpec.LabelsEntry
-	40, // 22: gantry.v1.BuildSpec.secrets:type_name -> gantry.v1.BuildSpec.SecretsEntry
-	41, // 23: gantry.v1.BuildSpec.additional_contexts:type_name -> gantry.v1.BuildSpec.AdditionalContextsEntry
+	48, // 19: gantry.v1.JobSpec.timeout:type_name -> google.protobuf.Duration
+	39, // 20: gantry.v1.BuildSpec.args:type_name -> gantry.v1.BuildSpec.ArgsEntry
+	40, // 21: gantry.v1.BuildSpec.labels:type_name -> gantry.v1.BuildSpec.LabelsEntry
+	41, // 22: gantry.v1.BuildSpec.secrets:type_name -> gantry.v1.BuildSpec.SecretsEntry
+	42, // 23: gantry.v1.BuildSpec.additional_contexts:type_name -> gantry.v1.BuildSpec.AdditionalContextsEntry
 	0,  // 24: gantry.v1.Dependency.condition:type_name -> gantry.v1.Dependency.Condition
-	47, // 25: gantry.v1.UpdateConfig.delay:type_name -> google.protobuf.Duration
-	47, // 26: gantry.v1.UpdateConfig.monitor:type_name -> google.protobuf.Duration
+	48, // 25: gantry.v1.UpdateConfig.delay:type_name -> google.protobuf.Duration
+	48, // 26: gantry.v1.UpdateConfig.monitor:type_name -> google.protobuf.Duration
 	14, // 27: gantry.v1.UpdateConfig.canary:type_name -> gantry.v1.CanaryStep
-	47, // 28: gantry.v1.UpdateConfig.keep:type_name -> google.protobuf.Duration
-	47, // 29: gantry.v1.CanaryStep.pause:type_name -> google.protobuf.Duration
-	45, // 30: gantry.v1.Service.meta:type_name -> gantry.v1.Meta
+	48, // 28: gantry.v1.UpdateConfig.keep:type_name -> google.protobuf.Duration
+	48, // 29: gantry.v1.CanaryStep.pause:type_name -> google.protobuf.Duration
+	46, // 30: gantry.v1.Service.meta:type_name -> gantry.v1.Meta
 	9,  // 31: gantry.v1.Service.spec:type_name -> gantry.v1.ServiceSpec
-	42, // 32: gantry.v1.Service.weights:type_name -> gantry.v1.Service.WeightsEntry
-	47, // 33: gantry.v1.Service.stop_grace:type_name -> google.protobuf.Duration
-	45, // 34: gantry.v1.Release.meta:type_name -> gantry.v1.Meta
+	43, // 32: gantry.v1.Service.weights:type_name -> gantry.v1.Service.WeightsEntry
+	48, // 33: gantry.v1.Service.stop_grace:type_name -> google.protobuf.Duration
+	46, // 34: gantry.v1.Release.meta:type_name -> gantry.v1.Meta
 	9,  // 35: gantry.v1.Release.spec:type_name -> gantry.v1.ServiceSpec
-	45, // 36: gantry.v1.Instance.meta:type_name -> gantry.v1.Meta
-	46, // 37: gantry.v1.Instance.spec:type_name -> gantry.v1.ContainerSpec
+	46, // 36: gantry.v1.Instance.meta:type_name -> gantry.v1.Meta
+	47, // 37: gantry.v1.Instance.spec:type_name -> gantry.v1.ContainerSpec
 	1,  // 38: gantry.v1.Instance.desired:type_name -> gantry.v1.Instance.Desired
-	47, // 39: gantry.v1.Instance.stop_grace:type_name -> google.protobuf.Duration
-	45, // 40: gantry.v1.InstanceStatus.meta:type_name -> gantry.v1.Meta
+	48, // 39: gantry.v1.Instance.stop_grace:type_name -> google.protobuf.Duration
+	46, // 40: gantry.v1.InstanceStatus.meta:type_name -> gantry.v1.Meta
 	2,  // 41: gantry.v1.InstanceStatus.phase:type_name -> gantry.v1.InstanceStatus.Phase
 	3,  // 42: gantry.v1.InstanceStatus.health:type_name -> gantry.v1.InstanceStatus.Health
-	48, // 43: gantry.v1.InstanceStatus.started_at:type_name -> google.protobuf.Timestamp
-	48, // 44: gantry.v1.InstanceStatus.finished_at:type_name -> google.protobuf.Timestamp
-	49, // 45: gantry.v1.InstanceStatus.ports:type_name -> gantry.v1.PortPublish
-	45, // 46: gantry.v1.Volume.meta:type_name -> gantry.v1.Meta
-	43, // 47: gantry.v1.Volume.driver_options:type_name -> gantry.v1.Volume.DriverOptionsEntry
-	45, // 48: gantry.v1.Network.meta:type_name -> gantry.v1.Meta
-	45, // 49: gantry.v1.Secret.meta:type_name -> gantry.v1.Meta
-	45, // 50: gantry.v1.Config.meta:type_name -> gantry.v1.Meta
-	45, // 51: gantry.v1.Node.meta:type_name -> gantry.v1.Meta
-	45, // 52: gantry.v1.NodeStatus.meta:type_name -> gantry.v1.Meta
-	48, // 53: gantry.v1.NodeStatus.last_seen:type_name -> google.protobuf.Timestamp
-	44, // 54: gantry.v1.NodeStatus.devices:type_name -> gantry.v1.NodeStatus.DevicesEntry
-	48, // 55: gantry.v1.NodeStatus.clock:type_name -> google.protobuf.Timestamp
-	48, // 56: gantry.v1.NodeStatus.certificate_end:type_name -> google.protobuf.Timestamp
-	45, // 57: gantry.v1.Cluster.meta:type_name -> gantry.v1.Meta
-	47, // 58: gantry.v1.Cluster.certificate_life:type_name -> google.protobuf.Duration
-	47, // 59: gantry.v1.Cluster.suspect_after:type_name -> google.protobuf.Duration
-	47, // 60: gantry.v1.Cluster.down_after:type_name -> google.protobuf.Duration
-	45, // 61: gantry.v1.JoinToken.meta:type_name -> gantry.v1.Meta
-	48, // 62: gantry.v1.JoinToken.expires_at:type_name -> google.protobuf.Timestamp
-	9,  // 63: gantry.v1.AppSpec.ServicesEntry.value:type_name -> gantry.v1.ServiceSpec
-	6,  // 64: gantry.v1.AppSpec.NetworksEntry.value:type_name -> gantry.v1.NetworkSpec
-	7,  // 65: gantry.v1.AppSpec.VolumesEntry.value:type_name -> gantry.v1.VolumeSpec
-	8,  // 66: gantry.v1.AppSpec.SecretsEntry.value:type_name -> gantry.v1.FileSpec
-	8,  // 67: gantry.v1.AppSpec.ConfigsEntry.value:type_name -> gantry.v1.FileSpec
-	68, // [68:68] is the sub-list for method output_type
-	68, // [68:68] is the sub-list for method input_type
-	68, // [68:68] is the sub-list for extension type_name
-	68, // [68:68] is the sub-list for extension extendee
-	0,  // [0:68] is the sub-list for field type_name
+	49, // 43: gantry.v1.InstanceStatus.started_at:type_name -> google.protobuf.Timestamp
+	49, // 44: gantry.v1.InstanceStatus.finished_at:type_name -> google.protobuf.Timestamp
+	50, // 45: gantry.v1.InstanceStatus.ports:type_name -> gantry.v1.PortPublish
+	46, // 46: gantry.v1.Volume.meta:type_name -> gantry.v1.Meta
+	44, // 47: gantry.v1.Volume.driver_options:type_name -> gantry.v1.Volume.DriverOptionsEntry
+	46, // 48: gantry.v1.Network.meta:type_name -> gantry.v1.Meta
+	46, // 49: gantry.v1.Secret.meta:type_name -> gantry.v1.Meta
+	46, // 50: gantry.v1.Config.meta:type_name -> gantry.v1.Meta
+	46, // 51: gantry.v1.Node.meta:type_name -> gantry.v1.Meta
+	46, // 52: gantry.v1.NodeStatus.meta:type_name -> gantry.v1.Meta
+	49, // 53: gantry.v1.NodeStatus.last_seen:type_name -> google.protobuf.Timestamp
+	45, // 54: gantry.v1.NodeStatus.devices:type_name -> gantry.v1.NodeStatus.DevicesEntry
+	49, // 55: gantry.v1.NodeStatus.clock:type_name -> google.protobuf.Timestamp
+	49, // 56: gantry.v1.NodeStatus.certificate_end:type_name -> google.protobuf.Timestamp
+	46, // 57: gantry.v1.Cluster.meta:type_name -> gantry.v1.Meta
+	48, // 58: gantry.v1.Cluster.certificate_life:type_name -> google.protobuf.Duration
+	48, // 59: gantry.v1.Cluster.suspect_after:type_name -> google.protobuf.Duration
+	48, // 60: gantry.v1.Cluster.down_after:type_name -> google.protobuf.Duration
+	46, // 61: gantry.v1.JoinToken.meta:type_name -> gantry.v1.Meta
+	49, // 62: gantry.v1.JoinToken.expires_at:type_name -> google.protobuf.Timestamp
+	46, // 63: gantry.v1.Leadership.meta:type_name -> gantry.v1.Meta
+	9,  // 64: gantry.v1.AppSpec.ServicesEntry.value:type_name -> gantry.v1.ServiceSpec
+	6,  // 65: gantry.v1.AppSpec.NetworksEntry.value:type_name -> gantry.v1.NetworkSpec
+	7,  // 66: gantry.v1.AppSpec.VolumesEntry.value:type_name -> gantry.v1.VolumeSpec
+	8,  // 67: gantry.v1.AppSpec.SecretsEntry.value:type_name -> gantry.v1.FileSpec
+	8,  // 68: gantry.v1.AppSpec.ConfigsEntry.value:type_name -> gantry.v1.FileSpec
+	69, // [69:69] is the sub-list for method output_type
+	69, // [69:69] is the sub-list for method input_type
+	69, // [69:69] is the sub-list for extension type_name
+	69, // [69:69] is the sub-list for extension extendee
+	0,  // [0:69] is the sub-list for field type_name
 }
 
 func init() { file_gantry_v1_app_proto_init() }
@@ -3293,7 +3354,7 @@ func file_gantry_v1_app_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_gantry_v1_app_proto_rawDesc), len(file_gantry_v1_app_proto_rawDesc)),
 			NumEnums:      4,
-			NumMessages:   41,
+			NumMessages:   42,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -195,6 +195,118 @@ func (x *JoinResponse) GetSecretsKey() []byte {
 	return nil
 }
 
+type DescribeRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Address       string                 `protobuf:"bytes,1,opt,name=address,proto3" json:"address,omitempty"`
+	ApiAddress    string                 `protobuf:"bytes,2,opt,name=api_address,json=apiAddress,proto3" json:"api_address,omitempty"`
+	OverlayKey    string                 `protobuf:"bytes,3,opt,name=overlay_key,json=overlayKey,proto3" json:"overlay_key,omitempty"`
+	Name          string                 `protobuf:"bytes,4,opt,name=name,proto3" json:"name,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DescribeRequest) Reset() {
+	*x = DescribeRequest{}
+	mi := &file_gantry_v1_cluster_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DescribeRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DescribeRequest) ProtoMessage() {}
+
+func (x *DescribeRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_gantry_v1_cluster_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DescribeRequest.ProtoReflect.Descriptor instead.
+func (*DescribeRequest) Descriptor() ([]byte, []int) {
+	return file_gantry_v1_cluster_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *DescribeRequest) GetAddress() string {
+	if x != nil {
+		return x.Address
+	}
+	return ""
+}
+
+func (x *DescribeRequest) GetApiAddress() string {
+	if x != nil {
+		return x.ApiAddress
+	}
+	return ""
+}
+
+func (x *DescribeRequest) GetOverlayKey() string {
+	if x != nil {
+		return x.OverlayKey
+	}
+	return ""
+}
+
+func (x *DescribeRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+type DescribeResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Node          *Node                  `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DescribeResponse) Reset() {
+	*x = DescribeResponse{}
+	mi := &file_gantry_v1_cluster_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DescribeResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DescribeResponse) ProtoMessage() {}
+
+func (x *DescribeResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_gantry_v1_cluster_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DescribeResponse.ProtoReflect.Descriptor instead.
+func (*DescribeResponse) Descriptor() ([]byte, []int) {
+	return file_gantry_v1_cluster_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *DescribeResponse) GetNode() *Node {
+	if x != nil {
+		return x.Node
+	}
+	return nil
+}
+
 type RenewRequest struct {
 	state              protoimpl.MessageState `protogen:"open.v1"`
 	CertificateRequest []byte                 `protobuf:"bytes,1,opt,name=certificate_request,json=certificateRequest,proto3" json:"certificate_request,omitempty"`
@@ -204,7 +316,7 @@ type RenewRequest struct {
 
 func (x *RenewRequest) Reset() {
 	*x = RenewRequest{}
-	mi := &file_gantry_v1_cluster_proto_msgTypes[2]
+	mi := &file_gantry_v1_cluster_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -216,7 +328,7 @@ func (x *RenewRequest) String() string {
 func (*RenewRequest) ProtoMessage() {}
 
 func (x *RenewRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_v1_cluster_proto_msgTypes[2]
+	mi := &file_gantry_v1_cluster_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -229,7 +341,7 @@ func (x *RenewRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewRequest.ProtoReflect.Descriptor instead.
 func (*RenewRequest) Descriptor() ([]byte, []int) {
-	return file_gantry_v1_cluster_proto_rawDescGZIP(), []int{2}
+	return file_gantry_v1_cluster_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *RenewRequest) GetCertificateRequest() []byte {
@@ -251,7 +363,7 @@ type RenewResponse struct {
 
 func (x *RenewResponse) Reset() {
 	*x = RenewResponse{}
-	mi := &file_gantry_v1_cluster_proto_msgTypes[3]
+	mi := &file_gantry_v1_cluster_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -263,7 +375,7 @@ func (x *RenewResponse) String() string {
 func (*RenewResponse) ProtoMessage() {}
 
 func (x *RenewResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_v1_cluster_proto_msgTypes[3]
+	mi := &file_gantry_v1_cluster_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -276,7 +388,7 @@ func (x *RenewResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewResponse.ProtoReflect.Descriptor instead.
 func (*RenewResponse) Descriptor() ([]byte, []int) {
-	return file_gantry_v1_cluster_proto_rawDescGZIP(), []int{3}
+	return file_gantry_v1_cluster_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *RenewResponse) GetCertificate() []byte {
@@ -310,7 +422,7 @@ type AddMemberRequest struct {
 
 func (x *AddMemberRequest) Reset() {
 	*x = AddMemberRequest{}
-	mi := &file_gantry_v1_cluster_proto_msgTypes[4]
+	mi := &file_gantry_v1_cluster_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -322,7 +434,7 @@ func (x *AddMemberRequest) String() string {
 func (*AddMemberRequest) ProtoMessage() {}
 
 func (x *AddMemberRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_v1_cluster_proto_msgTypes[4]
+	mi := &file_gantry_v1_cluster_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -335,7 +447,7 @@ func (x *AddMemberRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddMemberRequest.ProtoReflect.Descriptor instead.
 func (*AddMemberRequest) Descriptor() ([]byte, []int) {
-	return file_gantry_v1_cluster_proto_rawDescGZIP(), []int{4}
+	return file_gantry_v1_cluster_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *AddMemberRequest) GetPeerUrl() string {
@@ -356,7 +468,7 @@ type AddMemberResponse struct {
 
 func (x *AddMemberResponse) Reset() {
 	*x = AddMemberResponse{}
-	mi := &file_gantry_v1_cluster_proto_msgTypes[5]
+	mi := &file_gantry_v1_cluster_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -368,7 +480,7 @@ func (x *AddMemberResponse) String() string {
 func (*AddMemberResponse) ProtoMessage() {}
 
 func (x *AddMemberResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_v1_cluster_proto_msgTypes[5]
+	mi := &file_gantry_v1_cluster_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -381,7 +493,7 @@ func (x *AddMemberResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddMemberResponse.ProtoReflect.Descriptor instead.
 func (*AddMemberResponse) Descriptor() ([]byte, []int) {
-	return file_gantry_v1_cluster_proto_rawDescGZIP(), []int{5}
+	return file_gantry_v1_cluster_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *AddMemberResponse) GetMember() string {
@@ -407,7 +519,7 @@ type PromoteMemberRequest struct {
 
 func (x *PromoteMemberRequest) Reset() {
 	*x = PromoteMemberRequest{}
-	mi := &file_gantry_v1_cluster_proto_msgTypes[6]
+	mi := &file_gantry_v1_cluster_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -419,7 +531,7 @@ func (x *PromoteMemberRequest) String() string {
 func (*PromoteMemberRequest) ProtoMessage() {}
 
 func (x *PromoteMemberRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_v1_cluster_proto_msgTypes[6]
+	mi := &file_gantry_v1_cluster_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -432,7 +544,7 @@ func (x *PromoteMemberRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PromoteMemberRequest.ProtoReflect.Descriptor instead.
 func (*PromoteMemberRequest) Descriptor() ([]byte, []int) {
-	return file_gantry_v1_cluster_proto_rawDescGZIP(), []int{6}
+	return file_gantry_v1_cluster_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *PromoteMemberRequest) GetMember() string {
@@ -450,7 +562,7 @@ type PromoteMemberResponse struct {
 
 func (x *PromoteMemberResponse) Reset() {
 	*x = PromoteMemberResponse{}
-	mi := &file_gantry_v1_cluster_proto_msgTypes[7]
+	mi := &file_gantry_v1_cluster_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -462,7 +574,7 @@ func (x *PromoteMemberResponse) String() string {
 func (*PromoteMemberResponse) ProtoMessage() {}
 
 func (x *PromoteMemberResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_v1_cluster_proto_msgTypes[7]
+	mi := &file_gantry_v1_cluster_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -475,7 +587,7 @@ func (x *PromoteMemberResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PromoteMemberResponse.ProtoReflect.Descriptor instead.
 func (*PromoteMemberResponse) Descriptor() ([]byte, []int) {
-	return file_gantry_v1_cluster_proto_rawDescGZIP(), []int{7}
+	return file_gantry_v1_cluster_proto_rawDescGZIP(), []int{9}
 }
 
 // MachineRecord is what a machine keeps on its disk of itself and its cluster, so that it starts without a server.
@@ -497,7 +609,7 @@ type MachineRecord struct {
 
 func (x *MachineRecord) Reset() {
 	*x = MachineRecord{}
-	mi := &file_gantry_v1_cluster_proto_msgTypes[8]
+	mi := &file_gantry_v1_cluster_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -509,7 +621,7 @@ func (x *MachineRecord) String() string {
 func (*MachineRecord) ProtoMessage() {}
 
 func (x *MachineRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_v1_cluster_proto_msgTypes[8]
+	mi := &file_gantry_v1_cluster_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -522,7 +634,7 @@ func (x *MachineRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MachineRecord.ProtoReflect.Descriptor instead.
 func (*MachineRecord) Descriptor() ([]byte, []int) {
-	return file_gantry_v1_cluster_proto_rawDescGZIP(), []int{8}
+	return file_gantry_v1_cluster_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *MachineRecord) GetNode() *Node {
@@ -575,7 +687,7 @@ type ClusterStatusRequest struct {
 
 func (x *ClusterStatusRequest) Reset() {
 	*x = ClusterStatusRequest{}
-	mi := &file_gantry_v1_cluster_proto_msgTypes[9]
+	mi := &file_gantry_v1_cluster_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -587,7 +699,7 @@ func (x *ClusterStatusRequest) String() string {
 func (*ClusterStatusRequest) ProtoMessage() {}
 
 func (x *ClusterStatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_v1_cluster_proto_msgTypes[9]
+	mi := &file_gantry_v1_cluster_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -600,7 +712,7 @@ func (x *ClusterStatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClusterStatusRequest.ProtoReflect.Descriptor instead.
 func (*ClusterStatusRequest) Descriptor() ([]byte, []int) {
-	return file_gantry_v1_cluster_proto_rawDescGZIP(), []int{9}
+	return file_gantry_v1_cluster_proto_rawDescGZIP(), []int{11}
 }
 
 type ClusterStatusResponse struct {
@@ -620,7 +732,7 @@ type ClusterStatusResponse struct {
 
 func (x *ClusterStatusResponse) Reset() {
 	*x = ClusterStatusResponse{}
-	mi := &file_gantry_v1_cluster_proto_msgTypes[10]
+	mi := &file_gantry_v1_cluster_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -632,7 +744,7 @@ func (x *ClusterStatusResponse) String() string {
 func (*ClusterStatusResponse) ProtoMessage() {}
 
 func (x *ClusterStatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_v1_cluster_proto_msgTypes[10]
+	mi := &file_gantry_v1_cluster_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -645,7 +757,7 @@ func (x *ClusterStatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClusterStatusResponse.ProtoReflect.Descriptor instead.
 func (*ClusterStatusResponse) Descriptor() ([]byte, []int) {
-	return file_gantry_v1_cluster_proto_rawDescGZIP(), []int{10}
+	return file_gantry_v1_cluster_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *ClusterStatusResponse) GetId() string {
@@ -719,7 +831,7 @@ type MemberStatus struct {
 
 func (x *MemberStatus) Reset() {
 	*x = MemberStatus{}
-	mi := &file_gantry_v1_cluster_proto_msgTypes[11]
+	mi := &file_gantry_v1_cluster_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -731,7 +843,7 @@ func (x *MemberStatus) String() string {
 func (*MemberStatus) ProtoMessage() {}
 
 func (x *MemberStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_v1_cluster_proto_msgTypes[11]
+	mi := &file_gantry_v1_cluster_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -744,7 +856,7 @@ func (x *MemberStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MemberStatus.ProtoReflect.Descriptor instead.
 func (*MemberStatus) Descriptor() ([]byte, []int) {
-	return file_gantry_v1_cluster_proto_rawDescGZIP(), []int{11}
+	return file_gantry_v1_cluster_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *MemberStatus) GetMember() string {
@@ -810,7 +922,7 @@ type Finding struct {
 
 func (x *Finding) Reset() {
 	*x = Finding{}
-	mi := &file_gantry_v1_cluster_proto_msgTypes[12]
+	mi := &file_gantry_v1_cluster_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -822,7 +934,7 @@ func (x *Finding) String() string {
 func (*Finding) ProtoMessage() {}
 
 func (x *Finding) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_v1_cluster_proto_msgTypes[12]
+	mi := &file_gantry_v1_cluster_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -835,7 +947,7 @@ func (x *Finding) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Finding.ProtoReflect.Descriptor instead.
 func (*Finding) Descriptor() ([]byte, []int) {
-	return file_gantry_v1_cluster_proto_rawDescGZIP(), []int{12}
+	return file_gantry_v1_cluster_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Finding) GetSeverity() string {
@@ -878,7 +990,7 @@ type CreateTokenRequest struct {
 
 func (x *CreateTokenRequest) Reset() {
 	*x = CreateTokenRequest{}
-	mi := &file_gantry_v1_cluster_proto_msgTypes[13]
+	mi := &file_gantry_v1_cluster_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -890,7 +1002,7 @@ func (x *CreateTokenRequest) String() string {
 func (*CreateTokenRequest) ProtoMessage() {}
 
 func (x *CreateTokenRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_v1_cluster_proto_msgTypes[13]
+	mi := &file_gantry_v1_cluster_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -903,7 +1015,7 @@ func (x *CreateTokenRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateTokenRequest.ProtoReflect.Descriptor instead.
 func (*CreateTokenRequest) Descriptor() ([]byte, []int) {
-	return file_gantry_v1_cluster_proto_rawDescGZIP(), []int{13}
+	return file_gantry_v1_cluster_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *CreateTokenRequest) GetRole() string {
@@ -933,7 +1045,7 @@ type CreateTokenResponse struct {
 
 func (x *CreateTokenResponse) Reset() {
 	*x = CreateTokenResponse{}
-	mi := &file_gantry_v1_cluster_proto_msgTypes[14]
+	mi := &file_gantry_v1_cluster_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -945,7 +1057,7 @@ func (x *CreateTokenResponse) String() string {
 func (*CreateTokenResponse) ProtoMessage() {}
 
 func (x *CreateTokenResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_v1_cluster_proto_msgTypes[14]
+	mi := &file_gantry_v1_cluster_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -958,7 +1070,7 @@ func (x *CreateTokenResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateTokenResponse.ProtoReflect.Descriptor instead.
 func (*CreateTokenResponse) Descriptor() ([]byte, []int) {
-	return file_gantry_v1_cluster_proto_rawDescGZIP(), []int{14}
+	return file_gantry_v1_cluster_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *CreateTokenResponse) GetId() string {
@@ -997,7 +1109,7 @@ type ListTokensRequest struct {
 
 func (x *ListTokensRequest) Reset() {
 	*x = ListTokensRequest{}
-	mi := &file_gantry_v1_cluster_proto_msgTypes[15]
+	mi := &file_gantry_v1_cluster_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1009,7 +1121,7 @@ func (x *ListTokensRequest) String() string {
 func (*ListTokensRequest) ProtoMessage() {}
 
 func (x *ListTokensRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_v1_cluster_proto_msgTypes[15]
+	mi := &file_gantry_v1_cluster_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1022,7 +1134,7 @@ func (x *ListTokensRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListTokensRequest.ProtoReflect.Descriptor instead.
 func (*ListTokensRequest) Descriptor() ([]byte, []int) {
-	return file_gantry_v1_cluster_proto_rawDescGZIP(), []int{15}
+	return file_gantry_v1_cluster_proto_rawDescGZIP(), []int{17}
 }
 
 type ListTokensResponse struct {
@@ -1035,7 +1147,7 @@ type ListTokensResponse struct {
 
 func (x *ListTokensResponse) Reset() {
 	*x = ListTokensResponse{}
-	mi := &file_gantry_v1_cluster_proto_msgTypes[16]
+	mi := &file_gantry_v1_cluster_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1047,7 +1159,7 @@ func (x *ListTokensResponse) String() string {
 func (*ListTokensResponse) ProtoMessage() {}
 
 func (x *ListTokensResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_v1_cluster_proto_msgTypes[16]
+	mi := &file_gantry_v1_cluster_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1060,7 +1172,7 @@ func (x *ListTokensResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListTokensResponse.ProtoReflect.Descriptor instead.
 func (*ListTokensResponse) Descriptor() ([]byte, []int) {
-	return file_gantry_v1_cluster_proto_rawDescGZIP(), []int{16}
+	return file_gantry_v1_cluster_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *ListTokensResponse) GetTokens() []*JoinToken {
@@ -1079,7 +1191,7 @@ type RevokeTokenRequest struct {
 
 func (x *RevokeTokenRequest) Reset() {
 	*x = RevokeTokenRequest{}
-	mi := &file_gantry_v1_cluster_proto_msgTypes[17]
+	mi := &file_gantry_v1_cluster_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1091,7 +1203,7 @@ func (x *RevokeTokenRequest) String() string {
 func (*RevokeTokenRequest) ProtoMessage() {}
 
 func (x *RevokeTokenRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_v1_cluster_proto_msgTypes[17]
+	mi := &file_gantry_v1_cluster_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1104,7 +1216,7 @@ func (x *RevokeTokenRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeTokenRequest.ProtoReflect.Descriptor instead.
 func (*RevokeTokenRequest) Descriptor() ([]byte, []int) {
-	return file_gantry_v1_cluster_proto_rawDescGZIP(), []int{17}
+	return file_gantry_v1_cluster_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *RevokeTokenRequest) GetId() string {
@@ -1122,7 +1234,7 @@ type RevokeTokenResponse struct {
 
 func (x *RevokeTokenResponse) Reset() {
 	*x = RevokeTokenResponse{}
-	mi := &file_gantry_v1_cluster_proto_msgTypes[18]
+	mi := &file_gantry_v1_cluster_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1134,7 +1246,7 @@ func (x *RevokeTokenResponse) String() string {
 func (*RevokeTokenResponse) ProtoMessage() {}
 
 func (x *RevokeTokenResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_v1_cluster_proto_msgTypes[18]
+	mi := &file_gantry_v1_cluster_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1147,7 +1259,7 @@ func (x *RevokeTokenResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeTokenResponse.ProtoReflect.Descriptor instead.
 func (*RevokeTokenResponse) Descriptor() ([]byte, []int) {
-	return file_gantry_v1_cluster_proto_rawDescGZIP(), []int{18}
+	return file_gantry_v1_cluster_proto_rawDescGZIP(), []int{20}
 }
 
 type BackupRequest struct {
@@ -1158,7 +1270,7 @@ type BackupRequest struct {
 
 func (x *BackupRequest) Reset() {
 	*x = BackupRequest{}
-	mi := &file_gantry_v1_cluster_proto_msgTypes[19]
+	mi := &file_gantry_v1_cluster_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1170,7 +1282,7 @@ func (x *BackupRequest) String() string {
 func (*BackupRequest) ProtoMessage() {}
 
 func (x *BackupRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_v1_cluster_proto_msgTypes[19]
+	mi := &file_gantry_v1_cluster_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1183,7 +1295,7 @@ func (x *BackupRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BackupRequest.ProtoReflect.Descriptor instead.
 func (*BackupRequest) Descriptor() ([]byte, []int) {
-	return file_gantry_v1_cluster_proto_rawDescGZIP(), []int{19}
+	return file_gantry_v1_cluster_proto_rawDescGZIP(), []int{21}
 }
 
 // BackupChunk is a piece of a backup. The first has everything but data.
@@ -1202,7 +1314,7 @@ type BackupChunk struct {
 
 func (x *BackupChunk) Reset() {
 	*x = BackupChunk{}
-	mi := &file_gantry_v1_cluster_proto_msgTypes[20]
+	mi := &file_gantry_v1_cluster_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1214,7 +1326,7 @@ func (x *BackupChunk) String() string {
 func (*BackupChunk) ProtoMessage() {}
 
 func (x *BackupChunk) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_v1_cluster_proto_msgTypes[20]
+	mi := &file_gantry_v1_cluster_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1227,7 +1339,7 @@ func (x *BackupChunk) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BackupChunk.ProtoReflect.Descriptor instead.
 func (*BackupChunk) Descriptor() ([]byte, []int) {
-	return file_gantry_v1_cluster_proto_rawDescGZIP(), []int{20}
+	return file_gantry_v1_cluster_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *BackupChunk) GetData() []byte {
@@ -1273,7 +1385,7 @@ type RotateCARequest struct {
 
 func (x *RotateCARequest) Reset() {
 	*x = RotateCARequest{}
-	mi := &file_gantry_v1_cluster_proto_msgTypes[21]
+	mi := &file_gantry_v1_cluster_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1285,7 +1397,7 @@ func (x *RotateCARequest) String() string {
 func (*RotateCARequest) ProtoMessage() {}
 
 func (x *RotateCARequest) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_v1_cluster_proto_msgTypes[21]
+	mi := &file_gantry_v1_cluster_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1298,7 +1410,7 @@ func (x *RotateCARequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RotateCARequest.ProtoReflect.Descriptor instead.
 func (*RotateCARequest) Descriptor() ([]byte, []int) {
-	return file_gantry_v1_cluster_proto_rawDescGZIP(), []int{21}
+	return file_gantry_v1_cluster_proto_rawDescGZIP(), []int{23}
 }
 
 type RotateCAResponse struct {
@@ -1311,7 +1423,7 @@ type RotateCAResponse struct {
 
 func (x *RotateCAResponse) Reset() {
 	*x = RotateCAResponse{}
-	mi := &file_gantry_v1_cluster_proto_msgTypes[22]
+	mi := &file_gantry_v1_cluster_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1323,7 +1435,7 @@ func (x *RotateCAResponse) String() string {
 func (*RotateCAResponse) ProtoMessage() {}
 
 func (x *RotateCAResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_v1_cluster_proto_msgTypes[22]
+	mi := &file_gantry_v1_cluster_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1336,7 +1448,7 @@ func (x *RotateCAResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RotateCAResponse.ProtoReflect.Descriptor instead.
 func (*RotateCAResponse) Descriptor() ([]byte, []int) {
-	return file_gantry_v1_cluster_proto_rawDescGZIP(), []int{22}
+	return file_gantry_v1_cluster_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *RotateCAResponse) GetRootHash() string {
@@ -1357,7 +1469,7 @@ type ConfigureClusterRequest struct {
 
 func (x *ConfigureClusterRequest) Reset() {
 	*x = ConfigureClusterRequest{}
-	mi := &file_gantry_v1_cluster_proto_msgTypes[23]
+	mi := &file_gantry_v1_cluster_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1369,7 +1481,7 @@ func (x *ConfigureClusterRequest) String() string {
 func (*ConfigureClusterRequest) ProtoMessage() {}
 
 func (x *ConfigureClusterRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_v1_cluster_proto_msgTypes[23]
+	mi := &file_gantry_v1_cluster_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1382,7 +1494,7 @@ func (x *ConfigureClusterRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConfigureClusterRequest.ProtoReflect.Descriptor instead.
 func (*ConfigureClusterRequest) Descriptor() ([]byte, []int) {
-	return file_gantry_v1_cluster_proto_rawDescGZIP(), []int{23}
+	return file_gantry_v1_cluster_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *ConfigureClusterRequest) GetCertificateLife() *durationpb.Duration {
@@ -1415,7 +1527,7 @@ type NodeRequest struct {
 
 func (x *NodeRequest) Reset() {
 	*x = NodeRequest{}
-	mi := &file_gantry_v1_cluster_proto_msgTypes[24]
+	mi := &file_gantry_v1_cluster_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1427,7 +1539,7 @@ func (x *NodeRequest) String() string {
 func (*NodeRequest) ProtoMessage() {}
 
 func (x *NodeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_v1_cluster_proto_msgTypes[24]
+	mi := &file_gantry_v1_cluster_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1440,7 +1552,7 @@ func (x *NodeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeRequest.ProtoReflect.Descriptor instead.
 func (*NodeRequest) Descriptor() ([]byte, []int) {
-	return file_gantry_v1_cluster_proto_rawDescGZIP(), []int{24}
+	return file_gantry_v1_cluster_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *NodeRequest) GetNode() string {
@@ -1458,7 +1570,7 @@ type ListNodesRequest struct {
 
 func (x *ListNodesRequest) Reset() {
 	*x = ListNodesRequest{}
-	mi := &file_gantry_v1_cluster_proto_msgTypes[25]
+	mi := &file_gantry_v1_cluster_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1470,7 +1582,7 @@ func (x *ListNodesRequest) String() string {
 func (*ListNodesRequest) ProtoMessage() {}
 
 func (x *ListNodesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_v1_cluster_proto_msgTypes[25]
+	mi := &file_gantry_v1_cluster_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1483,7 +1595,7 @@ func (x *ListNodesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListNodesRequest.ProtoReflect.Descriptor instead.
 func (*ListNodesRequest) Descriptor() ([]byte, []int) {
-	return file_gantry_v1_cluster_proto_rawDescGZIP(), []int{25}
+	return file_gantry_v1_cluster_proto_rawDescGZIP(), []int{27}
 }
 
 type ListNodesResponse struct {
@@ -1495,7 +1607,7 @@ type ListNodesResponse struct {
 
 func (x *ListNodesResponse) Reset() {
 	*x = ListNodesResponse{}
-	mi := &file_gantry_v1_cluster_proto_msgTypes[26]
+	mi := &file_gantry_v1_cluster_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1507,7 +1619,7 @@ func (x *ListNodesResponse) String() string {
 func (*ListNodesResponse) ProtoMessage() {}
 
 func (x *ListNodesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_v1_cluster_proto_msgTypes[26]
+	mi := &file_gantry_v1_cluster_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1520,7 +1632,7 @@ func (x *ListNodesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListNodesResponse.ProtoReflect.Descriptor instead.
 func (*ListNodesResponse) Descriptor() ([]byte, []int) {
-	return file_gantry_v1_cluster_proto_rawDescGZIP(), []int{26}
+	return file_gantry_v1_cluster_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *ListNodesResponse) GetNodes() []*NodeView {
@@ -1547,7 +1659,7 @@ type NodeView struct {
 
 func (x *NodeView) Reset() {
 	*x = NodeView{}
-	mi := &file_gantry_v1_cluster_proto_msgTypes[27]
+	mi := &file_gantry_v1_cluster_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1559,7 +1671,7 @@ func (x *NodeView) String() string {
 func (*NodeView) ProtoMessage() {}
 
 func (x *NodeView) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_v1_cluster_proto_msgTypes[27]
+	mi := &file_gantry_v1_cluster_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1572,7 +1684,7 @@ func (x *NodeView) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeView.ProtoReflect.Descriptor instead.
 func (*NodeView) Descriptor() ([]byte, []int) {
-	return file_gantry_v1_cluster_proto_rawDescGZIP(), []int{27}
+	return file_gantry_v1_cluster_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *NodeView) GetNode() *Node {
@@ -1634,7 +1746,7 @@ type LabelNodeRequest struct {
 
 func (x *LabelNodeRequest) Reset() {
 	*x = LabelNodeRequest{}
-	mi := &file_gantry_v1_cluster_proto_msgTypes[28]
+	mi := &file_gantry_v1_cluster_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1646,7 +1758,7 @@ func (x *LabelNodeRequest) String() string {
 func (*LabelNodeRequest) ProtoMessage() {}
 
 func (x *LabelNodeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_v1_cluster_proto_msgTypes[28]
+	mi := &file_gantry_v1_cluster_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1659,7 +1771,7 @@ func (x *LabelNodeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LabelNodeRequest.ProtoReflect.Descriptor instead.
 func (*LabelNodeRequest) Descriptor() ([]byte, []int) {
-	return file_gantry_v1_cluster_proto_rawDescGZIP(), []int{28}
+	return file_gantry_v1_cluster_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *LabelNodeRequest) GetNode() string {
@@ -1686,7 +1798,7 @@ type SetAvailabilityRequest struct {
 
 func (x *SetAvailabilityRequest) Reset() {
 	*x = SetAvailabilityRequest{}
-	mi := &file_gantry_v1_cluster_proto_msgTypes[29]
+	mi := &file_gantry_v1_cluster_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1698,7 +1810,7 @@ func (x *SetAvailabilityRequest) String() string {
 func (*SetAvailabilityRequest) ProtoMessage() {}
 
 func (x *SetAvailabilityRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_v1_cluster_proto_msgTypes[29]
+	mi := &file_gantry_v1_cluster_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1711,7 +1823,7 @@ func (x *SetAvailabilityRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetAvailabilityRequest.ProtoReflect.Descriptor instead.
 func (*SetAvailabilityRequest) Descriptor() ([]byte, []int) {
-	return file_gantry_v1_cluster_proto_rawDescGZIP(), []int{29}
+	return file_gantry_v1_cluster_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *SetAvailabilityRequest) GetNode() string {
@@ -1739,7 +1851,7 @@ type RemoveNodeRequest struct {
 
 func (x *RemoveNodeRequest) Reset() {
 	*x = RemoveNodeRequest{}
-	mi := &file_gantry_v1_cluster_proto_msgTypes[30]
+	mi := &file_gantry_v1_cluster_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1751,7 +1863,7 @@ func (x *RemoveNodeRequest) String() string {
 func (*RemoveNodeRequest) ProtoMessage() {}
 
 func (x *RemoveNodeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_v1_cluster_proto_msgTypes[30]
+	mi := &file_gantry_v1_cluster_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1764,7 +1876,7 @@ func (x *RemoveNodeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveNodeRequest.ProtoReflect.Descriptor instead.
 func (*RemoveNodeRequest) Descriptor() ([]byte, []int) {
-	return file_gantry_v1_cluster_proto_rawDescGZIP(), []int{30}
+	return file_gantry_v1_cluster_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *RemoveNodeRequest) GetNode() string {
@@ -1789,7 +1901,7 @@ type RemoveNodeResponse struct {
 
 func (x *RemoveNodeResponse) Reset() {
 	*x = RemoveNodeResponse{}
-	mi := &file_gantry_v1_cluster_proto_msgTypes[31]
+	mi := &file_gantry_v1_cluster_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1801,7 +1913,7 @@ func (x *RemoveNodeResponse) String() string {
 func (*RemoveNodeResponse) ProtoMessage() {}
 
 func (x *RemoveNodeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_v1_cluster_proto_msgTypes[31]
+	mi := &file_gantry_v1_cluster_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1814,7 +1926,7 @@ func (x *RemoveNodeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveNodeResponse.ProtoReflect.Descriptor instead.
 func (*RemoveNodeResponse) Descriptor() ([]byte, []int) {
-	return file_gantry_v1_cluster_proto_rawDescGZIP(), []int{31}
+	return file_gantry_v1_cluster_proto_rawDescGZIP(), []int{33}
 }
 
 var File_gantry_v1_cluster_proto protoreflect.FileDescriptor
@@ -1840,7 +1952,16 @@ const file_gantry_v1_cluster_proto_rawDesc = "" +
 	"\vcertificate\x18\x03 \x01(\fR\vcertificate\x12\x18\n" +
 	"\aservers\x18\x04 \x03(\tR\aservers\x12\x1f\n" +
 	"\vsecrets_key\x18\x05 \x01(\fR\n" +
-	"secretsKey\"?\n" +
+	"secretsKey\"\x81\x01\n" +
+	"\x0fDescribeRequest\x12\x18\n" +
+	"\aaddress\x18\x01 \x01(\tR\aaddress\x12\x1f\n" +
+	"\vapi_address\x18\x02 \x01(\tR\n" +
+	"apiAddress\x12\x1f\n" +
+	"\voverlay_key\x18\x03 \x01(\tR\n" +
+	"overlayKey\x12\x12\n" +
+	"\x04name\x18\x04 \x01(\tR\x04name\"7\n" +
+	"\x10DescribeResponse\x12#\n" +
+	"\x04node\x18\x01 \x01(\v2\x0f.gantry.v1.NodeR\x04node\"?\n" +
 	"\fRenewRequest\x12/\n" +
 	"\x13certificate_request\x18\x01 \x01(\fR\x12certificateRequest\"h\n" +
 	"\rRenewResponse\x12 \n" +
@@ -1946,8 +2067,9 @@ const file_gantry_v1_cluster_proto_rawDesc = "" +
 	"\x05force\x18\x02 \x01(\bR\x05force\"\x14\n" +
 	"\x12RemoveNodeResponse2F\n" +
 	"\vJoinService\x127\n" +
-	"\x04Join\x12\x16.gantry.v1.JoinRequest\x1a\x17.gantry.v1.JoinResponse2\xe8\x01\n" +
-	"\x0eMachineService\x12:\n" +
+	"\x04Join\x12\x16.gantry.v1.JoinRequest\x1a\x17.gantry.v1.JoinResponse2\xad\x02\n" +
+	"\x0eMachineService\x12C\n" +
+	"\bDescribe\x12\x1a.gantry.v1.DescribeRequest\x1a\x1b.gantry.v1.DescribeResponse\x12:\n" +
 	"\x05Renew\x12\x17.gantry.v1.RenewRequest\x1a\x18.gantry.v1.RenewResponse\x12F\n" +
 	"\tAddMember\x12\x1b.gantry.v1.AddMemberRequest\x1a\x1c.gantry.v1.AddMemberResponse\x12R\n" +
 	"\rPromoteMember\x12\x1f.gantry.v1.PromoteMemberRequest\x1a .gantry.v1.PromoteMemberResponse2\x8c\x04\n" +
@@ -1981,109 +2103,114 @@ func file_gantry_v1_cluster_proto_rawDescGZIP() []byte {
 	return file_gantry_v1_cluster_proto_rawDescData
 }
 
-var file_gantry_v1_cluster_proto_msgTypes = make([]protoimpl.MessageInfo, 34)
+var file_gantry_v1_cluster_proto_msgTypes = make([]protoimpl.MessageInfo, 36)
 var file_gantry_v1_cluster_proto_goTypes = []any{
 	(*JoinRequest)(nil),             // 0: gantry.v1.JoinRequest
 	(*JoinResponse)(nil),            // 1: gantry.v1.JoinResponse
-	(*RenewRequest)(nil),            // 2: gantry.v1.RenewRequest
-	(*RenewResponse)(nil),           // 3: gantry.v1.RenewResponse
-	(*AddMemberRequest)(nil),        // 4: gantry.v1.AddMemberRequest
-	(*AddMemberResponse)(nil),       // 5: gantry.v1.AddMemberResponse
-	(*PromoteMemberRequest)(nil),    // 6: gantry.v1.PromoteMemberRequest
-	(*PromoteMemberResponse)(nil),   // 7: gantry.v1.PromoteMemberResponse
-	(*MachineRecord)(nil),           // 8: gantry.v1.MachineRecord
-	(*ClusterStatusRequest)(nil),    // 9: gantry.v1.ClusterStatusRequest
-	(*ClusterStatusResponse)(nil),   // 10: gantry.v1.ClusterStatusResponse
-	(*MemberStatus)(nil),            // 11: gantry.v1.MemberStatus
-	(*Finding)(nil),                 // 12: gantry.v1.Finding
-	(*CreateTokenRequest)(nil),      // 13: gantry.v1.CreateTokenRequest
-	(*CreateTokenResponse)(nil),     // 14: gantry.v1.CreateTokenResponse
-	(*ListTokensRequest)(nil),       // 15: gantry.v1.ListTokensRequest
-	(*ListTokensResponse)(nil),      // 16: gantry.v1.ListTokensResponse
-	(*RevokeTokenRequest)(nil),      // 17: gantry.v1.RevokeTokenRequest
-	(*RevokeTokenResponse)(nil),     // 18: gantry.v1.RevokeTokenResponse
-	(*BackupRequest)(nil),           // 19: gantry.v1.BackupRequest
-	(*BackupChunk)(nil),             // 20: gantry.v1.BackupChunk
-	(*RotateCARequest)(nil),         // 21: gantry.v1.RotateCARequest
-	(*RotateCAResponse)(nil),        // 22: gantry.v1.RotateCAResponse
-	(*ConfigureClusterRequest)(nil), // 23: gantry.v1.ConfigureClusterRequest
-	(*NodeRequest)(nil),             // 24: gantry.v1.NodeRequest
-	(*ListNodesRequest)(nil),        // 25: gantry.v1.ListNodesRequest
-	(*ListNodesResponse)(nil),       // 26: gantry.v1.ListNodesResponse
-	(*NodeView)(nil),                // 27: gantry.v1.NodeView
-	(*LabelNodeRequest)(nil),        // 28: gantry.v1.LabelNodeRequest
-	(*SetAvailabilityRequest)(nil),  // 29: gantry.v1.SetAvailabilityRequest
-	(*RemoveNodeRequest)(nil),       // 30: gantry.v1.RemoveNodeRequest
-	(*RemoveNodeResponse)(nil),      // 31: gantry.v1.RemoveNodeResponse
-	nil,                             // 32: gantry.v1.JoinRequest.LabelsEntry
-	nil,                             // 33: gantry.v1.LabelNodeRequest.LabelsEntry
-	(*Node)(nil),                    // 34: gantry.v1.Node
-	(*Cluster)(nil),                 // 35: gantry.v1.Cluster
-	(*durationpb.Duration)(nil),     // 36: google.protobuf.Duration
-	(*timestamppb.Timestamp)(nil),   // 37: google.protobuf.Timestamp
-	(*JoinToken)(nil),               // 38: gantry.v1.JoinToken
-	(*NodeStatus)(nil),              // 39: gantry.v1.NodeStatus
+	(*DescribeRequest)(nil),         // 2: gantry.v1.DescribeRequest
+	(*DescribeResponse)(nil),        // 3: gantry.v1.DescribeResponse
+	(*RenewRequest)(nil),            // 4: gantry.v1.RenewRequest
+	(*RenewResponse)(nil),           // 5: gantry.v1.RenewResponse
+	(*AddMemberRequest)(nil),        // 6: gantry.v1.AddMemberRequest
+	(*AddMemberResponse)(nil),       // 7: gantry.v1.AddMemberResponse
+	(*PromoteMemberRequest)(nil),    // 8: gantry.v1.PromoteMemberRequest
+	(*PromoteMemberResponse)(nil),   // 9: gantry.v1.PromoteMemberResponse
+	(*MachineRecord)(nil),           // 10: gantry.v1.MachineRecord
+	(*ClusterStatusRequest)(nil),    // 11: gantry.v1.ClusterStatusRequest
+	(*ClusterStatusResponse)(nil),   // 12: gantry.v1.ClusterStatusResponse
+	(*MemberStatus)(nil),            // 13: gantry.v1.MemberStatus
+	(*Finding)(nil),                 // 14: gantry.v1.Finding
+	(*CreateTokenRequest)(nil),      // 15: gantry.v1.CreateTokenRequest
+	(*CreateTokenResponse)(nil),     // 16: gantry.v1.CreateTokenResponse
+	(*ListTokensRequest)(nil),       // 17: gantry.v1.ListTokensRequest
+	(*ListTokensResponse)(nil),      // 18: gantry.v1.ListTokensResponse
+	(*RevokeTokenRequest)(nil),      // 19: gantry.v1.RevokeTokenRequest
+	(*RevokeTokenResponse)(nil),     // 20: gantry.v1.RevokeTokenResponse
+	(*BackupRequest)(nil),           // 21: gantry.v1.BackupRequest
+	(*BackupChunk)(nil),             // 22: gantry.v1.BackupChunk
+	(*RotateCARequest)(nil),         // 23: gantry.v1.RotateCARequest
+	(*RotateCAResponse)(nil),        // 24: gantry.v1.RotateCAResponse
+	(*ConfigureClusterRequest)(nil), // 25: gantry.v1.ConfigureClusterRequest
+	(*NodeRequest)(nil),             // 26: gantry.v1.NodeRequest
+	(*ListNodesRequest)(nil),        // 27: gantry.v1.ListNodesRequest
+	(*ListNodesResponse)(nil),       // 28: gantry.v1.ListNodesResponse
+	(*NodeView)(nil),                // 29: gantry.v1.NodeView
+	(*LabelNodeRequest)(nil),        // 30: gantry.v1.LabelNodeRequest
+	(*SetAvailabilityRequest)(nil),  // 31: gantry.v1.SetAvailabilityRequest
+	(*RemoveNodeRequest)(nil),       // 32: gantry.v1.RemoveNodeRequest
+	(*RemoveNodeResponse)(nil),      // 33: gantry.v1.RemoveNodeResponse
+	nil,                             // 34: gantry.v1.JoinRequest.LabelsEntry
+	nil,                             // 35: gantry.v1.LabelNodeRequest.LabelsEntry
+	(*Node)(nil),                    // 36: gantry.v1.Node
+	(*Cluster)(nil),                 // 37: gantry.v1.Cluster
+	(*durationpb.Duration)(nil),     // 38: google.protobuf.Duration
+	(*timestamppb.Timestamp)(nil),   // 39: google.protobuf.Timestamp
+	(*JoinToken)(nil),               // 40: gantry.v1.JoinToken
+	(*NodeStatus)(nil),              // 41: gantry.v1.NodeStatus
 }
 var file_gantry_v1_cluster_proto_depIdxs = []int32{
-	32, // 0: gantry.v1.JoinRequest.labels:type_name -> gantry.v1.JoinRequest.LabelsEntry
-	34, // 1: gantry.v1.JoinResponse.node:type_name -> gantry.v1.Node
-	35, // 2: gantry.v1.JoinResponse.cluster:type_name -> gantry.v1.Cluster
-	34, // 3: gantry.v1.MachineRecord.node:type_name -> gantry.v1.Node
-	35, // 4: gantry.v1.MachineRecord.cluster:type_name -> gantry.v1.Cluster
-	11, // 5: gantry.v1.ClusterStatusResponse.members:type_name -> gantry.v1.MemberStatus
-	12, // 6: gantry.v1.ClusterStatusResponse.findings:type_name -> gantry.v1.Finding
-	36, // 7: gantry.v1.CreateTokenRequest.life:type_name -> google.protobuf.Duration
-	37, // 8: gantry.v1.CreateTokenResponse.expires_at:type_name -> google.protobuf.Timestamp
-	38, // 9: gantry.v1.ListTokensResponse.tokens:type_name -> gantry.v1.JoinToken
-	37, // 10: gantry.v1.BackupChunk.time:type_name -> google.protobuf.Timestamp
-	36, // 11: gantry.v1.ConfigureClusterRequest.certificate_life:type_name -> google.protobuf.Duration
-	36, // 12: gantry.v1.ConfigureClusterRequest.suspect_after:type_name -> google.protobuf.Duration
-	36, // 13: gantry.v1.ConfigureClusterRequest.down_after:type_name -> google.protobuf.Duration
-	27, // 14: gantry.v1.ListNodesResponse.nodes:type_name -> gantry.v1.NodeView
-	34, // 15: gantry.v1.NodeView.node:type_name -> gantry.v1.Node
-	39, // 16: gantry.v1.NodeView.status:type_name -> gantry.v1.NodeStatus
-	33, // 17: gantry.v1.LabelNodeRequest.labels:type_name -> gantry.v1.LabelNodeRequest.LabelsEntry
-	0,  // 18: gantry.v1.JoinService.Join:input_type -> gantry.v1.JoinRequest
-	2,  // 19: gantry.v1.MachineService.Renew:input_type -> gantry.v1.RenewRequest
-	4,  // 20: gantry.v1.MachineService.AddMember:input_type -> gantry.v1.AddMemberRequest
-	6,  // 21: gantry.v1.MachineService.PromoteMember:input_type -> gantry.v1.PromoteMemberRequest
-	9,  // 22: gantry.v1.ClusterService.Status:input_type -> gantry.v1.ClusterStatusRequest
-	13, // 23: gantry.v1.ClusterService.CreateToken:input_type -> gantry.v1.CreateTokenRequest
-	15, // 24: gantry.v1.ClusterService.ListTokens:input_type -> gantry.v1.ListTokensRequest
-	17, // 25: gantry.v1.ClusterService.RevokeToken:input_type -> gantry.v1.RevokeTokenRequest
-	19, // 26: gantry.v1.ClusterService.Backup:input_type -> gantry.v1.BackupRequest
-	21, // 27: gantry.v1.ClusterService.RotateCA:input_type -> gantry.v1.RotateCARequest
-	23, // 28: gantry.v1.ClusterService.Configure:input_type -> gantry.v1.ConfigureClusterRequest
-	25, // 29: gantry.v1.NodeAdminService.List:input_type -> gantry.v1.ListNodesRequest
-	24, // 30: gantry.v1.NodeAdminService.Get:input_type -> gantry.v1.NodeRequest
-	28, // 31: gantry.v1.NodeAdminService.Label:input_type -> gantry.v1.LabelNodeRequest
-	29, // 32: gantry.v1.NodeAdminService.SetAvailability:input_type -> gantry.v1.SetAvailabilityRequest
-	24, // 33: gantry.v1.NodeAdminService.Promote:input_type -> gantry.v1.NodeRequest
-	24, // 34: gantry.v1.NodeAdminService.Demote:input_type -> gantry.v1.NodeRequest
-	30, // 35: gantry.v1.NodeAdminService.Remove:input_type -> gantry.v1.RemoveNodeRequest
-	1,  // 36: gantry.v1.JoinService.Join:output_type -> gantry.v1.JoinResponse
-	3,  // 37: gantry.v1.MachineService.Renew:output_type -> gantry.v1.RenewResponse
-	5,  // 38: gantry.v1.MachineService.AddMember:output_type -> gantry.v1.AddMemberResponse
-	7,  // 39: gantry.v1.MachineService.PromoteMember:output_type -> gantry.v1.PromoteMemberResponse
-	10, // 40: gantry.v1.ClusterService.Status:output_type -> gantry.v1.ClusterStatusResponse
-	14, // 41: gantry.v1.ClusterService.CreateToken:output_type -> gantry.v1.CreateTokenResponse
-	16, // 42: gantry.v1.ClusterService.ListTokens:output_type -> gantry.v1.ListTokensResponse
-	18, // 43: gantry.v1.ClusterService.RevokeToken:output_type -> gantry.v1.RevokeTokenResponse
-	20, // 44: gantry.v1.ClusterService.Backup:output_type -> gantry.v1.BackupChunk
-	22, // 45: gantry.v1.ClusterService.RotateCA:output_type -> gantry.v1.RotateCAResponse
-	35, // 46: gantry.v1.ClusterService.Configure:output_type -> gantry.v1.Cluster
-	26, // 47: gantry.v1.NodeAdminService.List:output_type -> gantry.v1.ListNodesResponse
-	27, // 48: gantry.v1.NodeAdminService.Get:output_type -> gantry.v1.NodeView
-	27, // 49: gantry.v1.NodeAdminService.Label:output_type -> gantry.v1.NodeView
-	27, // 50: gantry.v1.NodeAdminService.SetAvailability:output_type -> gantry.v1.NodeView
-	27, // 51: gantry.v1.NodeAdminService.Promote:output_type -> gantry.v1.NodeView
-	27, // 52: gantry.v1.NodeAdminService.Demote:output_type -> gantry.v1.NodeView
-	31, // 53: gantry.v1.NodeAdminService.Remove:output_type -> gantry.v1.RemoveNodeResponse
-	36, // [36:54] is the sub-list for method output_type
-	18, // [18:36] is the sub-list for method input_type
-	18, // [18:18] is the sub-list for extension type_name
-	18, // [18:18] is the sub-list for extension extendee
-	0,  // [0:18] is the sub-list for field type_name
+	34, // 0: gantry.v1.JoinRequest.labels:type_name -> gantry.v1.JoinRequest.LabelsEntry
+	36, // 1: gantry.v1.JoinResponse.node:type_name -> gantry.v1.Node
+	37, // 2: gantry.v1.JoinResponse.cluster:type_name -> gantry.v1.Cluster
+	36, // 3: gantry.v1.DescribeResponse.node:type_name -> gantry.v1.Node
+	36, // 4: gantry.v1.MachineRecord.node:type_name -> gantry.v1.Node
+	37, // 5: gantry.v1.MachineRecord.cluster:type_name -> gantry.v1.Cluster
+	13, // 6: gantry.v1.ClusterStatusResponse.members:type_name -> gantry.v1.MemberStatus
+	14, // 7: gantry.v1.ClusterStatusResponse.findings:type_name -> gantry.v1.Finding
+	38, // 8: gantry.v1.CreateTokenRequest.life:type_name -> google.protobuf.Duration
+	39, // 9: gantry.v1.CreateTokenResponse.expires_at:type_name -> google.protobuf.Timestamp
+	40, // 10: gantry.v1.ListTokensResponse.tokens:type_name -> gantry.v1.JoinToken
+	39, // 11: gantry.v1.BackupChunk.time:type_name -> google.protobuf.Timestamp
+	38, // 12: gantry.v1.ConfigureClusterRequest.certificate_life:type_name -> google.protobuf.Duration
+	38, // 13: gantry.v1.ConfigureClusterRequest.suspect_after:type_name -> google.protobuf.Duration
+	38, // 14: gantry.v1.ConfigureClusterRequest.down_after:type_name -> google.protobuf.Duration
+	29, // 15: gantry.v1.ListNodesResponse.nodes:type_name -> gantry.v1.NodeView
+	36, // 16: gantry.v1.NodeView.node:type_name -> gantry.v1.Node
+	41, // 17: gantry.v1.NodeView.status:type_name -> gantry.v1.NodeStatus
+	35, // 18: gantry.v1.LabelNodeRequest.labels:type_name -> gantry.v1.LabelNodeRequest.LabelsEntry
+	0,  // 19: gantry.v1.JoinService.Join:input_type -> gantry.v1.JoinRequest
+	2,  // 20: gantry.v1.MachineService.Describe:input_type -> gantry.v1.DescribeRequest
+	4,  // 21: gantry.v1.MachineService.Renew:input_type -> gantry.v1.RenewRequest
+	6,  // 22: gantry.v1.MachineService.AddMember:input_type -> gantry.v1.AddMemberRequest
+	8,  // 23: gantry.v1.MachineService.PromoteMember:input_type -> gantry.v1.PromoteMemberRequest
+	11, // 24: gantry.v1.ClusterService.Status:input_type -> gantry.v1.ClusterStatusRequest
+	15, // 25: gantry.v1.ClusterService.CreateToken:input_type -> gantry.v1.CreateTokenRequest
+	17, // 26: gantry.v1.ClusterService.ListTokens:input_type -> gantry.v1.ListTokensRequest
+	19, // 27: gantry.v1.ClusterService.RevokeToken:input_type -> gantry.v1.RevokeTokenRequest
+	21, // 28: gantry.v1.ClusterService.Backup:input_type -> gantry.v1.BackupRequest
+	23, // 29: gantry.v1.ClusterService.RotateCA:input_type -> gantry.v1.RotateCARequest
+	25, // 30: gantry.v1.ClusterService.Configure:input_type -> gantry.v1.ConfigureClusterRequest
+	27, // 31: gantry.v1.NodeAdminService.List:input_type -> gantry.v1.ListNodesRequest
+	26, // 32: gantry.v1.NodeAdminService.Get:input_type -> gantry.v1.NodeRequest
+	30, // 33: gantry.v1.NodeAdminService.Label:input_type -> gantry.v1.LabelNodeRequest
+	31, // 34: gantry.v1.NodeAdminService.SetAvailability:input_type -> gantry.v1.SetAvailabilityRequest
+	26, // 35: gantry.v1.NodeAdminService.Promote:input_type -> gantry.v1.NodeRequest
+	26, // 36: gantry.v1.NodeAdminService.Demote:input_type -> gantry.v1.NodeRequest
+	32, // 37: gantry.v1.NodeAdminService.Remove:input_type -> gantry.v1.RemoveNodeRequest
+	1,  // 38: gantry.v1.JoinService.Join:output_type -> gantry.v1.JoinResponse
+	3,  // 39: gantry.v1.MachineService.Describe:output_type -> gantry.v1.DescribeResponse
+	5,  // 40: gantry.v1.MachineService.Renew:output_type -> gantry.v1.RenewResponse
+	7,  // 41: gantry.v1.MachineService.AddMember:output_type -> gantry.v1.AddMemberResponse
+	9,  // 42: gantry.v1.MachineService.PromoteMember:output_type -> gantry.v1.PromoteMemberResponse
+	12, // 43: gantry.v1.ClusterService.Status:output_type -> gantry.v1.ClusterStatusResponse
+	16, // 44: gantry.v1.ClusterService.CreateToken:output_type -> gantry.v1.CreateTokenResponse
+	18, // 45: gantry.v1.ClusterService.ListTokens:output_type -> gantry.v1.ListTokensResponse
+	20, // 46: gantry.v1.ClusterService.RevokeToken:output_type -> gantry.v1.RevokeTokenResponse
+	22, // 47: gantry.v1.ClusterService.Backup:output_type -> gantry.v1.BackupChunk
+	24, // 48: gantry.v1.ClusterService.RotateCA:output_type -> gantry.v1.RotateCAResponse
+	37, // 49: gantry.v1.ClusterService.Configure:output_type -> gantry.v1.Cluster
+	28, // 50: gantry.v1.NodeAdminService.List:output_type -> gantry.v1.ListNodesResponse
+	29, // 51: gantry.v1.NodeAdminService.Get:output_type -> gantry.v1.NodeView
+	29, // 52: gantry.v1.NodeAdminService.Label:output_type -> gantry.v1.NodeView
+	29, // 53: gantry.v1.NodeAdminService.SetAvailability:output_type -> gantry.v1.NodeView
+	29, // 54: gantry.v1.NodeAdminService.Promote:output_type -> gantry.v1.NodeView
+	29, // 55: gantry.v1.NodeAdminService.Demote:output_type -> gantry.v1.NodeView
+	33, // 56: gantry.v1.NodeAdminService.Remove:output_type -> gantry.v1.RemoveNodeResponse
+	38, // [38:57] is the sub-list for method output_type
+	19, // [19:38] is the sub-list for method input_type
+	19, // [19:19] is the sub-list for extension type_name
+	19, // [19:19] is the sub-list for extension extendee
+	0,  // [0:19] is the sub-list for field type_name
 }
 
 func init() { file_gantry_v1_cluster_proto_init() }
@@ -2098,7 +2225,7 @@ func file_gantry_v1_cluster_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_gantry_v1_cluster_proto_rawDesc), len(file_gantry_v1_cluster_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   34,
+			NumMessages:   36,
 			NumExtensions: 0,
 			NumServices:   4,
 		},

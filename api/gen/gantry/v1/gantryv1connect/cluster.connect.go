@@ -41,6 +41,8 @@ const (
 const (
 	// JoinServiceJoinProcedure is the fully-qualified name of the JoinService's Join RPC.
 	JoinServiceJoinProcedure = "/gantry.v1.JoinService/Join"
+	// MachineServiceDescribeProcedure is the fully-qualified name of the MachineService's Describe RPC.
+	MachineServiceDescribeProcedure = "/gantry.v1.MachineService/Describe"
 	// MachineServiceRenewProcedure is the fully-qualified name of the MachineService's Renew RPC.
 	MachineServiceRenewProcedure = "/gantry.v1.MachineService/Renew"
 	// MachineServiceAddMemberProcedure is the fully-qualified name of the MachineService's AddMember
@@ -157,6 +159,8 @@ func (UnimplementedJoinServiceHandler) Join(context.Context, *connect.Request[v1
 
 // MachineServiceClient is a client for the gantry.v1.MachineService service.
 type MachineServiceClient interface {
+	// Describe tells what has changed about the caller itself, such as its address.
+	Describe(context.Context, *connect.Request[v1.DescribeRequest]) (*connect.Response[v1.DescribeResponse], error)
 	// Renew signs a new certificate for the caller.
 	Renew(context.Context, *connect.Request[v1.RenewRequest]) (*connect.Response[v1.RenewResponse], error)
 	// AddMember makes the calling server a member of the replicated state, first as a learner.
@@ -176,6 +180,12 @@ func NewMachineServiceClient(httpClient connect.HTTPClient, baseURL string, opts
 	baseURL = strings.TrimRight(baseURL, "/")
 	machineServiceMethods := v1.File_gantry_v1_cluster_proto.Services().ByName("MachineService").Methods()
 	return &machineServiceClient{
+		describe: connect.NewClient[v1.DescribeRequest, v1.DescribeResponse](
+			httpClient,
+			baseURL+MachineServiceDescribeProcedure,
+			connect.WithSchema(machineServiceMethods.ByName("Describe")),
+			connect.WithClientOptions(opts...),
+		),
 		renew: connect.NewClient[v1.RenewRequest, v1.RenewResponse](
 			httpClient,
 			baseURL+MachineServiceRenewProcedure,
@@ -199,9 +209,15 @@ func NewMachineServiceClient(httpClient connect.HTTPClient, baseURL string, opts
 
 // machineServiceClient implements MachineServiceClient.
 type machineServiceClient struct {
+	describe      *connect.Client[v1.DescribeRequest, v1.DescribeResponse]
 	renew         *connect.Client[v1.RenewRequest, v1.RenewResponse]
 	addMember     *connect.Client[v1.AddMemberRequest, v1.AddMemberResponse]
 	promoteMember *connect.Client[v1.PromoteMemberRequest, v1.PromoteMemberResponse]
+}
+
+// Describe calls gantry.v1.MachineService.Describe.
+func (c *machineServiceClient) Describe(ctx context.Context, req *connect.Request[v1.DescribeRequest]) (*connect.Response[v1.DescribeResponse], error) {
+	return c.describe.CallUnary(ctx, req)
 }
 
 // Renew calls gantry.v1.MachineService.Renew.
@@ -221,6 +237,8 @@ func (c *machineServiceClient) PromoteMember(ctx context.Context, req *connect.R
 
 // MachineServiceHandler is an implementation of the gantry.v1.MachineService service.
 type MachineServiceHandler interface {
+	// Describe tells what has changed about the caller itself, such as its address.
+	Describe(context.Context, *connect.Request[v1.DescribeRequest]) (*connect.Response[v1.DescribeResponse], error)
 	// Renew signs a new certificate for the caller.
 	Renew(context.Context, *connect.Request[v1.RenewRequest]) (*connect.Response[v1.RenewResponse], error)
 	// AddMember makes the calling server a member of the replicated state, first as a learner.
@@ -236,6 +254,12 @@ type MachineServiceHandler interface {
 // and JSON codecs. They also support gzip compression.
 func NewMachineServiceHandler(svc MachineServiceHandler, opts ...connect.HandlerOption) (string, http.Handler) {
 	machineServiceMethods := v1.File_gantry_v1_cluster_proto.Services().ByName("MachineService").Methods()
+	machineServiceDescribeHandler := connect.NewUnaryHandler(
+		MachineServiceDescribeProcedure,
+		svc.Describe,
+		connect.WithSchema(machineServiceMethods.ByName("Describe")),
+		connect.WithHandlerOptions(opts...),
+	)
 	machineServiceRenewHandler := connect.NewUnaryHandler(
 		MachineServiceRenewProcedure,
 		svc.Renew,
@@ -256,6 +280,8 @@ func NewMachineServiceHandler(svc MachineServiceHandler, opts ...connect.Handler
 	)
 	return "/gantry.v1.MachineService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
+		case MachineServiceDescribeProcedure:
+			machineServiceDescribeHandler.ServeHTTP(w, r)
 		case MachineServiceRenewProcedure:
 			machineServiceRenewHandler.ServeHTTP(w, r)
 		case MachineServiceAddMemberProcedure:
@@ -270,6 +296,10 @@ func NewMachineServiceHandler(svc MachineServiceHandler, opts ...connect.Handler
 
 // UnimplementedMachineServiceHandler returns CodeUnimplemented from all methods.
 type UnimplementedMachineServiceHandler struct{}
+
+func (UnimplementedMachineServiceHandler) Describe(context.Context, *connect.Request[v1.DescribeRequest]) (*connect.Response[v1.DescribeResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("gantry.v1.MachineService.Describe is not implemented"))
+}
 
 func (UnimplementedMachineServiceHandler) Renew(context.Context, *connect.Request[v1.RenewRequest]) (*connect.Response[v1.RenewResponse], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("gantry.v1.MachineService.Renew is not implemented"))
