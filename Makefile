@@ -15,7 +15,7 @@ BUILD_PACKAGES := gcc libc6-dev libseccomp-dev pkg-config git ca-certificates
 RUN_PACKAGES := mmdebstrap debian-archive-keyring iproute2 nftables
 TEST_PACKAGES := $(shell . /etc/os-release; [ "$$ID" = debian ] && echo chromium) protobuf-compiler busybox-static procps
 
-.PHONY: build deps demo demo-stop test check check-generated generate bench fuzz clean help
+.PHONY: build deps demo demo-stop demo-cluster test check check-generated generate bench lab faults chaos fuzz clean help
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -69,6 +69,18 @@ check-generated:
 
 bench: deps build ## the table of doc/benchmarks.md, beside Docker in a throw-away root
 	go run ./test/bench $(BENCHFLAGS)
+
+lab: deps-test build ## a shell beside a cluster of N machines (default 3) in network namespaces
+	@go run ./test/lab/shell -n $(or $(N),3)
+
+faults: deps-test build ## every scenario of test/cluster: machines, links, disks and clocks that fail
+	FAULTS=1 go test -count 1 -v -timeout 3h $(TESTFLAGS) ./test/cluster
+
+chaos: deps-test build ## random faults for MINUTES (default 30); SEED repeats a sequence
+	FAULTS=1 SEED=$(SEED) MINUTES=$(or $(MINUTES),30) go test -count 1 -v -timeout 24h -run TestChaos $(TESTFLAGS) ./test/cluster
+
+demo-cluster: deps build ## examples/voting on three machines, one of which dies
+	@go run ./test/demo/cluster
 
 fuzz: ## every fuzz target for FUZZTIME each (default 30s)
 	@for pkg in $$(grep -rlE '^func Fuzz' --include=*_test.go . | xargs -r -n1 dirname | sort -u); do \

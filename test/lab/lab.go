@@ -53,7 +53,7 @@ func Network(t testing.TB) *Lab {
 	// Short, because paths of sockets may have 107 characters only.
 	dir := filepath.Join(os.TempDir(), name)
 	l := &Lab{name: name, dir: dir, bin: Binaries(t), harmed: map[link]harm{}}
-	sweep(t)
+	Sweep(t)
 	must(t, os.MkdirAll(dir, 0o755))
 	must(t, os.WriteFile(filepath.Join(dir, "pid"), []byte(strconv.Itoa(os.Getpid())), 0o644))
 	t.Cleanup(func() { l.remove(t) })
@@ -153,9 +153,9 @@ func (l *Lab) removeFromHost(t testing.TB) {
 	}
 }
 
-// sweep removes labs of processes that ended without a chance to clean up, as after a test's time limit. The machines
+// Sweep removes labs of processes that ended without a chance to clean up, as after a test's time limit. The machines
 // of such a lab are dead already: they die with the process that started them.
-func sweep(t testing.TB) {
+func Sweep(t testing.TB) {
 	records, _ := filepath.Glob(filepath.Join(os.TempDir(), "gl*", "pid"))
 	for _, record := range records {
 		text, err := os.ReadFile(record)

@@ -72,6 +72,9 @@ func (p *Program) Fatalf(format string, args ...any) { p.Errorf(format, args...)
 // Skip is part of testing.TB. A program has nothing to skip: it fails.
 func (p *Program) Skip(args ...any) { p.Fatal(args...) }
 
+// Setenv is part of testing.TB. It lasts until the program ends.
+func (p *Program) Setenv(key, value string) { must(p, os.Setenv(key, value)) }
+
 // TempDir is part of testing.TB.
 func (p *Program) TempDir() string {
 	dir, err := os.MkdirTemp("", "glp")

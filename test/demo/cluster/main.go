@@ -1,0 +1,133 @@
+// Command cluster shows examples/voting on three machines, one of which dies: how many requests failed, and for how long.
+//
+//	make demo-cluster
+//
+// The machines are those of the lab (package test/lab): namespaces on this one. Everything goes away at the end, or with
+// `make demo-stop` if the demonstration was killed. It needs root.
+package main
+
+import (
+	"flag"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	gantryv1 "github.com/gantryd/gantry/api/gen/gantry/v1"
+	"github.com/gantryd/gantry/test/lab"
+)
+
+func main() {
+	clean := flag.Bool("stop", false, "remove what a demonstration left that was killed")
+	flag.Parse()
+	if *clean {
+		os.Exit(lab.Main(lab.Sweep))
+	}
+	os.Exit(lab.Main(show))
+}
+
+func say(format string, args ...any) { fmt.Printf("==> "+format+"\n", args...) }
+
+// show is the demonstration from beginning to end.
+func show(t testing.TB) {
+	say("starting three machines as one cluster")
+	c := lab.Cluster(t, 3)
+	first := c.Node(0)
+	base := base()
+	say("making the base image %s from the distribution's packages", base)
+	first.Gantry(t, "image", "bootstrap", base)
+	say("building and starting examples/voting")
+	dir := example(t)
+	t.Setenv("BASE", base)
+	first.GantryIn(t, dir, "up", "--build", "--timeout", "12m")
+	first.GantryIn(t, dir, "scale", "vote=3")
+	first.AwaitReady(t, "vote", 3)
+	fmt.Println(first.GantryIn(t, dir, "ps"))
+
+	dead := withoutVolumes(t, c)
+	alive := c.Except(dead)
+	address := "http://" + alive[0].Address() + ":8080/"
+	p := startProbe(address)
+	p.await(100)
+	say("the voting page answers at %s; cutting the power of %s", address, dead.Name())
+	died := time.Now()
+	dead.PowerOff(t)
+	alive[0].AwaitReady(t, "vote", 3)
+	moved := time.Since(died)
+	p.await(300)
+	p.stop()
+	fmt.Println(alive[0].GantryIn(t, dir, "ps"))
+	report(p.answers(), died, moved)
+	if p.failedAfter(died.Add(moved)) > 0 {
+		t.Error("requests failed after the dead machine was out")
+	}
+	say("removing the cluster")
+}
+
+func base() string {
+	if release, _ := os.ReadFile("/etc/os-release"); strings.Contains(string(release), "ID=ubuntu") {
+		return "ubuntu:noble"
+	}
+	return "debian:bookworm"
+}
+
+// example copies examples/voting with a password of its own.
+func example(t testing.TB) string {
+	dir := filepath.Join(t.TempDir(), "voting")
+	if err := os.CopyFS(dir, os.DirFS(filepath.Join(lab.Top(t), "examples", "voting"))); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chmod(filepath.Join(dir, "db", "entrypoint.sh"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "db_password.txt"), []byte("a password for a minute\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return dir
+}
+
+// withoutVolumes returns a machine whose instances can run anywhere: the database and the queue stay where their data is.
+func withoutVolumes(t testing.TB, c *lab.Lab) *lab.Node {
+	views, err := c.Node(0).Machines()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var pinned []string
+	for _, view := range c.Node(0).Instances(t) {
+		if slices.Contains([]string{"db", "redis"}, view.Instance.Service) {
+			pinned = append(pinned, view.Instance.Node)
+		}
+	}
+	i := slices.IndexFunc(views, func(view *gantryv1.NodeView) bool { return !slices.Contains(pinned, view.Node.Meta.Key) })
+	for _, n := range c.Nodes() {
+		if i >= 0 && n.Name() == views[i].Node.Name {
+			return n
+		}
+	}
+	t.Fatal("every machine holds a volume")
+	return nil
+}
+
+// report says what a person who reloads the page would have seen.
+func report(all []answer, died time.Time, moved time.Duration) {
+	failed, first, last := 0, time.Time{}, time.Time{}
+	for _, a := range all {
+		if a.err == nil {
+			continue
+		}
+		if failed++; first.IsZero() {
+			first = a.began
+		}
+		last = a.ended
+	}
+	say("%d requests, %d failed", len(all), failed)
+	if failed > 0 {
+		say("the first failed %s after the power cut, the last %s after it", round(first.Sub(died)), round(last.Sub(died)))
+	}
+	say("all instances were healthy on the other machines %s after the power cut", round(moved))
+}
+
+func round(d time.Duration) time.Duration { return d.Round(10 * time.Millisecond) }
