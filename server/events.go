@@ -3,6 +3,7 @@ package server
 import (
 	"context"
 	"fmt"
+	"maps"
 	"strings"
 	"sync"
 	"time"
@@ -22,10 +23,11 @@ type eventLog struct {
 	mu    sync.Mutex
 	ring  []*gantryv1.Event // event number n is at n % keptEvents
 	count int               // of all events since the start
-	grown chan struct{}     // closed and replaced with every event
+	begun time.Time
+	grown chan struct{} // closed and replaced with every event
 }
 
-func newEventLog() *eventLog { return &eventLog{grown: make(chan struct{})} }
+func newEventLog() *eventLog { return &eventLog{grown: make(chan struct{}), begun: time.Now()} }
 
 // run turns changes of the store into events until ctx ends.
 func (l *eventLog) run(ctx context.Context, s *store.Store) error {
@@ -44,7 +46,7 @@ func (l *eventLog) run(ctx context.Context, s *store.Store) error {
 		}
 		snap := s.Snapshot()
 		for _, c := range changes {
-			for _, e := range toEvents(snap, c) {
+			for _, e := range l.toEvents(snap, c) {
 				l.add(e)
 			}
 		}
@@ -82,7 +84,7 @@ func (l *eventLog) end() int {
 }
 
 // toEvents names what a change means to people, in Docker's words.
-func toEvents(snap *store.ReadTx, c store.Event) []*gantryv1.Event {
+func (l *eventLog) toEvents(snap *store.ReadTx, c store.Event) []*gantryv1.Event {
 	switch now := c.New.(type) {
 	case *gantryv1.InstanceStatus:
 		old, _ := c.Old.(*gantryv1.InstanceStatus)
@@ -90,64 +92,117 @@ func toEvents(snap *store.ReadTx, c store.Event) []*gantryv1.Event {
 		if !ok {
 			return nil
 		}
-		return statusEvents(i, old, now)
+		return l.statusEvents(snap, i, old, now)
+	case *gantryv1.NodeStatus:
+		old, _ := c.Old.(*gantryv1.NodeStatus)
+		if now.State == "" || now.State == old.GetState() {
+			return nil
+		}
+		return []*gantryv1.Event{event("node", now.State, now.Meta.Key, map[string]string{"name": nodeName(snap, now.Meta.Key)})}
 	case nil:
-		return removal(c.Old)
+		return removal(snap, c)
 	default:
-		return simple(c)
+		return simple(snap, c)
 	}
 }
 
-func statusEvents(i *gantryv1.Instance, old, now *gantryv1.InstanceStatus) []*gantryv1.Event {
+// happened says whether a time that a node tells for the first time belongs to what this log has seen: a server that has just
+// begun is told of all that runs.
+func (l *eventLog) happened(at *timestamppb.Timestamp, old *gantryv1.InstanceStatus) bool {
+	return old != nil || at == nil || at.AsTime().After(l.begun)
+}
+
+func (l *eventLog) statusEvents(snap *store.ReadTx, i *gantryv1.Instance, old, now *gantryv1.InstanceStatus) []*gantryv1.Event {
 	var out []*gantryv1.Event
 	add := func(action string, more map[string]string) {
-		attrs := attributes(i)
-		for k, v := range more {
-			attrs[k] = v
-		}
+		attrs := attributes(snap, i)
+		maps.Copy(attrs, more)
 		out = append(out, event("instance", action, i.Meta.Key, attrs))
 	}
 	exited := now.Phase == gantryv1.InstanceStatus_PHASE_EXITED || now.Phase == gantryv1.InstanceStatus_PHASE_RESTARTING
-	if exited && now.FinishedAt != nil && (old == nil || old.FinishedAt.AsTime() != now.FinishedAt.AsTime()) {
+	if exited && now.FinishedAt != nil && l.happened(now.FinishedAt, old) && (old == nil || old.FinishedAt.AsTime() != now.FinishedAt.AsTime()) {
 		if now.OomKilled {
 			add("oom", nil)
 		}
-		add("die", map[string]string{"exitCode": fmt.Sprint(now.ExitCode)})
+		add("die", death(i, now))
 	}
-	if now.Phase == gantryv1.InstanceStatus_PHASE_RUNNING && (old == nil || old.Pid != now.Pid) {
-		add("start", nil)
+	if now.Phase == gantryv1.InstanceStatus_PHASE_RUNNING && l.happened(now.StartedAt, old) && (old == nil || old.Pid != now.Pid) {
+		add("start", origin(i.Meta))
 	}
 	if now.Phase == gantryv1.InstanceStatus_PHASE_FAILED && (old == nil || old.Error != now.Error) {
 		add("fail", map[string]string{"error": now.Error})
 	}
-	if now.Health != old.GetHealth() && now.Health > gantryv1.InstanceStatus_HEALTH_STARTING {
+	if now.Health != old.GetHealth() && now.Health > gantryv1.InstanceStatus_HEALTH_STARTING && l.happened(now.StartedAt, old) {
 		add("health_status: "+strings.ToLower(strings.TrimPrefix(now.Health.String(), "HEALTH_")), nil)
 	}
 	return out
 }
 
-func attributes(i *gantryv1.Instance) map[string]string {
-	return map[string]string{
-		"name": progress.Name(i), "environment": i.Environment, "app": i.App, "service": i.Service, "release": fmt.Sprint(i.Release),
+// death is why a process ended: because somebody wanted it, or by itself.
+func death(i *gantryv1.Instance, now *gantryv1.InstanceStatus) map[string]string {
+	out := map[string]string{}
+	if i.Desired != gantryv1.Instance_DESIRED_RUNNING {
+		out = origin(i.Meta)
+	} else if now.OomKilled {
+		out["cause"] = "out of memory"
+	} else {
+		out["cause"] = "the process ended"
 	}
+	out["exitCode"] = fmt.Sprint(now.ExitCode)
+	return out
 }
 
-func removal(old store.Object) []*gantryv1.Event {
-	if i, ok := old.(*gantryv1.Instance); ok {
-		return []*gantryv1.Event{event("instance", "destroy", i.Meta.Key, attributes(i))}
+// origin is who changed an object last, and why.
+func origin(m *gantryv1.Meta) map[string]string {
+	return named(store.Origin{By: m.GetChangedBy(), Cause: m.GetCause()})
+}
+
+func named(o store.Origin) map[string]string {
+	out := map[string]string{}
+	if o.By != "" {
+		out["by"] = o.By
 	}
-	if kind := eventKind(old); kind != "" {
-		return []*gantryv1.Event{event(kind, "destroy", old.GetMeta().Key, nil)}
+	if o.Cause != "" {
+		out["cause"] = o.Cause
+	}
+	return out
+}
+
+func attributes(snap *store.ReadTx, i *gantryv1.Instance) map[string]string {
+	out := map[string]string{
+		"name": progress.Name(i), "environment": i.Environment, "app": i.App, "service": i.Service, "release": fmt.Sprint(i.Release),
+	}
+	if i.Node != "" {
+		out["node"] = nodeName(snap, i.Node)
+	}
+	return out
+}
+
+func removal(snap *store.ReadTx, c store.Event) []*gantryv1.Event {
+	if i, ok := c.Old.(*gantryv1.Instance); ok {
+		attrs := attributes(snap, i)
+		// The node says that nothing is left; who wanted it gone is in the object.
+		maps.Copy(attrs, origin(i.Meta))
+		return []*gantryv1.Event{event("instance", "destroy", i.Meta.Key, attrs)}
+	}
+	if kind := eventKind(c.Old); kind != "" {
+		return []*gantryv1.Event{event(kind, "destroy", c.Old.GetMeta().Key, named(c.Origin))}
 	}
 	return nil
 }
 
-func simple(c store.Event) []*gantryv1.Event {
+func simple(snap *store.ReadTx, c store.Event) []*gantryv1.Event {
 	if i, ok := c.New.(*gantryv1.Instance); ok {
 		if c.Old == nil {
-			return []*gantryv1.Event{event("instance", "create", i.Meta.Key, attributes(i))}
+			attrs := attributes(snap, i)
+			maps.Copy(attrs, origin(i.Meta))
+			return []*gantryv1.Event{event("instance", "create", i.Meta.Key, attrs)}
 		}
 		return nil
+	}
+	if op, ok := c.New.(*gantryv1.Operation); ok {
+		old, _ := c.Old.(*gantryv1.Operation)
+		return operationEvents(old, op)
 	}
 	kind := eventKind(c.New)
 	if kind == "" {
@@ -157,7 +212,22 @@ func simple(c store.Event) []*gantryv1.Event {
 	if c.Old == nil {
 		action = "create"
 	}
-	return []*gantryv1.Event{event(kind, action, c.New.GetMeta().Key, nil)}
+	return []*gantryv1.Event{event(kind, action, c.New.GetMeta().Key, origin(c.New.GetMeta()))}
+}
+
+// operationEvents tells of every change of an operation's state.
+func operationEvents(old, now *gantryv1.Operation) []*gantryv1.Event {
+	if old != nil && old.State == now.State {
+		return nil
+	}
+	attrs := map[string]string{"number": fmt.Sprint(now.Number)}
+	for name, v := range map[string]string{"by": now.Who, "cause": now.Cause, "error": now.Error, "waiting": now.Waiting} {
+		if v != "" {
+			attrs[name] = v
+		}
+	}
+	state := strings.ReplaceAll(strings.ToLower(strings.TrimPrefix(now.State.String(), "STATE_")), "_", " ")
+	return []*gantryv1.Event{event(now.Kind, state, now.Subject, attrs)}
 }
 
 func eventKind(o store.Object) string {
@@ -174,6 +244,10 @@ func eventKind(o store.Object) string {
 		return "secret"
 	case *gantryv1.Config:
 		return "config"
+	case *gantryv1.Node:
+		return "node"
+	case *gantryv1.Environment:
+		return "environment"
 	}
 	return ""
 }
@@ -225,6 +299,9 @@ func selected(m *gantryv1.EventsRequest, e *gantryv1.Event) bool {
 	}
 	if e.Kind == "instance" {
 		env, app = e.Attributes["environment"], e.Attributes["app"]
+	}
+	if e.Kind == "node" {
+		return m.App == "" // a node belongs to no environment
 	}
 	return (m.Environment == "" || env == m.Environment) && (m.App == "" || app == m.App)
 }
