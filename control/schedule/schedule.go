@@ -128,7 +128,7 @@ func (c *Controller) commit(ctx context.Context, out plan) error {
 	err := c.store.Update(ctx, func(tx *store.Tx) error {
 		surprised = false
 		for _, a := range out.assign {
-			surprised = !write(tx, a) || surprised
+			surprised = !assignIn(tx, a) || surprised
 		}
 		for _, id := range out.evict {
 			if err := modify(tx, id, func(i *gantryv1.Instance) { i.Desired = gantryv1.Instance_DESIRED_REMOVED }); err != nil {
@@ -143,8 +143,8 @@ func (c *Controller) commit(ctx context.Context, out plan) error {
 	return err
 }
 
-// write puts one assignment; false if its node takes no more instances.
-func write(tx *store.Tx, a assignment) bool {
+// assignIn puts one assignment; false if its node takes no more instances.
+func assignIn(tx *store.Tx, a assignment) bool {
 	i, ok := store.Get[*gantryv1.Instance](tx, a.instance)
 	if !ok || !pending(i) {
 		return true // the event of that is on its way
