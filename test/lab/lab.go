@@ -55,7 +55,7 @@ func Network(t testing.TB) *Lab {
 	l := &Lab{name: name, dir: dir, bin: Binaries(t), harmed: map[link]harm{}}
 	Sweep(t)
 	must(t, os.MkdirAll(dir, 0o755))
-	must(t, os.WriteFile(filepath.Join(dir, "pid"), []byte(strconv.Itoa(os.Getpid())), 0o644))
+	must(t, os.WriteFile(filepath.Join(dir, "pid"), []byte(strconv.Itoa(os.Getpid())+" "+pidNamespace()), 0o644))
 	t.Cleanup(func() { l.remove(t) })
 	l.makeBridge(t)
 	return l
@@ -162,8 +162,9 @@ func Sweep(t testing.TB) {
 		if err != nil {
 			continue
 		}
-		if _, err := os.Stat("/proc/" + string(text)); err == nil {
-			continue
+		pid, namespace, _ := strings.Cut(string(text), " ")
+		if _, err := os.Stat("/proc/" + pid); err == nil || namespace != pidNamespace() {
+			continue // it lives, or it cannot be seen from here, as from a machine of the lab
 		}
 		dir := filepath.Dir(record)
 		t.Logf("lab: removing %s, which a dead process left", dir)
@@ -172,6 +173,12 @@ func Sweep(t testing.TB) {
 		unmountBelow(dir)
 		_ = os.RemoveAll(dir)
 	}
+}
+
+// pidNamespace names the namespace in which this process has its number.
+func pidNamespace() string {
+	name, _ := os.Readlink("/proc/self/ns/pid")
+	return name
 }
 
 // Eventually polls until check returns nil, and fails the test with its last error after the timeout.

@@ -1,7 +1,9 @@
 package lab_test
 
 import (
+	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -49,4 +51,43 @@ func TestMachine(t *testing.T) {
 func answers(from *lab.Node, address string) bool {
 	result := from.TryExec("timeout", "0.7", "bash", "-c", "exec 3<>/dev/tcp/"+address+"/1")
 	return strings.Contains(result.Stderr, "refused")
+}
+
+// TestSweep shows that a lab of a dead process is removed, and that one of a process that is out of sight is not.
+func TestSweep(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root")
+	}
+	t.Setenv("TMPDIR", t.TempDir())
+	namespace, err := os.Readlink("/proc/self/ns/pid")
+	if err != nil {
+		t.Fatal(err)
+	}
+	dead := exec.Command("true")
+	if err := dead.Run(); err != nil {
+		t.Fatal(err)
+	}
+	records := map[string]bool{
+		fmt.Sprintf("%d %s", dead.ProcessState.Pid(), namespace):       false,
+		fmt.Sprintf("%d %s", os.Getpid(), namespace):                   true,
+		fmt.Sprintf("%d %s", dead.ProcessState.Pid(), "pid:[another]"): true,
+	}
+	kept, i := map[string]bool{}, 0
+	for record, keep := range records {
+		i++
+		dir := filepath.Join(os.TempDir(), fmt.Sprintf("glsweep%d", i))
+		if err := os.Mkdir(dir, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(dir, "pid"), []byte(record), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		kept[dir] = keep
+	}
+	lab.Sweep(t)
+	for dir, want := range kept {
+		if _, err := os.Stat(dir); (err == nil) != want {
+			t.Errorf("%s: kept %v, want %v", dir, err == nil, want)
+		}
+	}
 }
