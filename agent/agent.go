@@ -14,6 +14,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/gantryd/gantry/agent/nodelink"
 	gantryv1 "github.com/gantryd/gantry/api/gen/gantry/v1"
 	"github.com/gantryd/gantry/api/gen/gantry/v1/gantryv1connect"
 	"github.com/gantryd/gantry/build"
@@ -41,6 +42,8 @@ type Options struct {
 	Root   string // the agent's own directory
 	Info   *gantryv1.InfoResponse
 	Server gantryv1connect.NodeSessionServiceClient
+	// Heard is called with every update of a server, before it is acted on. May be nil.
+	Heard  func(*gantryv1.NodeUpdate)
 	Logger *slog.Logger
 }
 
@@ -51,7 +54,7 @@ type Agent struct {
 	log     *slog.Logger
 	records *records
 	state   *endpointState
-	reports *outbox
+	reports *nodelink.Outbox
 
 	// told is closed when the first server's update has arrived. Before it the agent knows nothing of names and networks, so
 	// that a container started now could reach what it must not.
@@ -71,7 +74,7 @@ func New(o Options, p Parts) (*Agent, error) {
 		return nil, err
 	}
 	a := &Agent{
-		Parts: p, o: o, log: o.Logger, records: r, reports: newOutbox(), workers: map[string]*worker{},
+		Parts: p, o: o, log: o.Logger, records: r, reports: nodelink.NewOutbox(), workers: map[string]*worker{},
 		told: make(chan struct{}), started: make(chan struct{}),
 	}
 	a.state = newEndpointState(p.Network, p.Discovery, o.Node)
@@ -232,7 +235,7 @@ func (a *Agent) report(i *gantryv1.Instance, st *gantryv1.InstanceStatus) {
 	if a.state.setLocal(i, st) {
 		a.state.apply(a.ctx, a.log)
 	}
-	a.reports.status(st)
+	a.reports.Status(st)
 }
 
 const (

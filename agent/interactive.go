@@ -233,7 +233,7 @@ func (h *nodeService) signals(ctx context.Context, t *terminal, id string) {
 func (a *Agent) awaitContainer(ctx context.Context, id string) (*worker, error) {
 	var found *worker
 	for {
-		changed := a.reports.next()
+		changed := a.reports.Next()
 		w := a.worker(id)
 		if w == nil && found != nil {
 			return nil, fault.New(fault.NotFound, "instance %s was removed", id).WithHint("gantry events --since 1m")
@@ -266,7 +266,7 @@ func (w *worker) failure() error {
 // await blocks until a status satisfies done, the instance has failed, or nothing of it is left.
 func (w *worker) await(ctx context.Context, done func(*gantryv1.InstanceStatus) bool) (*gantryv1.InstanceStatus, error) {
 	for {
-		changed := w.a.reports.next()
+		changed := w.a.reports.Next()
 		if err := w.failure(); err != nil {
 			return nil, err
 		}

@@ -95,7 +95,7 @@ func (w *worker) status() *gantryv1.InstanceStatus {
 // run steps until the instance is gone or ctx ends.
 func (w *worker) run(ctx context.Context) {
 	defer w.stopHealth()
-	w.a.reports.status(w.status())
+	w.a.reports.Status(w.status())
 	for {
 		again := w.step(ctx)
 		if w.gone {
@@ -488,6 +488,6 @@ func (w *worker) remove(ctx context.Context, exists bool) error {
 	w.mu.Lock()
 	w.gone = true
 	w.mu.Unlock()
-	w.a.reports.gone(w.id)
+	w.a.reports.Gone(w.id)
 	return nil
 }

@@ -126,25 +126,3 @@ func TestRecordsSurviveAndRefuseDamage(t *testing.T) {
 		t.Fatalf("removing twice: %v", err)
 	}
 }
-
-func TestOutboxKeepsTheNewestAndPutsBackTheUnsent(t *testing.T) {
-	o := newOutbox()
-	st := func(pid uint32) *gantryv1.InstanceStatus {
-		return &gantryv1.InstanceStatus{Meta: &gantryv1.Meta{Key: "a"}, Pid: pid}
-	}
-	o.status(st(1))
-	o.status(st(2))
-	r := o.take()
-	if len(r.Statuses) != 1 || r.Statuses[0].Pid != 2 {
-		t.Fatalf("%v", r)
-	}
-	o.status(st(3))
-	o.putBack(r)
-	if r = o.take(); len(r.Statuses) != 1 || r.Statuses[0].Pid != 3 {
-		t.Fatalf("an older one replaced a newer: %v", r)
-	}
-	o.gone("a")
-	if r = o.take(); len(r.Removed) != 1 || len(r.Statuses) != 0 {
-		t.Fatalf("%v", r)
-	}
-}

@@ -1,0 +1,272 @@
+// Package nodelink is a node's side of its session with the server that leads: the one stream that brings what is assigned
+// to the node and takes what it observes.
+//
+// New, then Run. Hello and Take are called by Run's goroutine, Status also by another; the Outbox is safe in parallel. The
+// package knows nothing of containers: the agent and the simulated nodes of test/sim use it alike.
+package nodelink
+
+import (
+	"context"
+	"log/slog"
+	"math/rand/v2"
+	"time"
+
+	"connectrpc.com/connect"
+	"google.golang.org/protobuf/proto"
+
+	gantryv1 "github.com/gantryd/gantry/api/gen/gantry/v1"
+	"github.com/gantryd/gantry/api/gen/gantry/v1/gantryv1connect"
+	"github.com/gantryd/gantry/fault"
+	"github.com/gantryd/gantry/fault/wire"
+)
+
+// Options says how a node speaks.
+type Options struct {
+	// Server opens sessions. Every call may go to another server: one that does not lead refuses, and the next is tried.
+	Server gantryv1connect.NodeSessionServiceClient
+	// Hello tells a server everything: which node this is and how each of its instances is.
+	Hello func() *gantryv1.NodeReport
+	// Status is how the node is now, for its heartbeats.
+	Status func() *gantryv1.NodeStatus
+	// Take acts on an update. It is whole: its parts are put together, and endpoints are never differences.
+	Take   func(context.Context, *gantryv1.NodeUpdate)
+	Outbox *Outbox
+	Logger *slog.Logger
+}
+
+// Link keeps a session. Use New.
+type Link struct{ o Options }
+
+// New makes a link.
+func New(o Options) *Link { return &Link{o} }
+
+// Times of a session.
+const (
+	heartbeat = time.Second
+	patience  = 4 * time.Second // of silence after which a server is given up
+	firstWait = 20 * time.Millisecond
+	lastWait  = 500 * time.Millisecond
+	// Reports go at once, but for a node that has sent reportBurst of them faster than one in reportPause.
+	reportPause = 20 * time.Millisecond
+	reportBurst = 20
+)
+
+// Run keeps a session for as long as ctx lives. Without one the node goes on with what it knows.
+func (l *Link) Run(ctx context.Context) error {
+	for failures := 0; ctx.Err() == nil; failures++ {
+		heard, err := l.session(ctx)
+		if ctx.Err() != nil {
+			return nil
+		}
+		if heard {
+			failures = 0
+		}
+		l.complain(failures, err)
+		select {
+		case <-time.After(backoff(failures)):
+		case <-ctx.Done():
+		}
+	}
+	return nil
+}
+
+// complain logs what is new: with several servers the first tries often meet one that does not lead.
+func (l *Link) complain(failures int, err error) {
+	level := slog.LevelWarn
+	if failures%10 != 4 && fault.Is(err, fault.Unavailable) {
+		level = slog.LevelDebug
+	}
+	l.o.Logger.Log(context.Background(), level, "no session with a server, trying again", "err", err, "hint", fault.HintOf(err))
+}
+
+// backoff grows with the failures in a row; chance keeps many nodes from coming back at the same moment.
+func backoff(failures int) time.Duration {
+	most := min(firstWait<<min(failures, 10), lastWait)
+	return most/2 + rand.N(most/2+1)
+}
+
+type stream = connect.BidiStreamForClient[gantryv1.NodeReport, gantryv1.NodeUpdate]
+
+// session is one session; heard tells whether the server took it.
+func (l *Link) session(ctx context.Context) (heard bool, err error) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	silence := time.AfterFunc(patience, func() {
+		cancel(fault.New(fault.Timeout, "the server said nothing for %s", patience))
+	})
+	defer silence.Stop()
+	stream := l.o.Server.Session(ctx)
+	l.o.Outbox.take() // all of it is in what follows, but removals: the server sees those by what is missing
+	if err := stream.Send(l.o.Hello()); err != nil {
+		return false, why(ctx, receiveError(stream, err))
+	}
+	failed := make(chan error, 1)
+	go func() {
+		err := l.report(ctx, stream.Send)
+		failed <- err
+		if err != nil {
+			cancel(err)
+		}
+	}()
+	in := newInbox()
+	for {
+		u, err := stream.Receive()
+		if err != nil {
+			err = why(ctx, wire.Decode(err))
+			cancel(err)
+			<-failed
+			return heard, err
+		}
+		heard = true
+		silence.Stop()
+		if whole := in.add(u); whole != nil {
+			l.o.Take(ctx, whole)
+		}
+		silence.Reset(patience)
+	}
+}
+
+// receiveError is why a stream took nothing: the server's own words, if there are any.
+func receiveError(s *stream, err error) error {
+	if _, why := s.Receive(); why != nil {
+		return wire.Decode(why)
+	}
+	return err
+}
+
+// why prefers the cause that ended a session over the error it ended with.
+func why(ctx context.Context, err error) error {
+	if cause := context.Cause(ctx); cause != nil {
+		return cause
+	}
+	return err
+}
+
+// report sends what the outbox collects, and heartbeats.
+func (l *Link) report(ctx context.Context, send func(*gantryv1.NodeReport) error) error {
+	beat := time.NewTicker(heartbeat)
+	defer beat.Stop()
+	var p pacer
+	for {
+		select {
+		case <-l.o.Outbox.wake:
+			if !p.wait(ctx) {
+				return nil
+			}
+			r := l.o.Outbox.take()
+			if err := send(r); err != nil {
+				l.o.Outbox.putBack(r)
+				return err
+			}
+		case <-beat.C:
+			if err := send(&gantryv1.NodeReport{Status: l.o.Status()}); err != nil {
+				return err
+			}
+		case <-ctx.Done():
+			return nil
+		}
+	}
+}
+
+// pacer lets a burst through and spreads what comes after it.
+type pacer struct {
+	due time.Time // when the next report would be sent if they were evenly spread
+}
+
+// wait returns false when ctx has ended.
+func (p *pacer) wait(ctx context.Context) bool {
+	now := time.Now()
+	if p.due.Before(now) {
+		p.due = now
+	}
+	p.due = p.due.Add(reportPause)
+	over := p.due.Sub(now) - reportBurst*reportPause
+	if over <= 0 {
+		return true
+	}
+	select {
+	case <-time.After(over):
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}
+
+// inbox puts updates together.
+type inbox struct {
+	begun    *gantryv1.NodeUpdate // parts of an update that is not whole yet
+	services map[string]*book
+}
+
+// book is the endpoints of one service.
+type book struct {
+	header    *gantryv1.ServiceEndpoints
+	endpoints map[string]*gantryv1.Endpoint
+}
+
+func newInbox() *inbox { return &inbox{services: map[string]*book{}} }
+
+// add takes one message and returns the update that it completes; nil if there is none, or nothing in it.
+func (i *inbox) add(u *gantryv1.NodeUpdate) *gantryv1.NodeUpdate {
+	if i.begun != nil {
+		proto.Merge(i.begun, u)
+		i.begun.More = u.More
+		u = i.begun
+	}
+	if u.More {
+		i.begun = u
+		return nil
+	}
+	i.begun = nil
+	if proto.Size(u) == 0 {
+		return nil // the server only says that it lives
+	}
+	i.resolve(u)
+	return u
+}
+
+// resolve replaces differences of endpoints by the whole.
+func (i *inbox) resolve(u *gantryv1.NodeUpdate) {
+	if u.Full {
+		clear(i.services)
+	}
+	for _, key := range u.RemovedEndpoints {
+		delete(i.services, key)
+	}
+	changed := map[string]*book{}
+	for _, e := range u.Endpoints {
+		b := i.services[e.Service]
+		if !e.Delta || b == nil {
+			b = &book{header: e, endpoints: map[string]*gantryv1.Endpoint{}}
+			i.services[e.Service] = b
+		}
+		b.add(e)
+		changed[e.Service] = b
+	}
+	u.Endpoints = u.Endpoints[:0]
+	for _, b := range changed {
+		u.Endpoints = append(u.Endpoints, b.whole())
+	}
+}
+
+func (b *book) add(e *gantryv1.ServiceEndpoints) {
+	for _, ep := range e.Endpoints {
+		b.endpoints[ep.Instance] = ep
+	}
+	for _, id := range e.Removed {
+		delete(b.endpoints, id)
+	}
+}
+
+// whole is a new message: those who got an earlier one may keep it.
+func (b *book) whole() *gantryv1.ServiceEndpoints {
+	h := b.header
+	out := &gantryv1.ServiceEndpoints{
+		Service: h.Service, Environment: h.Environment, App: h.App, Name: h.Name, VirtualIp: h.VirtualIp,
+		Ports: h.Ports, Attachments: h.Attachments, Endpoints: make([]*gantryv1.Endpoint, 0, len(b.endpoints)),
+	}
+	for _, ep := range b.endpoints {
+		out.Endpoints = append(out.Endpoints, ep)
+	}
+	return out
+}
