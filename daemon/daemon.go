@@ -5,6 +5,7 @@ package daemon
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -21,18 +22,13 @@ import (
 	gantryv1 "github.com/gantryd/gantry/api/gen/gantry/v1"
 	"github.com/gantryd/gantry/api/gen/gantry/v1/gantryv1connect"
 	"github.com/gantryd/gantry/build"
-	"github.com/gantryd/gantry/cluster"
-	"github.com/gantryd/gantry/control/rollout"
-	"github.com/gantryd/gantry/control/schedule"
 	"github.com/gantryd/gantry/discovery"
 	"github.com/gantryd/gantry/engine"
 	"github.com/gantryd/gantry/engine/image"
 	"github.com/gantryd/gantry/fault"
 	"github.com/gantryd/gantry/internal/kernelcheck"
-	"github.com/gantryd/gantry/internal/seal"
 	"github.com/gantryd/gantry/network"
 	"github.com/gantryd/gantry/server"
-	"github.com/gantryd/gantry/store"
 	"github.com/gantryd/gantry/volume"
 )
 
@@ -44,8 +40,16 @@ type Config struct {
 	Helpers string // directory of runc and the shim; beside gantryd if empty
 	Group   string // group that may use the API's socket, besides root
 
+	Advertise string            // address that other machines reach this one at; empty if it stands alone
+	Port      int               // first of the ports for other machines
+	Join      string            // host:port of a server whose cluster this machine joins at its first start
+	TokenFile string            // file with the join token
+	Labels    map[string]string // of the node, when it joins
+	Overlay   string            // how packets travel between nodes of a cluster founded here: "vxlan" or "wireguard"
+
 	Bridge       string
-	Subnet       netip.Prefix // addresses of this machine's instances
+	Subnet       netip.Prefix // addresses of this machine's instances, if it founds a cluster
+	NodeRange    netip.Prefix // where the ranges of machines that join it come from
 	VirtualIPs   netip.Prefix // addresses of services
 	Registry     string       // host:port of the embedded registry; empty for none
 	CgroupParent string
@@ -93,8 +97,8 @@ func (d *daemon) run(ctx context.Context) error {
 	if err := d.checkKernel(); err != nil {
 		return err
 	}
-	// State first: it says which node this is.
-	member, st, err := d.state(ctx)
+	// Who this is comes first: from its own disk, so that a node starts without a server.
+	m, err := d.machine(ctx)
 	if err != nil {
 		return err
 	}
@@ -105,64 +109,102 @@ func (d *daemon) run(ctx context.Context) error {
 		cancel()
 		_ = group.Wait() // its error has been returned, or is the consequence of another
 	}()
-	group.Go(func() error { return st.Run(ctx) })
-	group.Go(func() error { return memberFailed(ctx, member) })
-	sealer, err := d.sealer(st)
-	if err != nil {
-		return err
-	}
-	node, err := d.node(ctx, st)
-	if err != nil {
-		return err
-	}
 	// The machine: the network before the engine, whose containers may be running already; names need the bridge.
-	parts, err := d.parts(ctx)
+	parts, err := d.parts(ctx, m)
 	if err != nil {
 		return err
 	}
 	group.Go(func() error { return parts.Network.Run(ctx) })
 	group.Go(func() error { return parts.Discovery.Run(ctx) })
-	// The API listens before anything uses it; requests are served once the handlers are in place.
-	api, err := listen(d.Listen, d.Group)
+	// Everything listens before anybody uses it; calls wait until there is somebody to answer.
+	doors, err := d.listen()
 	if err != nil {
 		return err
 	}
-	d.onStop("API", closing(api))
-	inner, err := listen("unix://"+filepath.Join(d.Config.Run, "node.sock"), "")
-	if err != nil {
-		return err
-	}
-	d.onStop("node API", closing(inner))
-	ag, err := agent.New(agent.Options{
-		Node: node.Meta.Key, Name: node.Name, Root: filepath.Join(d.Root, "agent"), Info: d.info(node), Logger: d.Logger,
-		Server: gantryv1connect.NewNodeSessionServiceClient(unixClient("unix://"+inner.Addr().String()), "http://gantryd"),
-	}, parts)
+	ways := newServers(m, doors.inner.Addr().String())
+	ag, err := d.agent(m, ways, parts)
 	if err != nil {
 		return err
 	}
 	nodeHandler := ag.Handler(server.HandlerOptions()...)
-	srv := server.New(st, localNode(inner.Addr().String(), nodeHandler), server.Options{
-		Node: node.Meta.Key, VirtualIPs: d.VirtualIPs, Sealer: sealer, Version: d.Version, Leadership: alone{},
-		Guarded: []string{d.Root, d.Config.Run}, Logger: d.Logger,
-	})
-	group.Go(func() error { return srv.Run(ctx) })
-	// Sessions carry secrets: only root's own socket has them.
-	between := http.NewServeMux()
-	between.Handle("/"+gantryv1connect.NodeSessionServiceName+"/", srv.NodeHandler())
-	between.Handle("/", nodeHandler)
-	group.Go(func() error { return serve(ctx, inner, between) })
-	group.Go(func() error { return serve(ctx, api, srv.Handler()) })
-	group.Go(func() error { return rollout.New(st, d.Logger).Run(ctx) })
-	group.Go(func() error { return schedule.New(st, d.Logger).Run(ctx) })
+	role := newServerRole(d, m, ways, localNode(doors.inner.Addr().String(), nodeHandler))
+	f := newFront(m, role, nodeHandler)
+	group.Go(func() error { return serve(ctx, doors.inner, f.Local()) })
+	group.Go(func() error { return serve(ctx, doors.api, f.Operators()) })
+	if doors.machines != nil {
+		group.Go(func() error { return serve(ctx, tls.NewListener(doors.machines, m.keeper.ServerTLS()), f.Machines()) })
+	}
+	group.Go(func() error { return role.run(ctx) })
+	group.Go(func() error { return d.upkeep(ctx, m, ways) })
 	if err := d.registry(ctx, group, parts); err != nil {
 		return err
 	}
 	group.Go(func() error { return ag.Run(ctx) })
-	d.Logger.Info("gantryd is ready", "listen", d.Listen, "node", node.Name, "after", time.Since(d.started).Round(time.Millisecond))
+	group.Go(func() error { return d.sayReady(ctx, m, role) })
 	if err := group.Wait(); err != nil && !errors.Is(err, context.Canceled) {
 		return err
 	}
 	return nil
+}
+
+// sayReady notes when the daemon can be used.
+func (d *daemon) sayReady(ctx context.Context, m *machine, role *serverRole) error {
+	for m.isServer() {
+		s, moved := role.current()
+		if s != nil && (s.Leading() || s.LeaderAddress() != "") {
+			break
+		}
+		select {
+		case <-moved:
+		case <-time.After(leaderPoll):
+		case <-ctx.Done():
+			return nil
+		}
+	}
+	d.Logger.Info("gantryd is ready", "listen", d.Listen, "node", m.Node().Name, "role", m.Node().Role,
+		"after", time.Since(d.started).Round(time.Millisecond))
+	return nil
+}
+
+// doors are what the daemon listens on.
+type doors struct {
+	api      net.Listener // for operators, a Unix socket
+	inner    net.Listener // for this machine itself, root's own Unix socket
+	machines net.Listener // for other machines; nil if this one stands alone
+}
+
+func (d *daemon) listen() (doors, error) {
+	var out doors
+	var err error
+	if out.api, err = listen(d.Listen, d.Group); err != nil {
+		return out, err
+	}
+	d.onStop("API", closing(out.api))
+	if out.inner, err = listen("unix://"+filepath.Join(d.Config.Run, "node.sock"), ""); err != nil {
+		return out, err
+	}
+	d.onStop("node API", closing(out.inner))
+	if d.Advertise == "" {
+		return out, nil
+	}
+	if out.machines, err = net.Listen("tcp", d.apiAddress()); err != nil {
+		return out, fault.Wrap(fault.Conflict, err, "cannot listen for other machines on %s", d.apiAddress()).
+			WithHint("is %s an address of this machine? is the port free? choose others with --advertise and --port", d.Advertise)
+	}
+	d.onStop("machines' API", closing(out.machines))
+	return out, nil
+}
+
+func (d *daemon) agent(m *machine, ways *servers, parts agent.Parts) (*agent.Agent, error) {
+	n := m.Node()
+	return agent.New(agent.Options{
+		Node: n.Meta.Key, Name: n.Name, Root: filepath.Join(d.Root, "agent"), Info: d.info(n), Logger: d.Logger, Server: ways,
+		Heard: func(u *gantryv1.NodeUpdate) {
+			if err := m.heard(u); err != nil {
+				d.Logger.Warn("what the server said of this machine could not be kept", "err", err)
+			}
+		},
+	}, parts)
 }
 
 // checkKernel prints what the machine can do and refuses one that lacks what is needed.
@@ -182,52 +224,34 @@ func (d *daemon) checkKernel() error {
 	return kernelcheck.Missing(checks)
 }
 
-func (d *daemon) state(ctx context.Context) (*cluster.Member, *store.Store, error) {
-	m, err := cluster.Start(ctx, cluster.Options{
-		Root: filepath.Join(d.Root, "etcd"), Run: filepath.Join(d.Config.Run, "etcd"), Logger: d.Logger,
-	})
-	if err != nil {
-		return nil, nil, err
-	}
-	d.onStop("state", func() error { m.Stop(); return nil })
-	st, err := store.New(ctx, m.Client(), d.Logger)
-	return m, st, err
-}
-
-func memberFailed(ctx context.Context, m *cluster.Member) error {
-	select {
-	case err := <-m.Err():
-		return fault.Wrap(fault.Unavailable, err, "the state's server ended")
-	case <-ctx.Done():
-		return nil
-	}
-}
-
-// sealer opens the key of the secrets; a new one is made only while nothing is sealed with another.
-func (d *daemon) sealer(st *store.Store) (*seal.Box, error) {
-	fresh := len(store.List[*gantryv1.Secret](st.Snapshot(), "")) == 0
-	return seal.Open(filepath.Join(d.Root, "secrets.key"), fresh)
-}
-
-func (d *daemon) parts(ctx context.Context) (agent.Parts, error) {
+func (d *daemon) parts(ctx context.Context, m *machine) (agent.Parts, error) {
 	var p agent.Parts
-	var err error
-	p.Network, err = network.Open(ctx, network.Options{
-		Root: filepath.Join(d.Root, "network"), Run: filepath.Join(d.Config.Run, "network"), Bridge: d.Bridge,
-		Subnet: d.Subnet, VirtualIPs: d.VirtualIPs, Logger: d.Logger,
-	})
+	subnet, err := m.Subnet()
 	if err != nil {
+		return p, err
+	}
+	o, err := d.networkOptions(m, subnet)
+	if err != nil {
+		return p, err
+	}
+	// Whom containers belong to, before the network, whose namespaces are theirs.
+	users, err := d.userNamespaces()
+	if err != nil {
+		return p, err
+	}
+	o.Namespace = networkNamespaces(users)
+	if p.Network, err = network.Open(ctx, o); err != nil {
 		return p, err
 	}
 	d.onStop("network", p.Network.Close)
 	if p.Discovery, err = discovery.New(discovery.Options{
-		Listen: []netip.Addr{p.Network.Gateway()}, Clients: []netip.Prefix{d.Subnet}, Logger: d.Logger,
+		Listen: []netip.Addr{p.Network.Gateway()}, Clients: []netip.Prefix{subnet}, Logger: d.Logger,
 	}); err != nil {
 		return p, err
 	}
 	if p.Engine, err = engine.Open(ctx, engine.Options{
 		Root: filepath.Join(d.Root, "engine"), Run: filepath.Join(d.Config.Run, "engine"), Helpers: d.Helpers,
-		CgroupParent: d.CgroupParent, Logger: d.Logger,
+		CgroupParent: d.CgroupParent, Users: users, Logger: d.Logger,
 	}); err != nil {
 		return p, err
 	}
@@ -256,6 +280,33 @@ func (d *daemon) parts(ctx context.Context) (agent.Parts, error) {
 	return p, nil
 }
 
+// networkOptions says what the network of this machine has to do with those of others.
+func (d *daemon) networkOptions(m *machine, subnet netip.Prefix) (network.Options, error) {
+	c := m.Cluster()
+	o := network.Options{
+		Root: filepath.Join(d.Root, "network"), Run: filepath.Join(d.Config.Run, "network"), Bridge: d.Bridge,
+		Subnet: subnet, Logger: d.Logger,
+	}
+	var err error
+	if o.VirtualIPs, err = netip.ParsePrefix(c.VirtualIps); err != nil {
+		return o, fault.Wrap(fault.Corrupt, err, "the range of the services' addresses %q cannot be read", c.VirtualIps)
+	}
+	if d.Advertise == "" {
+		return o, nil
+	}
+	if o.NodeRange, err = netip.ParsePrefix(c.NodeRange); err != nil {
+		return o, fault.Wrap(fault.Corrupt, err, "the range of the nodes' addresses %q cannot be read", c.NodeRange)
+	}
+	if o.Address, err = netip.ParseAddr(d.Advertise); err != nil {
+		return o, fault.Wrap(fault.Invalid, err, "--advertise %q is not an IP address", d.Advertise)
+	}
+	o.Overlay, o.Cluster, o.OverlayPort = c.Overlay, c.Id, uint16(d.Port+vxlanPort)
+	if c.Overlay == "wireguard" {
+		o.OverlayPort = uint16(d.Port + wireguardPort)
+	}
+	return o, nil
+}
+
 // temporary gives libraries a place for temporary files that the builder clears after a crash.
 func (d *daemon) temporary() error {
 	dir := filepath.Join(d.Config.Run, "build", "tmp")
@@ -277,13 +328,6 @@ func unixClient(listen string) *http.Client {
 		},
 	}}
 }
-
-// alone is the leadership of a server that has no others.
-type alone struct{}
-
-func (alone) Leading() bool { return true }
-
-func (alone) LeaderAddress() string { return "" }
 
 func localNode(socket string, images http.Handler) server.Node {
 	c := unixClient("unix://" + socket)

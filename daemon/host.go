@@ -1,7 +1,6 @@
 package daemon
 
 import (
-	"context"
 	"errors"
 	"net"
 	"os"
@@ -16,9 +15,6 @@ import (
 
 	gantryv1 "github.com/gantryd/gantry/api/gen/gantry/v1"
 	"github.com/gantryd/gantry/fault"
-	"github.com/gantryd/gantry/internal/atomicfile"
-	"github.com/gantryd/gantry/internal/ids"
-	"github.com/gantryd/gantry/store"
 )
 
 // lock makes the root and keeps other daemons off it.
@@ -91,48 +87,6 @@ func admit(path, group string) error {
 	return nil
 }
 
-// node finds or makes the object of this machine; its ID is kept in a file.
-func (d *daemon) node(ctx context.Context, st *store.Store) (*gantryv1.Node, error) {
-	id, err := d.nodeID(st)
-	if err != nil {
-		return nil, err
-	}
-	name, err := os.Hostname()
-	if err != nil {
-		return nil, fault.Wrap(fault.Unavailable, err, "cannot read the machine's name")
-	}
-	var n *gantryv1.Node
-	err = st.Update(ctx, func(tx *store.Tx) error {
-		if old, ok := store.Get[*gantryv1.Node](tx, id); ok {
-			n = old
-			return nil
-		}
-		n = &gantryv1.Node{Meta: store.NewMeta(id), Name: name, Subnet: d.Subnet.String(), Availability: "active"}
-		store.Put(tx, n)
-		return nil
-	})
-	return n, err
-}
-
-func (d *daemon) nodeID(st *store.Store) (string, error) {
-	path := filepath.Join(d.Root, "node-id")
-	b, err := os.ReadFile(path)
-	if err == nil && len(strings.TrimSpace(string(b))) > 0 {
-		return strings.TrimSpace(string(b)), nil
-	}
-	if err != nil && !errors.Is(err, os.ErrNotExist) {
-		return "", fault.Wrap(fault.Unavailable, err, "cannot read this node's ID")
-	}
-	id := ids.New()
-	if nodes := store.List[*gantryv1.Node](st.Snapshot(), ""); len(nodes) == 1 {
-		id = nodes[0].Meta.Key // the state knows this machine already: only the file was lost
-	}
-	if err := atomicfile.Write(path, []byte(id+"\n"), 0o644); err != nil {
-		return "", fault.Wrap(fault.Unavailable, err, "cannot keep this node's ID")
-	}
-	return id, nil
-}
-
 // info is what does not change about this machine while the daemon runs.
 func (d *daemon) info(n *gantryv1.Node) *gantryv1.InfoResponse {
 	var uts unix.Utsname
@@ -142,7 +96,7 @@ func (d *daemon) info(n *gantryv1.Node) *gantryv1.InfoResponse {
 	return &gantryv1.InfoResponse{
 		Node: n.Meta.Key, Hostname: n.Name, Version: d.Version.GetVersion(), Kernel: unix.ByteSliceToString(uts.Release[:]),
 		Os: runtime.GOOS, Arch: runtime.GOARCH, Cpus: int32(runtime.NumCPU()), Memory: int64(mem.Totalram) * int64(mem.Unit),
-		Root: d.Root, Run: d.Config.Run, Subnet: d.Subnet.String(), RegistryAddress: d.Registry, Checks: d.checks,
+		Root: d.Root, Run: d.Config.Run, Subnet: n.Subnet, RegistryAddress: d.Registry, Checks: d.checks,
 		StartedAt: timestamppb.New(d.started),
 	}
 }

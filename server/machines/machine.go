@@ -33,6 +33,28 @@ func NotAMember(node string) error {
 		WithHint("if it was removed and is to come back: empty its --root and join again")
 }
 
+// Describe implements the API.
+func (h *machineService) Describe(ctx context.Context, req *connect.Request[gantryv1.DescribeRequest]) (*connect.Response[gantryv1.DescribeResponse], error) {
+	n, err := h.caller(ctx)
+	if err != nil {
+		return nil, err
+	}
+	m := req.Msg
+	if err := checkJoin(&gantryv1.JoinRequest{Name: m.Name, Address: m.Address, ApiAddress: m.ApiAddress}); err != nil {
+		return nil, err
+	}
+	var out *gantryv1.Node
+	err = h.store.Update(ctx, func(tx *store.Tx) error {
+		err := store.Modify(tx, n.Meta.Key, func(o *gantryv1.Node) error {
+			o.Name, o.Address, o.ApiAddress, o.OverlayKey = m.Name, m.Address, m.ApiAddress, m.OverlayKey
+			return nil
+		})
+		out, _ = store.Get[*gantryv1.Node](tx, n.Meta.Key)
+		return err
+	})
+	return respond(&gantryv1.DescribeResponse{Node: out}, err)
+}
+
 // Renew implements the API.
 func (h *machineService) Renew(ctx context.Context, req *connect.Request[gantryv1.RenewRequest]) (*connect.Response[gantryv1.RenewResponse], error) {
 	n, err := h.caller(ctx)

@@ -103,7 +103,8 @@ func Found(ctx context.Context, s *store.Store, sealer Sealer, c *gantryv1.Clust
 			return nil
 		}
 		return store.Modify(tx, old.Meta.Key, func(o *gantryv1.Node) error {
-			o.Role, o.Address, o.ApiAddress, o.Member, o.OverlayKey = n.Role, n.Address, n.ApiAddress, n.Member, n.OverlayKey
+			o.Role, o.Address, o.ApiAddress, o.Member = n.Role, n.Address, n.ApiAddress, n.Member
+			o.OverlayKey, o.Subnet = n.OverlayKey, n.Subnet
 			return nil
 		})
 	})

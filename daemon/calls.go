@@ -1,0 +1,108 @@
+package daemon
+
+import (
+	"context"
+	"net/http"
+	"sync"
+	"time"
+
+	"connectrpc.com/connect"
+
+	gantryv1 "github.com/gantryd/gantry/api/gen/gantry/v1"
+	"github.com/gantryd/gantry/api/gen/gantry/v1/gantryv1connect"
+	"github.com/gantryd/gantry/cluster/identity"
+	"github.com/gantryd/gantry/fault"
+	"github.com/gantryd/gantry/fault/wire"
+)
+
+// servers is the way from a machine to the servers of its cluster. The local one, if any, comes first.
+type servers struct {
+	machine *machine
+	local   *http.Client // to this machine's own server role, by its Unix socket
+	remote  *http.Client
+	mu      sync.Mutex
+	turn    int
+}
+
+const callTimeout = 10 * time.Second
+
+func newServers(m *machine, inner string) *servers {
+	return &servers{machine: m, local: unixClient("unix://" + inner), remote: m.keeper.Client(identity.AnyServer)}
+}
+
+// way is one server: how to call it, and its base URL.
+type way struct {
+	client *http.Client
+	base   string
+}
+
+func (s *servers) ways() []way {
+	var out []way
+	if s.machine.isServer() {
+		out = append(out, way{s.local, "http://gantryd"})
+	}
+	for _, a := range s.machine.Servers() {
+		out = append(out, way{s.remote, "https://" + a})
+	}
+	return out
+}
+
+// Session opens a session with the server whose turn it is; every call is the next one's turn, so that an agent which tries
+// again comes to the leader.
+func (s *servers) Session(ctx context.Context) *connect.BidiStreamForClient[gantryv1.NodeReport, gantryv1.NodeUpdate] {
+	w := s.next()
+	return gantryv1connect.NewNodeSessionServiceClient(w.client, w.base).Session(ctx)
+}
+
+func (s *servers) next() way {
+	ways := s.ways()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(ways) == 0 {
+		return way{s.remote, "https://no-server-is-known"}
+	}
+	s.turn++
+	return ways[(s.turn-1)%len(ways)]
+}
+
+// each calls servers in turn until one answers other than that it cannot just now.
+func (s *servers) each(ctx context.Context, call func(context.Context, way) error) error {
+	err := error(fault.New(fault.Unavailable, "this machine knows no server").WithHint("was it joined? its record is %s", recordFile))
+	for _, w := range s.ways() {
+		ctx, cancel := context.WithTimeout(ctx, callTimeout)
+		err = wire.Decode(call(ctx, w))
+		cancel()
+		if err == nil || !fault.Is(err, fault.Unavailable) && !fault.Is(err, fault.Timeout) {
+			return err
+		}
+	}
+	return err
+}
+
+// ask calls one method of the MachineService on whichever server answers.
+func ask[Req, Resp any](ctx context.Context, s *servers, req *Req,
+	method func(gantryv1connect.MachineServiceClient, context.Context, *connect.Request[Req]) (*connect.Response[Resp], error),
+) (*Resp, error) {
+	var out *Resp
+	err := s.each(ctx, func(ctx context.Context, w way) error {
+		resp, err := method(gantryv1connect.NewMachineServiceClient(w.client, w.base), ctx, connect.NewRequest(req))
+		if err == nil {
+			out = resp.Msg
+		}
+		return err
+	})
+	return out, err
+}
+
+// renew gets a new certificate under the roots and the role that the cluster has now.
+func (s *servers) renew(ctx context.Context) (*gantryv1.RenewResponse, error) {
+	key, request, err := identity.Request()
+	if err != nil {
+		return nil, err
+	}
+	resp, err := ask(ctx, s, &gantryv1.RenewRequest{CertificateRequest: request}, gantryv1connect.MachineServiceClient.Renew)
+	if err != nil {
+		return nil, err
+	}
+	return resp, s.machine.keeper.Replace(resp.Certificate, key, resp.Roots)
+}

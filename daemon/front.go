@@ -1,0 +1,251 @@
+package daemon
+
+import (
+	"context"
+	"net/http"
+	"net/http/httputil"
+	"net/url"
+	"strings"
+	"time"
+
+	"connectrpc.com/connect"
+
+	gantryv1 "github.com/gantryd/gantry/api/gen/gantry/v1"
+	"github.com/gantryd/gantry/api/gen/gantry/v1/gantryv1connect"
+	"github.com/gantryd/gantry/cluster/identity"
+	"github.com/gantryd/gantry/fault"
+	"github.com/gantryd/gantry/fault/wire"
+	"github.com/gantryd/gantry/server/machines"
+	"github.com/gantryd/gantry/store"
+)
+
+// front takes what comes in on this machine and passes it to whoever can answer: this machine's server if it leads, else the
+// leader.
+type front struct {
+	machine *machine
+	role    *serverRole
+	node    http.Handler // what servers call on this node
+	remote  http.RoundTripper
+	errors  *connect.ErrorWriter
+}
+
+const (
+	// proxied comes before the path of a call of an operator that one server passes to the leader.
+	proxied = "/api"
+	// callerHeader names the machine that a server passes a call on for.
+	callerHeader = "Gantry-Caller"
+	// leaderPatience is how long a call waits for a leader: an election takes about two seconds.
+	leaderPatience = 8 * time.Second
+)
+
+func newFront(m *machine, role *serverRole, node http.Handler) *front {
+	return &front{
+		machine: m, role: role, node: node, remote: m.keeper.Client(identity.AnyServer).Transport, errors: connect.NewErrorWriter(),
+	}
+}
+
+func (f *front) fail(w http.ResponseWriter, r *http.Request, err error) {
+	if werr := f.errors.Write(w, r, wire.Encode(err)); werr != nil {
+		http.Error(w, err.Error(), http.StatusServiceUnavailable)
+	}
+}
+
+// Operators serves the Unix socket.
+func (f *front) Operators() http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if !f.machine.isServer() {
+			f.fail(w, r, fault.New(fault.Unavailable, "this machine only runs instances; servers answer at %s", strings.Join(f.machine.Servers(), ", ")).
+				WithHint("run gantry on a server, or make this machine one: gantry node promote %s", f.machine.Node().Name))
+			return
+		}
+		f.lead(w, r, func(s *serving) http.Handler { return s.api }, proxied)
+	})
+}
+
+// lead answers on the leader, or passes the call to it under the prefix.
+func (f *front) lead(w http.ResponseWriter, r *http.Request, pick func(*serving) http.Handler, prefix string) {
+	ctx, cancel := context.WithTimeout(r.Context(), leaderPatience)
+	defer cancel()
+	for {
+		s, moved := f.role.current()
+		switch {
+		case s != nil && s.Leading():
+			pick(s).ServeHTTP(w, r)
+			return
+		case s != nil && s.LeaderAddress() != "":
+			f.pass(w, r, s.LeaderAddress(), prefix)
+			return
+		}
+		select {
+		case <-moved:
+		case <-time.After(leaderPoll):
+		case <-ctx.Done():
+			f.leaderless(w, r, s, pick)
+			return
+		}
+	}
+}
+
+const leaderPoll = 50 * time.Millisecond
+
+// leaderless answers what a server alone can, while nobody leads.
+func (f *front) leaderless(w http.ResponseWriter, r *http.Request, s *serving, pick func(*serving) http.Handler) {
+	switch {
+	case s == nil:
+		f.fail(w, r, fault.New(fault.Unavailable, "this server has not reached the others yet").WithHint("does it reach them? see the log of gantryd"))
+	case r.URL.Path == gantryv1connect.ClusterServiceStatusProcedure || strings.HasPrefix(r.URL.Path, "/"+gantryv1connect.SystemServiceName+"/"):
+		pick(s).ServeHTTP(w, r)
+	default:
+		f.fail(w, r, s.noLeader())
+	}
+}
+
+// pass sends a call on to another server.
+func (f *front) pass(w http.ResponseWriter, r *http.Request, address, prefix string) {
+	p := &httputil.ReverseProxy{
+		Rewrite: func(pr *httputil.ProxyRequest) {
+			pr.SetURL(&url.URL{Scheme: "https", Host: address})
+			pr.Out.URL.Path = prefix + pr.In.URL.Path
+			pr.Out.Host = address
+			pr.Out.Header.Del(callerHeader)
+			if c, ok := identity.CallerFrom(pr.In.Context()); ok {
+				pr.Out.Header.Set(callerHeader, c.Node)
+			}
+		},
+		Transport: f.remote, FlushInterval: -1,
+		ErrorHandler: func(w http.ResponseWriter, r *http.Request, err error) {
+			f.fail(w, r, fault.Wrap(fault.Unavailable, err, "the leader at %s does not answer", address).WithHint("try again; gantry cluster status"))
+		},
+	}
+	p.ServeHTTP(w, r)
+}
+
+// Machines serves the port that machines of the cluster reach one another at.
+func (f *front) Machines() http.Handler {
+	mux := http.NewServeMux()
+	of := func(name string) string { return "/" + name + "/" }
+	mux.HandleFunc(of(gantryv1connect.JoinServiceName), func(w http.ResponseWriter, r *http.Request) {
+		f.lead(w, r, func(s *serving) http.Handler { return s.between }, "")
+	})
+	mux.Handle(of(gantryv1connect.MachineServiceName), f.from(anyRole, func(w http.ResponseWriter, r *http.Request) {
+		f.lead(w, r, func(s *serving) http.Handler { return s.between }, "")
+	}))
+	mux.Handle(of(gantryv1connect.NodeSessionServiceName), f.from(anyRole, f.session))
+	mux.Handle(of(gantryv1connect.NodeServiceName), f.from(identity.Server, f.node.ServeHTTP))
+	mux.Handle(of(gantryv1connect.ImageServiceName), f.from(identity.Server, f.node.ServeHTTP))
+	mux.Handle(proxied+"/", f.from(identity.Server, func(w http.ResponseWriter, r *http.Request) {
+		http.StripPrefix(proxied, http.HandlerFunc(f.final)).ServeHTTP(w, r)
+	}))
+	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
+		f.fail(w, r, fault.New(fault.NotFound, "there is nothing at %s", r.URL.Path))
+	})
+	return mux
+}
+
+// final answers a call that another server has passed on. It is not passed on again: the two could disagree for ever.
+func (f *front) final(w http.ResponseWriter, r *http.Request) {
+	if s, _ := f.role.current(); s != nil && s.Leading() {
+		s.api.ServeHTTP(w, r)
+		return
+	}
+	f.fail(w, r, fault.New(fault.Unavailable, "the lead has just moved to another server").WithHint("try again"))
+}
+
+// Local serves this machine's own node role by root's socket: it is trusted as the machine itself.
+func (f *front) Local() http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		r = r.WithContext(identity.WithCaller(r.Context(), identity.Caller{
+			Node: f.machine.Node().Meta.Key, Role: identity.Role(f.machine.Node().Role),
+		}))
+		switch {
+		case strings.HasPrefix(r.URL.Path, "/"+gantryv1connect.NodeSessionServiceName+"/"):
+			f.session(w, r)
+		case strings.HasPrefix(r.URL.Path, "/"+gantryv1connect.MachineServiceName+"/"):
+			f.lead(w, r, func(s *serving) http.Handler { return s.between }, "")
+		default:
+			f.node.ServeHTTP(w, r)
+		}
+	})
+}
+
+// session serves the sessions of nodes, which only the leader has. While nobody leads they wait: it may be this server.
+func (f *front) session(w http.ResponseWriter, r *http.Request) {
+	wait := time.NewTimer(sessionPatience)
+	defer wait.Stop()
+	for {
+		s, moved := f.role.current()
+		switch {
+		case s != nil && s.Leading():
+			s.sessions.ServeHTTP(w, r)
+			return
+		case s != nil && s.LeaderAddress() != "":
+			f.fail(w, r, fault.New(fault.Unavailable, "this server does not lead").WithHint("%s", s.LeaderAddress()))
+			return
+		}
+		select {
+		case <-moved:
+		case <-time.After(leaderPoll):
+		case <-wait.C:
+			f.fail(w, r, fault.New(fault.Unavailable, "no server leads").WithHint("gantry cluster status"))
+			return
+		case <-r.Context().Done():
+			return
+		}
+	}
+}
+
+// sessionPatience is short: another server may lead without this one knowing.
+const sessionPatience = time.Second
+
+const anyRole identity.Role = ""
+
+// from lets machines of the cluster with the role through, and notes who calls.
+func (f *front) from(role identity.Role, h http.HandlerFunc) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		c, ok := identity.CallerOf(r)
+		if !ok {
+			f.fail(w, r, fault.New(fault.Denied, "only machines of the cluster may call this").WithHint("join it: gantry join"))
+			return
+		}
+		n, ok := f.find(r.Context(), c)
+		switch {
+		case !ok:
+			f.fail(w, r, machines.NotAMember(c.Node))
+			return
+		case role != anyRole && n != role:
+			f.fail(w, r, fault.New(fault.Denied, "node %s is not a %s", c.Node, role))
+			return
+		}
+		if on := r.Header.Get(callerHeader); on != "" && c.Role == identity.Server {
+			c = identity.Caller{Node: on}
+		}
+		h(w, r.WithContext(identity.WithCaller(r.Context(), c)))
+	})
+}
+
+// find tells the role that a machine has in the cluster today, and whether it belongs to it: a certificate alone does not say
+// so. A machine that has just joined may be ahead of what this one knows.
+func (f *front) find(ctx context.Context, c identity.Caller) (identity.Role, bool) {
+	ctx, cancel := context.WithTimeout(ctx, newcomerPatience)
+	defer cancel()
+	for {
+		if role, ok := f.known(c); ok {
+			return role, true
+		}
+		select {
+		case <-time.After(leaderPoll):
+		case <-ctx.Done():
+			return "", false
+		}
+	}
+}
+
+const newcomerPatience = 2 * time.Second
+
+func (f *front) known(c identity.Caller) (identity.Role, bool) {
+	if s, _ := f.role.current(); s != nil {
+		n, ok := store.Get[*gantryv1.Node](s.store.Snapshot(), c.Node)
+		return identity.Role(n.GetRole()), ok
+	}
+	return f.machine.knows(c)
+}

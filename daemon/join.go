@@ -1,0 +1,133 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"net"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"connectrpc.com/connect"
+
+	gantryv1 "github.com/gantryd/gantry/api/gen/gantry/v1"
+	"github.com/gantryd/gantry/api/gen/gantry/v1/gantryv1connect"
+	"github.com/gantryd/gantry/cluster/identity"
+	"github.com/gantryd/gantry/fault"
+	"github.com/gantryd/gantry/fault/wire"
+	"github.com/gantryd/gantry/internal/atomicfile"
+)
+
+const (
+	joiningFile  = "joining.pem" // this machine's key while it joins, so that asking again is asking as the same machine
+	joinPatience = time.Minute
+	joinRetry    = time.Second
+)
+
+// The ports of a machine, counted from --port.
+const (
+	apiPort = iota
+	peerPort
+	vxlanPort
+	wireguardPort
+)
+
+// apiAddress is where other machines reach this one; empty if it stands alone.
+func (c Config) apiAddress() string { return c.at(apiPort) }
+
+func (c Config) at(offset int) string {
+	if c.Advertise == "" {
+		return ""
+	}
+	return net.JoinHostPort(c.Advertise, strconv.Itoa(c.Port+offset))
+}
+
+// askToJoin calls the server until it answers yes or no.
+func askToJoin(ctx context.Context, c Config) (*gantryv1.JoinResponse, []byte, error) {
+	token, err := readToken(c.TokenFile)
+	if err != nil {
+		return nil, nil, err
+	}
+	if c.Advertise == "" {
+		return nil, nil, fault.New(fault.Invalid, "a machine that joins others must be reachable for them").
+			WithHint("add --advertise ADDRESS, an address of this machine that they reach")
+	}
+	key, request, err := joiningKey(c.Root)
+	if err != nil {
+		return nil, nil, err
+	}
+	name, err := hostName()
+	if err != nil {
+		return nil, nil, err
+	}
+	hc := identity.JoinClient(token)
+	defer hc.CloseIdleConnections()
+	client := gantryv1connect.NewJoinServiceClient(hc, "https://"+c.Join)
+	req := &gantryv1.JoinRequest{
+		Token: token.String(), CertificateRequest: request, Name: name, Address: c.Advertise, ApiAddress: c.apiAddress(),
+		Labels: c.Labels, Version: c.Version.GetVersion(),
+	}
+	deadline := time.Now().Add(joinPatience)
+	for {
+		resp, err := client.Join(ctx, connect.NewRequest(req))
+		if err == nil {
+			return resp.Msg, key, nil
+		}
+		err = wire.Decode(err)
+		if !fault.Is(err, fault.Unavailable) || time.Now().After(deadline) {
+			return nil, nil, fault.Wrap(fault.KindOf(err), err, "cannot join the cluster at %s", c.Join).
+				WithHint("%s", orElse(fault.HintOf(err), "does this machine reach %s? is gantryd running there with --advertise?", c.Join))
+		}
+		c.Logger.Info("the server does not answer yet, trying again", "server", c.Join, "err", err)
+		select {
+		case <-time.After(joinRetry):
+		case <-ctx.Done():
+			return nil, nil, ctx.Err()
+		}
+	}
+}
+
+func readToken(path string) (identity.Token, error) {
+	if path == "" {
+		return identity.Token{}, fault.New(fault.Invalid, "--join needs a token").
+			WithHint("on a server: gantry cluster token create; here: --token-file FILE")
+	}
+	text, err := os.ReadFile(path)
+	if err != nil {
+		return identity.Token{}, fault.Wrap(fault.NotFound, err, "cannot read the token").WithHint("--token-file names a file that holds the token alone")
+	}
+	return identity.ParseToken(string(text))
+}
+
+// joiningKey is the key and request of this machine, the same after a crash.
+func joiningKey(root string) (key, request []byte, err error) {
+	path := filepath.Join(root, joiningFile)
+	key, err = os.ReadFile(path)
+	if err == nil {
+		request, err = identity.RequestFor(key)
+		return key, request, err
+	}
+	if !errors.Is(err, os.ErrNotExist) {
+		return nil, nil, fault.Wrap(fault.Unavailable, err, "cannot read this machine's key")
+	}
+	if key, request, err = identity.Request(); err != nil {
+		return nil, nil, err
+	}
+	if err := atomicfile.Write(path, key, 0o600); err != nil {
+		return nil, nil, fault.Wrap(fault.Unavailable, err, "cannot keep this machine's key")
+	}
+	return key, request, nil
+}
+
+// orElse is the text, or the format if there is none.
+func orElse(text, format string, args ...string) string {
+	if text != "" {
+		return text
+	}
+	for _, a := range args {
+		format = strings.Replace(format, "%s", a, 1)
+	}
+	return format
+}

@@ -1,0 +1,366 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"os"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	gantryv1 "github.com/gantryd/gantry/api/gen/gantry/v1"
+	"github.com/gantryd/gantry/api/gen/gantry/v1/gantryv1connect"
+	"github.com/gantryd/gantry/cluster"
+	"github.com/gantryd/gantry/cluster/identity"
+	"github.com/gantryd/gantry/control/rollout"
+	"github.com/gantryd/gantry/control/schedule"
+	"github.com/gantryd/gantry/fault"
+	"github.com/gantryd/gantry/internal/seal"
+	"github.com/gantryd/gantry/server"
+	"github.com/gantryd/gantry/server/machines"
+	"github.com/gantryd/gantry/store"
+)
+
+// serverRole is what this machine does while it is a server: it holds a member of the cluster's state and serves the API. It
+// begins and ends with the role that the cluster gives the machine, and containers never notice.
+type serverRole struct {
+	d       *daemon
+	machine *machine
+	servers *servers
+	local   server.Node
+
+	mu    sync.Mutex
+	now   *serving      // nil while there is none
+	moved chan struct{} // closed and replaced when now changes
+}
+
+// serving is a server role that works.
+type serving struct {
+	member   *cluster.Member
+	store    *store.Store
+	api      http.Handler // what operators call
+	between  http.Handler // what machines call
+	sessions http.Handler // of the nodes, on the leader
+	reigns   atomic.Bool
+}
+
+func newServerRole(d *daemon, m *machine, s *servers, local server.Node) *serverRole {
+	return &serverRole{d: d, machine: m, servers: s, local: local, moved: make(chan struct{})}
+}
+
+// run follows the machine's role until ctx ends.
+func (r *serverRole) run(ctx context.Context) error {
+	for {
+		changed := r.machine.Changed()
+		if r.machine.isServer() && r.machine.keeper.Role() == identity.Server {
+			if err := r.serve(ctx); err != nil {
+				return err
+			}
+			if ctx.Err() != nil {
+				return nil
+			}
+			continue
+		}
+		select {
+		case <-changed:
+		case <-r.machine.keeper.Changed():
+		case <-ctx.Done():
+			return nil
+		}
+	}
+}
+
+// serve is one time of being a server, from the start of the member to the end of the role or of ctx.
+func (r *serverRole) serve(ctx context.Context) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error { return r.awaitDemotion(ctx) })
+	group.Go(func() error { return r.work(ctx) })
+	err := group.Wait()
+	r.set(nil)
+	if !errors.Is(err, errDemoted) {
+		return err
+	}
+	r.d.Logger.Info("this machine is no server any more; its instances go on")
+	return r.forget()
+}
+
+// errDemoted ends a time of being a server.
+var errDemoted = errors.New("this machine is no server any more")
+
+func (r *serverRole) awaitDemotion(ctx context.Context) error {
+	for {
+		changed := r.machine.Changed()
+		if !r.machine.isServer() {
+			return errDemoted
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return nil
+		}
+	}
+}
+
+// forget removes the state of a former server: with its member gone, it could never be used again.
+func (r *serverRole) forget() error {
+	if err := os.RemoveAll(r.stateDir()); err != nil {
+		return fault.Wrap(fault.Unavailable, err, "cannot remove the state that this machine held as a server")
+	}
+	return r.machine.update(func(m *gantryv1.MachineRecord) { m.Member, m.InitialCluster = "", nil })
+}
+
+func (r *serverRole) stateDir() string { return filepath.Join(r.d.Root, "etcd") }
+
+// work starts the member and everything over it, and runs it.
+func (r *serverRole) work(ctx context.Context) error {
+	if err := r.admit(ctx); err != nil {
+		return err
+	}
+	member, err := cluster.Start(ctx, r.memberOptions())
+	if err != nil {
+		return err
+	}
+	defer member.Stop()
+	st, err := store.New(ctx, member.Client(), r.d.Logger)
+	if err != nil {
+		return err
+	}
+	sealer, err := r.sealer(st)
+	if err != nil {
+		return err
+	}
+	s, srv := r.assemble(member, st, sealer)
+	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error { return st.Run(ctx) })
+	group.Go(func() error { return memberFailed(ctx, member, r.machine) })
+	group.Go(func() error { return srv.Run(ctx) })
+	group.Go(func() error { return r.vote(ctx, member) })
+	group.Go(func() error {
+		return member.Lead(ctx, r.machine.Node().Meta.Key, func(ctx context.Context, epoch int64) error {
+			return r.lead(ctx, s, srv, sealer, epoch)
+		})
+	})
+	r.set(s)
+	return group.Wait()
+}
+
+// admit gets a member for a server that joins others.
+func (r *serverRole) admit(ctx context.Context) error {
+	rec := r.machine.Record()
+	if _, err := os.Stat(filepath.Join(r.stateDir(), "member")); err == nil || rec.Founding || len(r.machine.Servers()) == 0 {
+		return nil
+	}
+	for {
+		resp, err := ask(ctx, r.servers, &gantryv1.AddMemberRequest{PeerUrl: r.d.peerURL()}, gantryv1connect.MachineServiceClient.AddMember)
+		if err == nil {
+			return r.machine.update(func(m *gantryv1.MachineRecord) {
+				m.Member, m.InitialCluster = resp.Member, resp.InitialCluster
+			})
+		}
+		if fault.Is(err, fault.Denied) {
+			return err
+		}
+		r.d.Logger.Info("the other servers cannot take this one yet, trying again", "err", err)
+		select {
+		case <-time.After(memberRetry):
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+const memberRetry = time.Second
+
+func (d *daemon) peerURL() string { return "https://" + d.at(peerPort) }
+
+func (r *serverRole) memberOptions() cluster.Options {
+	d, rec := r.d, r.machine.Record()
+	o := cluster.Options{
+		Root: r.stateDir(), Run: filepath.Join(d.Config.Run, "etcd"), Logger: d.Logger, Initial: rec.InitialCluster,
+	}
+	if d.Advertise == "" {
+		return o
+	}
+	pair, roots := r.machine.keeper.Files()
+	o.Peers = &cluster.Peers{
+		Name: rec.Node.Meta.Key, Listen: d.peerURL(), Advertise: d.peerURL(), Pair: pair, Roots: roots, Hostname: identity.AnyServer,
+	}
+	return o
+}
+
+// sealer opens the key of the secrets; a new one is made only while nothing is sealed with another.
+func (r *serverRole) sealer(st *store.Store) (*seal.Box, error) {
+	snap := st.Snapshot()
+	_, founded := store.Get[*gantryv1.Cluster](snap, machines.ClusterKey)
+	fresh := !founded && len(store.List[*gantryv1.Secret](snap, "")) == 0
+	return seal.Open(filepath.Join(r.d.Root, sealFile), fresh)
+}
+
+// assemble makes the handlers of a server.
+func (r *serverRole) assemble(member *cluster.Member, st *store.Store, sealer *seal.Box) (*serving, *server.Server) {
+	s := &serving{member: member, store: st}
+	node := r.machine.Node().Meta.Key
+	srv := server.New(st, r.local, server.Options{
+		Node: node, VirtualIPs: r.d.VirtualIPs, Sealer: sealer, Version: r.d.Version, Leadership: s, Reach: r.reach,
+		Guarded: []string{r.d.Root, r.d.Config.Run}, Logger: r.d.Logger,
+	})
+	m := machines.New(st, member, machines.Options{
+		Node: node, Version: r.d.Version.GetVersion(), Sealer: sealer, Logger: r.d.Logger, Options: server.HandlerOptions(),
+	})
+	api := http.NewServeMux()
+	api.Handle("/", srv.Handler())
+	m.Public(api)
+	between := http.NewServeMux()
+	m.Between(between)
+	s.api, s.between, s.sessions = api, between, srv.NodeHandler()
+	return s, srv
+}
+
+// reach is the way to another machine of the cluster.
+func (r *serverRole) reach(n *gantryv1.Node) server.Node {
+	hc := r.machine.keeper.Client(n.Meta.Key)
+	base := "https://" + n.ApiAddress
+	return server.Node{
+		Service: gantryv1connect.NewNodeServiceClient(hc, base),
+		Images:  gantryv1connect.NewImageServiceClient(hc, base),
+	}
+}
+
+// vote gives this server's member its vote once it has caught up with the others.
+func (r *serverRole) vote(ctx context.Context, member *cluster.Member) error {
+	for {
+		learner := false
+		for _, m := range member.Members() {
+			learner = learner || m.ID == member.ID() && m.Learner
+		}
+		if !learner {
+			return nil
+		}
+		_, err := ask(ctx, r.servers, &gantryv1.PromoteMemberRequest{Member: member.ID()}, gantryv1connect.MachineServiceClient.PromoteMember)
+		if err != nil && ctx.Err() == nil {
+			r.d.Logger.Debug("this server has no vote yet", "err", err)
+		}
+		select {
+		case <-time.After(memberRetry / 4):
+		case <-ctx.Done():
+			return nil
+		}
+	}
+}
+
+// lead runs what only the leader does.
+func (r *serverRole) lead(ctx context.Context, s *serving, srv *server.Server, sealer *seal.Box, epoch int64) error {
+	// First of all no write of an earlier leader can follow those of this one.
+	s.store.SetGuard(cluster.EpochKey, epoch)
+	if err := s.store.Await(ctx, epoch); err != nil {
+		return err
+	}
+	if err := r.found(ctx, s, sealer); err != nil {
+		return err
+	}
+	r.d.Logger.Info("this server leads", "epoch", epoch)
+	s.reigns.Store(true)
+	r.announce()
+	defer func() {
+		s.reigns.Store(false)
+		s.store.Forget()
+		r.announce()
+		r.d.Logger.Info("this server leads no longer")
+	}()
+	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error { return srv.Lead(ctx) })
+	group.Go(func() error { return rollout.New(s.store, r.d.Logger).Run(ctx) })
+	group.Go(func() error { return schedule.New(s.store, r.d.Logger).Run(ctx) })
+	return group.Wait()
+}
+
+// found stores a new cluster's own objects, and this machine's as it is today.
+func (r *serverRole) found(ctx context.Context, s *serving, sealer *seal.Box) error {
+	rec := r.machine.Record()
+	n := rec.Node
+	n.Member = s.member.ID()
+	signer, err := os.ReadFile(filepath.Join(r.d.Root, foundingFile))
+	if err != nil && (rec.Founding || !errors.Is(err, os.ErrNotExist)) {
+		return fault.Wrap(fault.Corrupt, err, "the new cluster's signing key is gone").WithHint("start again with an empty --root")
+	}
+	if err := machines.Found(ctx, s.store, sealer, rec.Cluster, signer, n); err != nil || !rec.Founding {
+		return err
+	}
+	if err := r.machine.update(func(m *gantryv1.MachineRecord) { m.Founding, m.Node.Member = false, n.Member }); err != nil {
+		return err
+	}
+	if err := os.Remove(filepath.Join(r.d.Root, foundingFile)); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fault.Wrap(fault.Unavailable, err, "cannot remove the copy of the signing key")
+	}
+	return nil
+}
+
+// memberFailed ends a server whose member has ended, unless that is because the cluster has removed it.
+func memberFailed(ctx context.Context, m *cluster.Member, own *machine) error {
+	select {
+	case err := <-m.Err():
+		return fault.Wrap(fault.Unavailable, err, "the state's server ended")
+	case <-m.Stopped():
+		return own.update(func(r *gantryv1.MachineRecord) { r.Node.Role = string(identity.Node) })
+	case <-ctx.Done():
+		return nil
+	}
+}
+
+func (r *serverRole) set(s *serving) {
+	r.mu.Lock()
+	r.now = s
+	r.mu.Unlock()
+	r.announce()
+}
+
+// announce wakes those who wait for a server that works, or leads.
+func (r *serverRole) announce() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	close(r.moved)
+	r.moved = make(chan struct{})
+}
+
+// current is the server that works, or nil, and what is closed when that changes.
+func (r *serverRole) current() (*serving, <-chan struct{}) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.now, r.moved
+}
+
+// Leading is part of server.Leadership.
+func (s *serving) Leading() bool { return s.reigns.Load() }
+
+// LeaderAddress is part of server.Leadership.
+func (s *serving) LeaderAddress() string {
+	leader := s.member.Leader()
+	if leader == "" || leader == s.member.ID() {
+		return ""
+	}
+	for _, n := range store.List[*gantryv1.Node](s.store.Snapshot(), "") {
+		if n.Member == leader {
+			return n.ApiAddress
+		}
+	}
+	return ""
+}
+
+// noLeader says why nothing can be changed now.
+func (s *serving) noLeader() error {
+	voters := 0
+	for _, m := range s.member.Members() {
+		if !m.Learner {
+			voters++
+		}
+	}
+	return fault.New(fault.Unavailable, "the cluster has no leader now: fewer than %d of its %d servers reach one another", voters/2+1, voters).
+		WithHint("%s", fmt.Sprintf("gantry cluster status; what runs goes on running"))
+}
