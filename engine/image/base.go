@@ -57,6 +57,7 @@ func (s *Service) Bootstrap(ctx context.Context, req *gantryv1.BootstrapRequest,
 	if err != nil {
 		return nil, explain(err, "bootstrap %s", req.Image)
 	}
+	s.Announce(ctx)
 	img, err := s.describe(ctx, target)
 	if err != nil {
 		return nil, err

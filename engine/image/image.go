@@ -28,6 +28,7 @@ import (
 	"github.com/sirupsen/logrus"
 
 	gantryv1 "github.com/gantryd/gantry/api/gen/gantry/v1"
+	"github.com/gantryd/gantry/engine/image/peer"
 	"github.com/gantryd/gantry/fault"
 )
 
@@ -49,13 +50,16 @@ type Options struct {
 	ResumeWindow time.Duration
 	// MaxImport is the largest archive in bytes, unpacked, that Import accepts; 256 GiB if 0.
 	MaxImport int64
-	Logger    *slog.Logger
+	// Peers say how images are exchanged with other nodes; nil if this machine stands alone.
+	Peers  *peer.Options
+	Logger *slog.Logger
 }
 
 // Service works on the images of one node.
 type Service struct {
 	Options
 	locks keyLock
+	peers *peer.Exchange
 	// quiet swallows what containerd's libraries log; the same comes back as an error.
 	quiet *log.Entry
 }
@@ -85,7 +89,13 @@ func New(o Options) (*Service, error) {
 	}
 	quiet := logrus.New()
 	quiet.SetOutput(io.Discard)
-	return &Service{Options: o, quiet: logrus.NewEntry(quiet)}, nil
+	s := &Service{Options: o, quiet: logrus.NewEntry(quiet)}
+	if o.Peers == nil {
+		return s, nil
+	}
+	var err error
+	s.peers, err = peer.New(*o.Peers, peer.Stores{Content: o.Content, Images: o.Images, Namespace: o.Namespace})
+	return s, err
 }
 
 // FromClient makes a Service on the services of a containerd client. The stores in o are set from the client.

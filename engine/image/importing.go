@@ -37,6 +37,7 @@ func (s *Service) Import(ctx context.Context, r io.Reader, reference string) ([]
 	if err != nil {
 		return nil, explain(err, "import")
 	}
+	s.Announce(ctx)
 	return s.imported(ctx, recs)
 }
 

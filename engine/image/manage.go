@@ -30,7 +30,11 @@ func (s *Service) Tag(ctx context.Context, source, target string) error {
 	if err != nil {
 		return err
 	}
-	return explain(s.put(ctx, to.String(), rec.Target), "tag %s", target)
+	if err := s.put(ctx, to.String(), rec.Target); err != nil {
+		return explain(err, "tag %s", target)
+	}
+	s.Announce(ctx)
+	return nil
 }
 
 // InUse tells by what an image is used ("instance web.1"), "" if by nothing. It is asked with the digest that the image's name
@@ -81,6 +85,7 @@ func namesToRemove(ref string, rec images.Image, all []images.Image) []string {
 }
 
 func (s *Service) removeNames(ctx context.Context, names []string, d digest.Digest, last bool) (*gantryv1.RemoveImageResponse, error) {
+	defer s.Changed()
 	r := &gantryv1.RemoveImageResponse{}
 	for i, n := range names {
 		var opts []images.DeleteOpt
@@ -124,6 +129,7 @@ func (s *Service) Prune(ctx context.Context, all bool, keep func(ref, digest str
 	if err := s.collect(ctx); err != nil {
 		return r, explain(err, "collect garbage")
 	}
+	s.Changed()
 	r.Reclaimed = max(before-s.stored(ctx), 0)
 	return r, nil
 }

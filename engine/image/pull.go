@@ -116,7 +116,7 @@ func (p *puller) explain(err error) error {
 			WithHint("name another with --platform, or another image")
 	}
 	if errdefs.IsNotFound(err) {
-		return fault.Wrap(fault.NotFound, err, "image %s is not in its registry", short).
+		return fault.Wrap(fault.NotFound, err, "image %s is not in its registry%s", short, p.elsewhere()).
 			WithHint("check the name and tag; a private image needs docker login first")
 	}
 	return explain(err, "pull %s", short)
@@ -129,7 +129,8 @@ func (p *puller) platform() string {
 	return platforms.DefaultString()
 }
 
-// fetch downloads, unpacks and records the image.
+// fetch downloads, unpacks and records the image: from other nodes if its digest is known, else as its registry says. When the
+// registry fails, what any node means by the name is the last choice.
 func (p *puller) fetch(ctx context.Context) (ocispec.Descriptor, error) {
 	_ = p.rep.send(&gantryv1.Progress{Id: Familiar(p.name), Status: "resolving"})
 	named, err := parse(p.name)
@@ -140,23 +141,58 @@ func (p *puller) fetch(ctx context.Context) (ocispec.Descriptor, error) {
 	if err != nil {
 		return ocispec.Descriptor{}, err
 	}
-	name, target, err := resolver.Resolve(ctx, p.name)
-	if err != nil {
-		return ocispec.Descriptor{}, err
+	target, done, peers := p.tryPeers(ctx, resolver, false)
+	if done {
+		return target, peers
 	}
+	name, target, err := resolver.Resolve(ctx, p.name)
+	if err == nil {
+		return target, p.download(ctx, resolver, name, target)
+	}
+	if digestOf(p.name) == "" && ctx.Err() == nil {
+		target, done, late := p.tryPeers(ctx, resolver, true)
+		if done {
+			return target, late
+		}
+		peers = errors.Join(peers, late)
+	}
+	return target, p.both(err, peers)
+}
+
+// tryPeers is done if other nodes could say what the image is, whatever came of it then.
+func (p *puller) tryPeers(ctx context.Context, resolver remotes.Resolver, any bool) (target ocispec.Descriptor, done bool, err error) {
+	d := p.known(ctx, any)
+	if d == "" || p.s.peers == nil {
+		return target, false, nil
+	}
+	if target, err = p.s.document(ctx, d); err != nil {
+		return target, ctx.Err() != nil, err
+	}
+	return target, true, p.download(ctx, resolver, p.name, target)
+}
+
+// download stores, unpacks and records an image. Each blob comes from where it can be had: other nodes first.
+func (p *puller) download(ctx context.Context, resolver remotes.Resolver, name string, target ocispec.Descriptor) error {
 	fetcher, err := resolver.Fetcher(ctx, name)
 	if err != nil {
-		return ocispec.Descriptor{}, err
+		return err
+	}
+	if p.s.peers != nil {
+		fetcher = p.s.peers.Fetcher(fetcher)
 	}
 	h, err := p.handler(meteredFetcher{fetcher, p.rep})
 	if err != nil {
-		return ocispec.Descriptor{}, err
+		return err
 	}
 	if err := p.s.dispatch(ctx, h, target, p.rep); err != nil {
-		return ocispec.Descriptor{}, err
+		return err
 	}
-	target.Annotations, target.URLs = nil, nil
-	return target, p.s.put(ctx, p.name, target)
+	target.Annotations, target.URLs, target.Data = nil, nil, nil
+	if err := p.s.put(ctx, p.name, target); err != nil {
+		return err
+	}
+	p.s.Changed()
+	return nil
 }
 
 // handler stores one document or layer and tells of its children on the wanted platform.
@@ -168,7 +204,7 @@ func (p *puller) handler(fetcher remotes.Fetcher) (images.Handler, error) {
 	if err != nil {
 		return nil, err
 	}
-	return images.Handlers(images.HandlerFunc(checkDescriptor), p.present(), remotes.FetchHandler(cs, fetcher), children, source), nil
+	return images.Handlers(images.HandlerFunc(checkDescriptor), p.present(), p.fetchHandler(fetcher), children, source), nil
 }
 
 // present tells of layers that need no download.

@@ -8,7 +8,6 @@ import (
 	"net/http"
 	"slices"
 	"strconv"
-	"strings"
 	"time"
 
 	"connectrpc.com/connect"
@@ -25,7 +24,8 @@ const (
 	locateTimeout = 5 * time.Second
 	// rateAfter is how long a node sends before its rate counts.
 	rateAfter = 20 * time.Second
-	// Waits for nodes that are busy or broken.
+	// Waits for nodes that are busy or broken begin anew when one has sent much.
+	muchSent            = 4 << 20 // bytes
 	firstWait, lastWait = 100 * time.Millisecond, time.Second
 )
 
@@ -44,7 +44,7 @@ type download struct {
 	desc     ocispec.Descriptor
 	fallback remotes.Fetcher
 
-	at       int64
+	at, sent int64
 	body     *stream
 	last     io.ReadCloser // the fallback's, once all nodes have failed
 	acquired bool
@@ -77,15 +77,25 @@ func (d *download) Read(p []byte) (int, error) {
 		}
 		n, err := d.body.Read(p[:min(int64(len(p)), d.desc.Size-d.at)])
 		if n > 0 {
-			d.at += int64(n)
-			d.waited = 0
+			d.advance(int64(n))
 			return n, nil
 		}
 		if err != nil {
+			if errors.Is(err, io.EOF) {
+				err = io.ErrUnexpectedEOF
+			}
 			d.failed(d.body.peer, gantryv1.BlobFault_KIND_BROKEN, err)
 			d.body.close()
 			d.body = nil
 		}
+	}
+}
+
+// advance counts what came. Only one who sends much earns the next failure a full wait.
+func (d *download) advance(n int64) {
+	d.at += n
+	if d.sent += n; d.sent >= muchSent {
+		d.sent, d.waited = 0, 0
 	}
 }
 
@@ -127,7 +137,7 @@ func (d *download) fallBack(cause error) error {
 	}
 	rc, err := d.fallback.Fetch(d.ctx, d.desc)
 	if err != nil {
-		return fmt.Errorf("%w (from other nodes: %w)", err, cause)
+		return fmt.Errorf("%w (from other nodes: %v)", err, cause)
 	}
 	if err := skip(rc, d.at); err != nil {
 		return errors.Join(err, rc.Close())
@@ -369,9 +379,6 @@ func (s *stream) Read(p []byte) (int, error) {
 	if cause := context.Cause(s.ctx); cause != nil && err != nil {
 		err = cause
 	}
-	if errors.Is(err, io.EOF) && n == 0 {
-		err = io.ErrUnexpectedEOF // more was promised
-	}
 	if err == nil && s.spent > rateAfter && float64(s.bytes) < float64(s.minRate)*s.spent.Seconds() {
 		err = errSlow
 	}
@@ -386,8 +393,9 @@ func (s *stream) close() {
 	}
 }
 
-// Document fetches a small blob of unknown size from another node. It returns errors.Is-able what FindMissing says if none has it.
+// Document fetches a small blob of unknown size from another node. If none has it the error is a fault.NotFound.
 func (x *Exchange) Document(ctx context.Context, d digest.Digest, limit int64) ([]byte, error) {
+	defer x.said.note(d, false) // the tracker took it for a download; it is not in the store yet
 	l := locator{x: x, digest: d}
 	for {
 		p, err := l.next(ctx)
@@ -396,7 +404,6 @@ func (x *Exchange) Document(ctx context.Context, d digest.Digest, limit int64) (
 		}
 		body, err := x.document(ctx, p, d, limit)
 		if err == nil {
-			x.said.note(d, false) // it is not in the store yet
 			return body, nil
 		}
 		if ctx.Err() != nil {
@@ -420,26 +427,12 @@ func (x *Exchange) document(ctx context.Context, p *gantryv1.BlobPeer, d digest.
 		return nil, err
 	}
 	defer s.close()
-	var body strings.Builder
-	n, err := io.Copy(&body, io.LimitReader(untilEOF{s}, limit+1))
+	body, err := io.ReadAll(io.LimitReader(s, limit+1))
 	if err != nil {
 		return nil, err
 	}
-	text := []byte(body.String())
-	if n > limit || d.Algorithm().FromBytes(text) != d {
+	if int64(len(body)) > limit || d.Algorithm().FromBytes(body) != d {
 		return nil, &peerError{gantryv1.BlobFault_KIND_CORRUPT, "what it sends is not what the digest says"}
 	}
-	return text, nil
-}
-
-// untilEOF takes the end of a stream of unknown size for the end of the blob.
-type untilEOF struct{ *stream }
-
-// Read reads.
-func (u untilEOF) Read(p []byte) (int, error) {
-	n, err := u.stream.Read(p)
-	if errors.Is(err, io.ErrUnexpectedEOF) && n == 0 && u.ctx.Err() == nil {
-		err = io.EOF
-	}
-	return n, err
+	return body, nil
 }
