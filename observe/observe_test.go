@@ -1,0 +1,138 @@
+package observe_test
+
+import (
+	"context"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+
+	"connectrpc.com/connect"
+
+	gantryv1 "github.com/gantryd/gantry/api/gen/gantry/v1"
+	"github.com/gantryd/gantry/api/gen/gantry/v1/gantryv1connect"
+	"github.com/gantryd/gantry/fault"
+	"github.com/gantryd/gantry/internal/tally"
+	"github.com/gantryd/gantry/observe"
+	"github.com/gantryd/gantry/store"
+	"github.com/gantryd/gantry/store/storetest"
+)
+
+// scrape reads /metrics as Prometheus does.
+func scrape(t *testing.T, m *observe.Metrics) string {
+	t.Helper()
+	h := httptest.NewServer(m.Handler())
+	defer h.Close()
+	resp, err := http.Get(h.URL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	b, err := io.ReadAll(resp.Body)
+	if err != nil || resp.StatusCode != http.StatusOK {
+		t.Fatal(resp.Status, err)
+	}
+	return string(b)
+}
+
+// lines has the test fail for each line that is not among the metrics.
+func lines(t *testing.T, text string, want ...string) {
+	t.Helper()
+	for _, line := range want {
+		if !regexp.MustCompile(`(?m)^` + regexp.QuoteMeta(line) + `$`).MatchString(text) {
+			t.Errorf("no line %q", line)
+		}
+	}
+}
+
+func TestPartsArePublished(t *testing.T) {
+	m := observe.New("1.2.3")
+	var c tally.Counter
+	var g tally.Gauge
+	var l tally.Latency
+	m.Count("things_total", "Things.", &c)
+	m.Level("queue", "What waits.", &g)
+	m.Time("pass_seconds", "Passes.", &l)
+	c.Add(3)
+	g.Set(5)
+	l.Observe(2 * time.Millisecond)
+	l.Observe(2 * time.Hour)
+	lines(t, scrape(t, m), `gantry_things_total 3`, `gantry_queue 5`, `gantry_pass_seconds_bucket{le="0.001"} 0`,
+		`gantry_pass_seconds_bucket{le="0.0025"} 1`, `gantry_pass_seconds_bucket{le="+Inf"} 2`, `gantry_pass_seconds_count 2`,
+		`gantry_info{version="1.2.3"} 1`)
+}
+
+func TestTwoDaemonsOfAProcessCountApart(t *testing.T) {
+	var one, two tally.Counter
+	a, b := observe.New("a"), observe.New("b")
+	a.Count("things_total", "Things.", &one)
+	b.Count("things_total", "Things.", &two)
+	one.Add(1)
+	lines(t, scrape(t, a), `gantry_things_total 1`)
+	lines(t, scrape(t, b), `gantry_things_total 0`)
+}
+
+func TestTheStateAndItsLibraryArePublished(t *testing.T) {
+	st := storetest.New(t)
+	err := st.Update(t.Context(), func(tx *store.Tx) error {
+		store.Put(tx, &gantryv1.Node{Meta: store.NewMeta("n1")})
+		store.Put(tx, &gantryv1.Node{Meta: store.NewMeta("n2")})
+		for _, id := range []string{"a", "b", "c"} {
+			store.Put(tx, &gantryv1.Instance{Meta: store.NewMeta(id)})
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	st.Observe([]store.Object{
+		&gantryv1.InstanceStatus{Meta: store.NewMeta("a"), Phase: gantryv1.InstanceStatus_PHASE_RUNNING},
+		&gantryv1.NodeStatus{Meta: store.NewMeta("n1"), State: "down"},
+	}, nil)
+	m := observe.New("1")
+	m.State(st)
+	text := scrape(t, m)
+	lines(t, text, `gantry_cluster_instances{phase="running"} 1`, `gantry_cluster_instances{phase="unspecified"} 2`,
+		`gantry_cluster_nodes{state="down"} 1`, `gantry_cluster_nodes{state="unknown"} 1`, `gantry_store_objects{kind="instance"} 3`)
+	for _, family := range []string{"etcd_disk_wal_fsync_duration_seconds", "go_goroutines", "process_resident_memory_bytes"} {
+		if !strings.Contains(text, "\n# TYPE "+family+" ") {
+			t.Errorf("no %s", family)
+		}
+	}
+	if strings.Count(text, "\n# TYPE go_goroutines ") != 1 {
+		t.Error("the figures of Go are there more than once")
+	}
+}
+
+// volumes refuses to remove and lists nothing.
+type volumes struct {
+	gantryv1connect.UnimplementedVolumeServiceHandler
+}
+
+func (volumes) List(context.Context, *connect.Request[gantryv1.ListVolumesRequest]) (*connect.Response[gantryv1.ListVolumesResponse], error) {
+	return connect.NewResponse(&gantryv1.ListVolumesResponse{}), nil
+}
+
+func (volumes) Remove(context.Context, *connect.Request[gantryv1.VolumeTarget]) (*connect.Response[gantryv1.RemoveVolumeResponse], error) {
+	return nil, fault.New(fault.Conflict, "it is in use")
+}
+
+func TestCallsAreCountedByHowTheyEnded(t *testing.T) {
+	m := observe.New("1")
+	_, handler := gantryv1connect.NewVolumeServiceHandler(volumes{}, connect.WithInterceptors(m.API()))
+	h := httptest.NewServer(handler)
+	defer h.Close()
+	c := gantryv1connect.NewVolumeServiceClient(h.Client(), h.URL)
+	if _, err := c.List(t.Context(), connect.NewRequest(&gantryv1.ListVolumesRequest{})); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.Remove(t.Context(), connect.NewRequest(&gantryv1.VolumeTarget{})); err == nil {
+		t.Fatal("it was not refused")
+	}
+	lines(t, scrape(t, m), `gantry_api_requests_total{code="ok",procedure="VolumeService/List"} 1`,
+		`gantry_api_requests_total{code="failed_precondition",procedure="VolumeService/Remove"} 1`,
+		`gantry_api_request_seconds_count{procedure="VolumeService/List"} 1`, `gantry_api_requests_running{procedure="VolumeService/List"} 0`)
+}
