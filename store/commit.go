@@ -43,6 +43,7 @@ type queue struct {
 // committed share the next transaction: each sees the writes of those before it, and it is as if they had run one after
 // the other. fn may run in another goroutine than its caller's, but never after Update has returned.
 func (s *Store) Update(ctx context.Context, fn func(*Tx) error) error {
+	defer s.figures.update()()
 	c := &change{fn: fn, origin: OriginOf(ctx), done: make(chan struct{})}
 	s.enqueue(c)
 	select {
@@ -153,7 +154,9 @@ func (s *Store) commit(changes []*change) (rest []*change) {
 		n := b.run(s, changes)
 		done, err := true, error(nil)
 		if len(b.tx.writes) > 0 {
+			begun := time.Now()
 			done, err = s.tryAs(ctx, b)
+			s.figures.attempt(begun, len(b.tx.writes), done, err)
 		}
 		if err != nil || done {
 			finish(changes[:n], b.errs, err)

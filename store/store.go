@@ -68,6 +68,7 @@ type Store struct {
 	lastErr error // set when the watch has ended for good
 
 	removals removals
+	figures  Figures
 
 	queue   queue
 	flight  flight // one transaction at a time, so that list reads see no phantoms of this server

@@ -208,3 +208,17 @@ func TestOriginsAreNoted(t *testing.T) {
 		t.Errorf("removed by %q because of %q", o.By, o.Cause)
 	}
 }
+
+func TestTheStoreCountsWhatItDoes(t *testing.T) {
+	s := storetest.New(t)
+	put(t, s, service("p/a/db", 1), service("p/a/web", 1))
+	if err := s.Update(t.Context(), func(*store.Tx) error { return errors.New("no") }); err == nil {
+		t.Fatal("an error was lost")
+	}
+	f := s.Figures()
+	updates, _, _ := f.Updates.Read()
+	transactions, _, _ := f.Transactions.Read()
+	if updates != 2 || transactions != 1 || f.Writes.Value() != 2 || f.Waiting.Value() != 0 || f.Conflicts.Value()+f.Failures.Value() != 0 {
+		t.Errorf("%d updates, %d transactions, %d writes, %d wait", updates, transactions, f.Writes.Value(), f.Waiting.Value())
+	}
+}
