@@ -16,6 +16,7 @@ import (
 	"github.com/gantryd/gantry/cli/host"
 	"github.com/gantryd/gantry/cli/images"
 	"github.com/gantryd/gantry/cli/kept"
+	"github.com/gantryd/gantry/cli/machines"
 	"github.com/gantryd/gantry/cli/verb"
 )
 
@@ -77,7 +78,7 @@ func newRoot(s *session) *cobra.Command {
 		s.restartCommand(), s.killCommand(), s.rmCommand(), s.pauseCommand(), s.unpauseCommand(), s.cpCommand(),
 		s.diffCommand(), s.inspectCommand(), s.statsCommand(), s.topCommand(), s.waitCommand(), s.portCommand())
 	add(groupKeep, images.Command(s.Session), kept.Volume(s.Session), kept.Network(s.Session), kept.Secret(s.Session), kept.Config(s.Session))
-	add(groupHost, host.System(s.Session), s.initCommand(), host.Version(s.Session), host.Completion(s.Session))
+	add(groupHost, machines.Node(s.Session), machines.Cluster(s.Session), host.System(s.Session), s.initCommand(), host.Version(s.Session), host.Completion(s.Session))
 	root.SetHelpCommandGroupID(groupHost)
 	return root
 }
