@@ -34,7 +34,7 @@ func mustLoad(t *testing.T, o Options) *Project {
 	return p
 }
 
-// One file with every supported key becomes what the golden file says. Run with -update after looking at the difference.
+// One file with every supported key becomes what the golden file says. Run with UPDATE_GOLDEN=1 after looking at the difference.
 func TestEveryKey(t *testing.T) {
 	dir, err := filepath.Abs("testdata/every")
 	if err != nil {

@@ -16,7 +16,7 @@ import (
 var shaped = map[string]string{
 	"jobs": "{j: {image: x, triggers: {manual: true}}}", "models": "{m: {model: x}}", "services.*.models": "[]", "services.*.develop": "{watch: []}",
 	"networks.*.ipam": "{config: [{subnet: 10.0.0.0/24}]}", "networks.*.driver_opts": "{a: b}", "secrets.*.driver_opts": "{a: b}",
-	"services.*.depends_on.*.restart": "true", "services.*.deploy.placement": "{constraints: [a == b]}", "services.*.dns": "[10.0.0.53]",
+	"services.*.depends_on.*.restart": "true", "services.*.dns": "[10.0.0.53]",
 	"services.*.deploy.rollback_config": "{parallelism: 2}", "services.*.deploy.update_config.monitor": "5s",
 	"services.*.deploy.update_config.max_failure_ratio": "0.5", "services.*.deploy.restart_policy.window": "5s",
 	"services.*.attach": "false", "services.*.cpu_count": "1", "services.*.cpu_percent": "1", "services.*.cpu_rt_period": "1",
@@ -24,9 +24,9 @@ var shaped = map[string]string{
 	"services.*.credential_spec": "{file: x}", "services.*.provider": "{type: x}", "services.*.storage_opt": "{size: 1g}",
 	"services.*.gpus": "all", "services.*.post_start": "[{command: x}]", "services.*.pre_stop": "[{command: x}]", "services.*.pre_start": "[{command: x}]",
 	"services.*.external_links": "[a]", "services.*.volumes_from": "[t]", "services.*.build.entitlements": "[a]", "services.*.build.no_cache_filter": "[a]",
-	"services.*.build.ulimits": "{nofile: 1}", "services.*.deploy.resources.reservations.devices": "[{capabilities: [gpu]}]",
-	"services.*.deploy.resources.reservations.generic_resources": "[{discrete_resource_spec: {kind: a, value: 1}}]",
-	"services.*.networks.*.driver_opts":                          "{a: b}", "services.*.networks.*.gw_priority": "1", "services.*.networks.*.priority": "1",
+	"services.*.build.ulimits": "{nofile: 1}", "services.*.deploy.resources.reservations.devices.[].device_ids": "['0']",
+	"services.*.deploy.resources.reservations.devices.[].options": "{a: b}",
+	"services.*.networks.*.driver_opts":                           "{a: b}", "services.*.networks.*.gw_priority": "1", "services.*.networks.*.priority": "1",
 	"services.*.networks.*.link_local_ips": "[10.0.0.1]", "services.*.volumes.[].image": "{subpath: a}",
 	"services.*.volumes.[].bind.selinux": "z", "services.*.volumes.[].volume.labels": "{a: b}", "services.*.volumes.[].bind.recursive": "enabled",
 	"services.*.blkio_config.weight_device": "[{path: /dev/sda, weight: 1}]", "services.*.build.isolation": "default",
@@ -112,6 +112,11 @@ func document(t *testing.T, key string) (text string, line int) {
 				item = map[string]any{"target": 80}
 			case strings.Contains(key, "secrets."):
 				item = map[string]any{"source": "n"}
+			case strings.Contains(key, "reservations.devices."):
+				item = map[string]any{"capabilities": []any{"gpu"}}
+				if parts[1] != "device_ids" {
+					item["count"] = 1
+				}
 			}
 			return []any{set(item, parts[1:])}
 		}
@@ -146,9 +151,47 @@ func document(t *testing.T, key string) (text string, line int) {
 	return string(b), line
 }
 
+func placed(text string) string {
+	return "services:\n  a:\n    image: x\n    deploy:\n      placement:\n        " + text + "\n"
+}
+
+func reserved(text string) string {
+	return "services:\n  a:\n    image: x\n    deploy:\n      resources:\n        reservations:\n          " + text + "\n"
+}
+
+func extended(text string) string {
+	return "services:\n  a:\n    image: x\n    x-gantry:\n      " + text + "\n"
+}
+
+func jobbed(mode, key, job string) string {
+	return "services:\n  a:\n    image: x\n    deploy: {mode: " + mode + "}\n    " + key + "\n    x-gantry: {job: {" + job + "}}\n"
+}
+
 func TestRefusedValues(t *testing.T) {
 	for _, c := range []struct{ name, yaml, want string }{
-		{"global", "services:\n  a:\n    image: x\n    deploy:\n      mode: global\n", "compose.yaml:5: services.a.deploy.mode: not supported: the mode global"},
+		{"mode", "services:\n  a:\n    image: x\n    deploy:\n      mode: local\n", "compose.yaml:5: services.a.deploy.mode: not supported: the mode local"},
+		{"constraint", placed("constraints: [node.role == manager, a == b]"), `compose.yaml:6: services.a.deploy.placement.constraints[1]: "a" is nothing that a machine has`},
+		{"preference", placed("preferences: [{spread: rack}]"), `services.a.deploy.placement.preferences[0].spread: "rack" is nothing that a machine has`},
+		{"all devices", reserved("devices: [{capabilities: [gpu], count: all}]"), "devices[0].count: not supported: all devices"},
+		{"devices without a number", reserved("devices: [{capabilities: [gpu]}]"), "devices[0].count: not supported: all devices"},
+		{"no devices", reserved("generic_resources: [{discrete_resource_spec: {kind: ssd, value: 0}}]"), "generic_resources[0]: 0 of \"ssd\" cannot be reserved"},
+		{"strategy", extended("placement: {strategy: random}"), `compose.yaml:5: services.a.x-gantry.placement.strategy: there is no "random"`},
+		{"kept apart from nobody", extended("placement: {anti_affinity: [b]}"), `there is no service "b"`},
+		{"rebalance", extended("placement: {rebalance: often}"), "often is neither true nor false"},
+		{"no mapping", extended("placement: spread"), "services.a.x-gantry.placement: this is not a mapping"},
+		{"priority", extended("priority: 1001"), "services.a.x-gantry.priority: 1001 cannot be had"},
+		{"priority as a text", extended("priority: high"), "services.a.x-gantry.priority: high cannot be had"},
+		{"job of a service", extended("job: {retries: 1}"), "services.a.x-gantry.job: a service of the mode replicated is no job"},
+		{"job that does not end", jobbed("replicated-job", "restart: always", ""), `services.a.restart: a job that has ended with 0 is done, and not started again as "always" would have it`},
+		{"job with any", "services:\n  a:\n    image: x\n    deploy: {mode: global-job, restart_policy: {condition: any}}\n", "services.a.deploy.restart_policy.condition: a job that has ended"},
+		{"schedule", jobbed("replicated-job", "", `schedule: "0 25 * * *"`), `services.a.x-gantry.job.schedule: the schedule "0 25 * * *": hour: "25" is not from 0 to 23`},
+		{"time zone", jobbed("replicated-job", "", `schedule: "@daily", time_zone: Berlin`), `there is no time zone "Berlin"`},
+		{"overlap of nothing", jobbed("replicated-job", "", "overlap: allow"), "services.a.x-gantry.job.overlap: there is no schedule"},
+		{"overlap", jobbed("replicated-job", "", `schedule: "@daily", overlap: maybe`), `services.a.x-gantry.job.overlap: there is no "maybe"`},
+		{"timeout", jobbed("replicated-job", "", "timeout: 5"), "services.a.x-gantry.job.timeout: 5 is no text"},
+		{"timeout without a unit", jobbed("replicated-job", "", "timeout: '5'"), `services.a.x-gantry.job.timeout: "5" is no time`},
+		{"completions", jobbed("global-job", "", "completions: 3"), "services.a.x-gantry.job.completions: a global job runs once on each node"},
+		{"unknown key of a job", jobbed("replicated-job", "", "retry: 3"), "services.a.x-gantry.job.retry: there is no such key"},
 		{"dnsrr", "services:\n  a:\n    image: x\n    deploy:\n      endpoint_mode: dnsrr\n", "compose.yaml:5: services.a.deploy.endpoint_mode: not supported"},
 		{"network mode", "services:\n  a:\n    image: x\n    network_mode: my-bridge\n", `compose.yaml:4: services.a.network_mode: not supported: the network mode "my-bridge"`},
 		{"macvlan", "services: {a: {image: x}}\nnetworks:\n  n:\n    driver: macvlan\n", "compose.yaml:4: networks.n.driver: not supported"},

@@ -2,6 +2,7 @@ package compose
 
 import (
 	"math"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -37,6 +38,7 @@ func (c *converter) resources(path []string, s *types.ServiceConfig) *gantryv1.R
 		if l := s.Deploy.Resources.Reservations; l != nil {
 			override(&r.NanoCpusReservation, nanoCPUs(l.NanoCPUs.Value()))
 			override(&r.MemoryReservation, int64(l.MemoryBytes))
+			r.NamedDevices = c.namedDevices(append(slices.Clone(path), "deploy", "resources", "reservations"), l, len(s.Devices) > 0)
 		}
 	}
 	c.checkResources(path, r)

@@ -8,23 +8,18 @@ import (
 	"strings"
 	"time"
 
-	"github.com/Masterminds/semver/v3"
 	"github.com/compose-spec/compose-go/v2/types"
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	gantryv1 "github.com/gantryd/gantry/api/gen/gantry/v1"
 )
 
-// extension is the key of a service that holds what Compose has no word for.
-const extension = "x-gantry"
-
 const maxReplicas = 10000
 
 func (c *converter) service(name string, s types.ServiceConfig) *gantryv1.ServiceSpec {
 	path := []string{"services", name}
 	out := &gantryv1.ServiceSpec{
-		Replicas: c.replicas(path, &s), DependsOn: c.dependencies(name), Mode: "replicated", Expose: s.Expose,
-		Version: c.version(path, s.Extensions[extension]),
+		Replicas: c.replicas(path, &s), DependsOn: c.dependencies(name), Mode: modeReplicated, Expose: s.Expose,
 	}
 	if s.Build != nil {
 		out.Build = c.build(append(path, "build"), s.Build)
@@ -33,6 +28,13 @@ func (c *converter) service(name string, s types.ServiceConfig) *gantryv1.Servic
 		c.deploy(append(path, "deploy"), d, out)
 	}
 	out.Container = c.container(path, name, &s)
+	c.extend(path, s.Extensions[extension], out)
+	if isJob(out.Mode) {
+		if out.Job == nil {
+			out.Job = &gantryv1.JobSpec{}
+		}
+		c.job(path, &s, out)
+	}
 	return out
 }
 
@@ -45,41 +47,18 @@ func (c *converter) replicas(path []string, s *types.ServiceConfig) int32 {
 	return int32(n)
 }
 
-// version reads x-gantry, whose keys are ours to refuse.
-func (c *converter) version(path []string, ext any) string {
-	if ext == nil {
-		return ""
-	}
-	path = append(slices.Clone(path), extension)
-	keys, ok := ext.(map[string]any)
-	if !ok {
-		c.report.invalid(path, `write x-gantry: {version: "1.2.3"}`, "this is not a mapping")
-		return ""
-	}
-	for _, k := range slices.Sorted(maps.Keys(keys)) {
-		if k != "version" {
-			c.report.invalid(append(path, k), "the one key is version", "there is no such key")
-		}
-	}
-	if keys["version"] == nil {
-		return ""
-	}
-	v, ok := keys["version"].(string)
-	if _, err := semver.StrictNewVersion(strings.TrimPrefix(v, "v")); !ok || err != nil {
-		c.report.invalid(append(path, "version"), `write three numbers in quotes: "1.2.3"`, "%s is not a semantic version", shorten(fmt.Sprintf("%#v", keys["version"])))
-		return ""
-	}
-	return strings.TrimPrefix(v, "v")
-}
-
 func (c *converter) deploy(path []string, d *types.DeployConfig, out *gantryv1.ServiceSpec) {
 	switch d.Mode {
-	case "", "replicated":
-	case "replicated-job":
+	case "", modeReplicated:
+	case "global", modeReplicatedJob, modeGlobalJob:
 		out.Mode = d.Mode
 	default:
-		c.report.refuse(append(path, "mode"), "the mode "+d.Mode+"; use replicated with replicas, or replicated-job")
+		c.report.refuse(append(path, "mode"), "the mode "+d.Mode+"; use replicated, global, replicated-job or global-job")
 	}
+	if d.Replicas != nil && (out.Mode == "global" || out.Mode == modeGlobalJob) {
+		c.report.warn(append(path, "replicas"), "a global service has one instance on each node, whatever the number here")
+	}
+	out.Placement = c.placement(append(path, "placement"), d.Placement)
 	if d.EndpointMode != "" && d.EndpointMode != "vip" {
 		c.report.refuse(append(path, "endpoint_mode"), "the endpoint mode "+d.EndpointMode+"; the name tasks.SERVICE gives the addresses of all instances")
 	}
