@@ -16,6 +16,7 @@ import (
 	"path/filepath"
 	"time"
 
+	"connectrpc.com/connect"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/gantryd/gantry/agent"
@@ -29,6 +30,7 @@ import (
 	"github.com/gantryd/gantry/internal/kernelcheck"
 	"github.com/gantryd/gantry/network"
 	"github.com/gantryd/gantry/server"
+	"github.com/gantryd/gantry/server/caller"
 	"github.com/gantryd/gantry/volume"
 )
 
@@ -126,7 +128,7 @@ func (d *daemon) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	nodeHandler := ag.Handler(server.HandlerOptions()...)
+	nodeHandler := ag.Handler(append(server.HandlerOptions(), connect.WithInterceptors(server.Audit(d.Logger)))...)
 	role := newServerRole(d, m, ways, localNode(doors.inner.Addr().String(), nodeHandler))
 	f := newFront(m, role, nodeHandler)
 	group.Go(func() error { return serve(ctx, doors.inner, f.Local()) })
@@ -346,6 +348,7 @@ func serve(ctx context.Context, l net.Listener, h http.Handler) error {
 	s := &http.Server{
 		Handler: h, Protocols: protocols, ReadHeaderTimeout: headerTimeout,
 		BaseContext: func(net.Listener) context.Context { return ctx },
+		ConnContext: caller.FromConn,
 	}
 	stop := context.AfterFunc(ctx, func() { _ = s.Close() })
 	defer stop()

@@ -15,6 +15,7 @@ import (
 	"github.com/gantryd/gantry/cluster/identity"
 	"github.com/gantryd/gantry/fault"
 	"github.com/gantryd/gantry/fault/wire"
+	"github.com/gantryd/gantry/server/caller"
 	"github.com/gantryd/gantry/server/machines"
 	"github.com/gantryd/gantry/store"
 )
@@ -111,6 +112,7 @@ func (f *front) pass(w http.ResponseWriter, r *http.Request, address, prefix str
 			if c, ok := identity.CallerFrom(pr.In.Context()); ok {
 				pr.Out.Header.Set(callerHeader, c.Node)
 			}
+			caller.Forward(pr.In.Context(), pr.Out.Header, f.machine.Node().Meta.Key)
 		},
 		Transport: f.remote, FlushInterval: -1,
 		ErrorHandler: func(w http.ResponseWriter, r *http.Request, err error) {
@@ -134,7 +136,7 @@ func (f *front) Machines() http.Handler {
 	mux.Handle(of(gantryv1connect.NodeServiceName), f.from(identity.Server, f.node.ServeHTTP))
 	mux.Handle(of(gantryv1connect.ImageServiceName), f.from(identity.Server, f.node.ServeHTTP))
 	mux.Handle(proxied+"/", f.from(identity.Server, func(w http.ResponseWriter, r *http.Request) {
-		http.StripPrefix(proxied, http.HandlerFunc(f.final)).ServeHTTP(w, r)
+		http.StripPrefix(proxied, caller.Forwarded(http.HandlerFunc(f.final))).ServeHTTP(w, r)
 	}))
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
 		f.fail(w, r, fault.New(fault.NotFound, "there is nothing at %s", r.URL.Path))
@@ -154,7 +156,8 @@ func (f *front) final(w http.ResponseWriter, r *http.Request) {
 // Local serves this machine's own node role by root's socket: it is trusted as the machine itself.
 func (f *front) Local() http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		r = r.WithContext(identity.WithCaller(r.Context(), identity.Caller{
+		// The process at the other end is this daemon, not a user.
+		r = r.WithContext(identity.WithCaller(caller.With(r.Context(), caller.Caller{}), identity.Caller{
 			Node: f.machine.Node().Meta.Key, Role: identity.Role(f.machine.Node().Role),
 		}))
 		switch {

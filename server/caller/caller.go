@@ -65,8 +65,8 @@ func userName(uid uint32) string {
 
 // Headers of a request that one server passes on to another.
 const (
-	userHeader = "Gantry-Caller"
-	nodeHeader = "Gantry-Caller-Node"
+	userHeader = "Gantry-User"
+	nodeHeader = "Gantry-User-Node"
 )
 
 // Forward puts the caller of ctx into the headers of a request to another server; node is the machine that passes it on.

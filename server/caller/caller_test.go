@@ -41,7 +41,7 @@ func TestTheKernelSaysWhoCalls(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	req.Header.Set("Gantry-Caller", "mallory") // nobody may name himself
+	req.Header.Set("Gantry-User", "mallory") // nobody may name himself
 	resp, err := c.Do(req)
 	if err != nil {
 		t.Fatal(err)
