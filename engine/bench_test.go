@@ -11,14 +11,21 @@ import (
 )
 
 // BenchmarkStart measures from Create to started, one container after the other, alone and in a group that shares a
-// shim. Removal is not measured: nobody waits for it.
+// shim, with user namespaces and without. Each has a network namespace that was made before. Removal is not measured:
+// nobody waits for it.
 func BenchmarkStart(b *testing.B) {
-	for _, group := range []string{"", "shared"} {
-		b.Run("group="+group, func(b *testing.B) {
-			e := enginetest.Open(b)
+	for _, c := range []struct{ group, userns string }{{"", ""}, {"", "host"}, {"shared", ""}, {"shared", "host"}} {
+		b.Run("group="+c.group+"/userns="+c.userns, func(b *testing.B) {
+			o := enginetest.Options(b)
+			e := enginetest.OpenAt(b, o)
+			b.Cleanup(func() { enginetest.Close(b, e) })
 			image := enginetest.BusyboxImage(b, e)
 			// One container runs already, as the image is unpacked and the group's shim started.
-			first := engine.CreateRequest{ID: "first", Spec: enginetest.Spec(image, "exec sleep 1000"), Group: group}
+			first := engine.CreateRequest{ID: "first", Spec: enginetest.Spec(image, "exec sleep 1000"), Group: c.group}
+			first.Spec.UsernsMode = c.userns
+			if o.Users != nil {
+				first.Netns = netnsOf(b, o.Users)
+			}
 			timedRun(b, e, first)
 			var creates, starts, all []time.Duration
 			for i := range b.N {

@@ -40,7 +40,7 @@ func ownerOf(t *testing.T, path string) (uid, gid uint32) {
 }
 
 // netnsOf makes a network namespace as the network's pool has them.
-func netnsOf(t *testing.T, m *userns.Maker) string {
+func netnsOf(t testing.TB, m *userns.Maker) string {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "netns")
 	if err := os.WriteFile(path, nil, 0o600); err != nil {

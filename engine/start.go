@@ -307,6 +307,9 @@ func (e *Engine) finish(c *container, r *run, code int32, at time.Time) {
 		at = time.Now()
 	}
 	c.mu.Lock()
+	if at.Before(c.state.StartedAt) {
+		at = c.state.StartedAt // it ended before the shim had answered that it runs
+	}
 	c.state.Status, c.state.Pid, c.state.ExitCode = StatusExited, 0, code
 	c.state.OOMKilled, c.state.FinishedAt = oom, at
 	c.mu.Unlock()
