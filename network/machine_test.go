@@ -12,9 +12,9 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sync/errgroup"
@@ -286,12 +286,45 @@ func (l *lan) nodes() []*gantryv1.Node {
 	return out
 }
 
-// apply tells all machines the same.
+// apply tells all machines the same and waits until they have met: encryption needs a handshake first.
 func (l *lan) apply(networks []*gantryv1.Network, services ...*gantryv1.ServiceEndpoints) {
 	l.t.Helper()
 	for _, m := range l.machines {
 		m.apply(&gantryv1.NodeUpdate{Endpoints: services, Networks: networks, Nodes: l.nodes()})
 	}
+	for _, m := range l.machines {
+		for _, o := range l.machines {
+			if m != o && m.key != "" && o.key != "" {
+				m.awaitPing(overlay.Gateway(o.opts.Subnet))
+			}
+		}
+	}
+}
+
+// awaitPing waits until a host answers an echo request of the machine.
+func (m *machine) awaitPing(to netip.Addr) {
+	m.t.Helper()
+	var socket net.PacketConn
+	m.inside(func() (err error) {
+		socket, err = net.ListenPacket("ip4:icmp", "0.0.0.0")
+		return err
+	})
+	defer socket.Close()
+	await(m.t, fmt.Sprintf("%s to answer %s", to, m.id), func() bool {
+		const echoRequest, checksum = 8, 0xf7ff
+		_, _ = socket.WriteTo([]byte{echoRequest, 0, checksum >> 8, checksum & 0xff, 0, 0, 0, 0}, &net.IPAddr{IP: to.AsSlice()})
+		_ = socket.SetReadDeadline(time.Now().Add(100 * time.Millisecond))
+		buf := make([]byte, 100)
+		for {
+			_, from, err := socket.ReadFrom(buf)
+			if err != nil {
+				return false
+			}
+			if from.String() == to.String() && buf[0] == 0 {
+				return true
+			}
+		}
+	})
 }
 
 func (m *machine) apply(u *gantryv1.NodeUpdate) {
@@ -323,5 +356,3 @@ func (m *machine) linkIn(name string) (link netlink.Link) {
 	})
 	return link
 }
-
-func addressOf(conn net.Conn) string { return strings.Split(conn.LocalAddr().String(), ":")[0] }

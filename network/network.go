@@ -210,6 +210,9 @@ func (n *Network) Run(ctx context.Context) error {
 	g.Go(func() error { return n.keepPool(ctx) })
 	g.Go(func() error { return n.watchTable(ctx) })
 	g.Go(func() error { return n.watchHost(ctx) })
+	if n.overlay != nil {
+		g.Go(func() error { return n.overlay.Run(ctx) })
+	}
 	g.Go(func() error { return n.ports.serve(ctx) })
 	return g.Wait()
 }

@@ -304,7 +304,13 @@ func forge(source, target netip.Addr, port uint16) error {
 		return err
 	}
 	defer syscall.Close(fd)
-	payload := "forged"
+	to := &syscall.SockaddrLinklayer{Protocol: htons(syscall.ETH_P_IP), Ifindex: eth.Index, Halen: 6}
+	copy(to.Addr[:], hostMAC())
+	return syscall.Sendto(fd, datagram(source, target, port, "forged"), 0, to)
+}
+
+// datagram is an IPv4 packet without a checksum of its content.
+func datagram(source, target netip.Addr, port uint16, payload string) []byte {
 	p := make([]byte, 28, 64)
 	p[0], p[8], p[9] = 0x45, 64, protoUDP
 	binary.BigEndian.PutUint16(p[2:], uint16(len(p)+len(payload)))
@@ -319,9 +325,7 @@ func forge(source, target netip.Addr, port uint16) error {
 	}
 	sum = sum&0xffff + sum>>16
 	binary.BigEndian.PutUint16(p[10:], ^uint16(sum+sum>>16))
-	to := &syscall.SockaddrLinklayer{Protocol: htons(syscall.ETH_P_IP), Ifindex: eth.Index, Halen: 6}
-	copy(to.Addr[:], hostMAC())
-	return syscall.Sendto(fd, append(p, payload...), 0, to)
+	return append(p, payload...)
 }
 
 func htons(v uint16) uint16 { return v<<8 | v>>8 }

@@ -48,7 +48,7 @@ const rulesVersion = 2
 // marker is the name of a chain that says which fixed rules the table has.
 func (o tableOptions) marker() string {
 	h := fnv.New32a()
-	fmt.Fprintf(h, "%d %+v", rulesVersion, o)
+	fmt.Fprintln(h, rulesVersion, o.bridge, o.group, o.gateway, o.gateway6, o.subnet, o.virtual, o.subnet6, o.overlay, o.vxlan)
 	return fmt.Sprintf("rules.%08x", h.Sum32())
 }
 

@@ -1,21 +1,24 @@
 // Package overlay is the way from the instances of one node to those of the others: one device, a route per other node, and
 // no other state. VXLAN carries packets as they are; WireGuard, the kernel's or the one in this process, encrypts them.
 //
-// Open makes the device, Set says which machines there are, Ensure puts back what somebody else took away; all are safe in
-// parallel. Close leaves the device to the instances that go on running, except that WireGuard in this process ends with it.
+// Open makes the device, Run stays beside it, Set says which machines there are, Ensure puts back what somebody else took
+// away; all are safe in parallel. Close leaves the device to the instances that go on running, except that WireGuard in this process ends with it.
 //
 // The package decides nothing about who may talk to whom: package network filters what comes and goes through the device.
 package overlay
 
 import (
+	"context"
 	"crypto/sha256"
 	"errors"
 	"fmt"
 	"log/slog"
+	"math/rand/v2"
 	"net"
 	"net/netip"
 	"slices"
 	"sync"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -79,6 +82,8 @@ type tunnel interface {
 	drop(link netlink.Link, p Peer) error
 	// retain removes all but these.
 	retain(link netlink.Link, peers []Peer) error
+	// met reports whether nothing more is to be done for a peer that was put.
+	met(p Peer) bool
 	// route completes the route to a peer.
 	route(r *netlink.Route, gateway netip.Addr)
 	close()
@@ -93,6 +98,8 @@ type Overlay struct {
 	mu    sync.Mutex
 	link  netlink.Link
 	peers map[netip.Prefix]Peer // by Subnet
+	young map[netip.Prefix]int  // peers not known to have been met, and how often they were put
+	wake  chan struct{}
 }
 
 // Open makes the device and the ways to the peers, or takes over what an earlier daemon left.
@@ -100,7 +107,7 @@ func Open(links *netlink.Handle, o Options, peers []Peer) (*Overlay, error) {
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
-	v := &Overlay{o: o, links: links, peers: map[netip.Prefix]Peer{}}
+	v := &Overlay{o: o, links: links, peers: map[netip.Prefix]Peer{}, young: map[netip.Prefix]int{}, wake: make(chan struct{}, 1)}
 	for _, p := range peers {
 		v.peers[p.Subnet] = p
 	}
@@ -150,6 +157,9 @@ func (v *Overlay) Ensure() error {
 	for _, p := range peers {
 		if err := v.put(p); err != nil {
 			return v.failed(err)
+		}
+		if made {
+			v.meet(p)
 		}
 	}
 	return nil
@@ -207,7 +217,9 @@ func (v *Overlay) Set(peers []Peer) error {
 		if err := v.put(p); err != nil {
 			delete(v.peers, subnet) // so that the next Set tries again
 			failures = append(failures, err)
+			continue
 		}
+		v.meet(p)
 	}
 	if err := errors.Join(failures...); err != nil {
 		return v.failed(err)
@@ -215,9 +227,10 @@ func (v *Overlay) Set(peers []Peer) error {
 	return nil
 }
 
-// replaces reports whether putting a peer leaves nothing of what it was before.
+// replaces reports whether putting a peer leaves nothing of what it was before. WireGuard would go on waiting for answers
+// from an old address.
 func (v *Overlay) replaces(now, old Peer) bool {
-	return now.Subnet6 == old.Subnet6 && now.Key == old.Key
+	return now.Subnet6 == old.Subnet6 && now.Key == old.Key && (now.Address == old.Address || v.o.Kind == VXLAN)
 }
 
 func (v *Overlay) put(p Peer) error {
@@ -281,6 +294,63 @@ func (v *Overlay) retainRoutes() error {
 		}
 	}
 	return nil
+}
+
+// Two nodes that learn of each other in the same moment both begin, and then neither answers; one that learns first speaks
+// to somebody who does not know it yet. WireGuard tries again after five seconds. We begin anew earlier, each at a time of its
+// own, until they have met.
+const (
+	meetAfter  = 700 * time.Millisecond
+	meetSpread = 600 * time.Millisecond
+	meetTries  = 8
+)
+
+// meet has Run look after a new peer.
+func (v *Overlay) meet(p Peer) {
+	if v.tunnel.met(p) {
+		return
+	}
+	v.young[p.Subnet] = 0
+	select {
+	case v.wake <- struct{}{}:
+	default: // it has not seen the last one yet
+	}
+}
+
+// Run helps new peers meet until ctx ends.
+func (v *Overlay) Run(ctx context.Context) error {
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-v.wake:
+		}
+		for more := true; more; more = v.introduce() {
+			select {
+			case <-ctx.Done():
+				return nil
+			case <-time.After(meetAfter + rand.N(meetSpread)):
+			}
+		}
+	}
+}
+
+// introduce puts young peers anew and reports whether there are some left.
+func (v *Overlay) introduce() bool {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	for subnet, tries := range v.young {
+		p, there := v.peers[subnet]
+		if !there || p.Key == "" || tries == meetTries || v.tunnel.met(p) {
+			delete(v.young, subnet)
+			continue
+		}
+		v.young[subnet]++
+		if err := errors.Join(v.tunnel.drop(v.link, p), v.tunnel.put(v.link, p)); err != nil {
+			v.o.Logger.Warn("a node cannot be met", "address", p.Address, "err", err)
+		}
+	}
+	return len(v.young) > 0
 }
 
 // Index is the number of the device.

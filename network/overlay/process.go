@@ -16,10 +16,9 @@ import (
 type process struct {
 	device *device.Device
 	index  int
-	known  map[wgtypes.Key]bool
 }
 
-func openProcess(links *netlink.Handle, o Options) (*process, error) {
+func openProcess(links *netlink.Handle, o Options) (engine, error) {
 	t, err := tun.CreateTUN(o.Device, o.MTU)
 	if err != nil {
 		return nil, err
@@ -33,20 +32,13 @@ func openProcess(links *netlink.Handle, o Options) (*process, error) {
 		t.Close()
 		return nil, err
 	}
-	return &process{device: device.NewDevice(t, conn.NewDefaultBind(), log), index: link.Attrs().Index, known: map[wgtypes.Key]bool{}}, nil
+	return &process{device: device.NewDevice(t, conn.NewDefaultBind(), log), index: link.Attrs().Index}, nil
 }
 
 // configure also starts the device, which opens its socket.
 func (p *process) configure(c wgtypes.Config) error {
 	if err := p.device.IpcSet(encode(c)); err != nil {
 		return err
-	}
-	for _, peer := range c.Peers {
-		if peer.Remove {
-			delete(p.known, peer.PublicKey)
-		} else {
-			p.known[peer.PublicKey] = true
-		}
 	}
 	return p.device.Up()
 }
@@ -79,12 +71,31 @@ func encode(c wgtypes.Config) string {
 	return b.String()
 }
 
-func (p *process) peers() ([]wgtypes.Key, error) {
-	keys := make([]wgtypes.Key, 0, len(p.known))
-	for k := range p.known {
-		keys = append(keys, k)
+func (p *process) peers() (map[wgtypes.Key]bool, error) {
+	text, err := p.device.IpcGet()
+	if err != nil {
+		return nil, err
 	}
-	return keys, nil
+	return decode(text), nil
+}
+
+// decode reads the peers of a configuration, and whether they have ever answered.
+func decode(text string) map[wgtypes.Key]bool {
+	keys := map[wgtypes.Key]bool{}
+	var last wgtypes.Key
+	for line := range strings.Lines(text) {
+		name, value, _ := strings.Cut(strings.TrimSuffix(line, "\n"), "=")
+		switch name {
+		case "public_key":
+			if b, err := hex.DecodeString(value); err == nil && len(b) == len(last) {
+				last = wgtypes.Key(b)
+				keys[last] = false
+			}
+		case "last_handshake_time_sec":
+			keys[last] = value != "0"
+		}
+	}
+	return keys
 }
 
 // serves is false after somebody deleted the TUN device: the WireGuard behind it ends then.

@@ -38,8 +38,8 @@ type wireGuard struct {
 type engine interface {
 	// configure changes the device; peers that are not named stay.
 	configure(wgtypes.Config) error
-	// peers lists the keys of those it knows.
-	peers() ([]wgtypes.Key, error)
+	// peers lists the keys of those it knows, and whether they have ever answered.
+	peers() (map[wgtypes.Key]bool, error)
 	// serves reports whether the link is the engine's, and alive.
 	serves(netlink.Link) bool
 	close()
@@ -136,17 +136,19 @@ func (w *wireGuard) make() (netlink.Link, error) {
 	attrs := netlink.NewLinkAttrs()
 	attrs.Name, attrs.MTU, attrs.Group = w.o.Device, w.o.MTU, w.o.Group
 	err := w.links.LinkAdd(&netlink.Wireguard{LinkAttrs: attrs})
+	var e engine
 	switch {
 	case err == nil:
-		w.engine, err = openKernel(w.o.Device)
+		e, err = openKernel(w.o.Device)
 	case errors.Is(err, unix.EOPNOTSUPP):
 		w.o.Logger.Info("the kernel has no WireGuard; this process encrypts the overlay, which is slower and rests while it restarts")
-		w.engine, err = openProcess(w.links, w.o)
+		e, err = openProcess(w.links, w.o)
 	}
 	if err != nil {
 		return nil, fault.Wrap(fault.Unsupported, err, "make the encrypted overlay %s", w.o.Device).
 			WithHint("modprobe wireguard, or modprobe tun and /dev/net/tun for WireGuard in gantryd itself")
 	}
+	w.engine = e
 	link, err := w.links.LinkByName(w.o.Device)
 	if err == nil {
 		err = w.links.LinkSetGroup(link, int(w.o.Group))
@@ -217,12 +219,18 @@ func (w *wireGuard) retain(link netlink.Link, peers []Peer) error {
 		keep[p.Key] = true
 	}
 	known, err := w.engine.peers()
-	for _, key := range known {
+	for key := range known {
 		if text := key.String(); !keep[text] {
 			err = errors.Join(err, w.drop(link, Peer{Key: text}))
 		}
 	}
 	return err
+}
+
+func (w *wireGuard) met(p Peer) bool {
+	key, err := wgtypes.ParseKey(p.Key)
+	known, err2 := w.engine.peers()
+	return err == nil && err2 == nil && known[key]
 }
 
 // route needs no gateway: the device knows by the range which peer it belongs to.
@@ -245,7 +253,7 @@ type kernel struct {
 	client *wgctrl.Client
 }
 
-func openKernel(device string) (*kernel, error) {
+func openKernel(device string) (engine, error) {
 	c, err := wgctrl.New()
 	if err != nil {
 		return nil, err
@@ -255,14 +263,14 @@ func openKernel(device string) (*kernel, error) {
 
 func (k *kernel) configure(c wgtypes.Config) error { return k.client.ConfigureDevice(k.device, c) }
 
-func (k *kernel) peers() ([]wgtypes.Key, error) {
+func (k *kernel) peers() (map[wgtypes.Key]bool, error) {
 	d, err := k.client.Device(k.device)
 	if err != nil {
 		return nil, err
 	}
-	keys := make([]wgtypes.Key, 0, len(d.Peers))
+	keys := make(map[wgtypes.Key]bool, len(d.Peers))
 	for _, p := range d.Peers {
-		keys = append(keys, p.PublicKey)
+		keys[p.PublicKey] = !p.LastHandshakeTime.IsZero()
 	}
 	return keys, nil
 }
