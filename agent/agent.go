@@ -61,6 +61,8 @@ type Agent struct {
 	told    chan struct{}
 	started chan struct{} // closed when Run has taken over; the handlers wait for it
 
+	figures Figures
+
 	mu      sync.Mutex
 	workers map[string]*worker
 	group   *errgroup.Group // of the running agent's workers

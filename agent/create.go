@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	gantryv1 "github.com/gantryd/gantry/api/gen/gantry/v1"
 	"github.com/gantryd/gantry/engine"
@@ -84,6 +85,7 @@ func (w *worker) haveImage(ctx context.Context, spec *gantryv1.ContainerSpec) er
 		return err
 	}
 	w.phase(gantryv1.InstanceStatus_PHASE_PULLING)
+	defer w.a.figures.Images.Since(time.Now())
 	_, err := w.a.Images.Pull(ctx, &gantryv1.PullRequest{Image: ref, Platform: spec.Platform, Policy: policy},
 		func(*gantryv1.Progress) error { return nil })
 	return err

@@ -160,9 +160,14 @@ func (w *worker) watchHealth(ctx context.Context, c *check, started time.Time) {
 		case <-ctx.Done():
 			return
 		}
+		begun := time.Now()
 		code, output, err := w.probe(ctx, c)
 		if ctx.Err() != nil {
 			return
+		}
+		w.a.figures.Checks.Since(begun)
+		if err != nil || code != 0 {
+			w.a.figures.FailedChecks.Add(1)
 		}
 		w.setStatus(func(s *gantryv1.InstanceStatus) {
 			if ctx.Err() == nil && s.StartedAt.AsTime().Equal(started) {

@@ -18,6 +18,7 @@ func (a *Agent) follow(ctx context.Context) error {
 
 // hello tells a server everything: which node this is and how each of its instances is.
 func (a *Agent) hello() *gantryv1.NodeReport {
+	a.figures.Sessions.Add(1)
 	r := &gantryv1.NodeReport{
 		Hello: &gantryv1.NodeHello{Node: a.o.Node, Name: a.o.Name}, Status: a.nodeStatus(),
 	}

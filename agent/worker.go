@@ -169,6 +169,7 @@ func (w *worker) failed(err error) time.Duration {
 		delay = 0
 	}
 	w.retryAfter(delay, failures+1)
+	w.a.figures.FailedSteps.Add(1)
 	w.a.log.Warn("instance cannot be moved on", "instance", w.id, "err", err, "again", delay)
 	w.setStatus(func(s *gantryv1.InstanceStatus) {
 		s.Phase, s.RestartGeneration = gantryv1.InstanceStatus_PHASE_FAILED, as.Instance.RestartGeneration
@@ -234,9 +235,11 @@ func (w *worker) bringUp(ctx context.Context, as *gantryv1.Assignment, exists bo
 		}
 	}
 	if !exists {
+		begun := time.Now()
 		if err := w.create(ctx, as); err != nil {
 			return 0, err
 		}
+		w.a.figures.Creates.Since(begun)
 		return w.launch(ctx, as, st)
 	}
 	switch st.Status {
@@ -304,10 +307,12 @@ func (w *worker) launch(ctx context.Context, as *gantryv1.Assignment, st engine.
 	if err := w.save(); err != nil {
 		return 0, err
 	}
+	begun := time.Now()
 	pid, err := w.a.Engine.Start(ctx, w.id)
 	if err != nil {
 		return 0, err
 	}
+	w.a.figures.Starts.Since(begun)
 	w.running(as, pid, time.Now())
 	w.a.pokeJoined(as.Instance)
 	return 0, nil
@@ -393,6 +398,7 @@ func (w *worker) afterExit(ctx context.Context, as *gantryv1.Assignment, st engi
 	}
 	w.setStreak(streak + 1)
 	w.setStatus(func(s *gantryv1.InstanceStatus) { s.Restarts++ })
+	w.a.figures.Restarts.Add(1)
 	return w.relaunch(ctx, as, st)
 }
 
