@@ -115,8 +115,7 @@ func appView(snap *store.ReadTx, key string) *gantryv1.AppView {
 	v.App, _ = store.Get[*gantryv1.App](snap, key)
 	byService := progress.ByService(snap)
 	for _, s := range store.List[*gantryv1.Service](snap, key+"/") {
-		waits, failure := progress.Blocked(snap, s, byService)
-		v.Services = append(v.Services, progress.Service(s, byService[s.Meta.Key], waits, failure))
+		v.Services = append(v.Services, progress.Service(s, progress.Gather(snap, s, byService)))
 	}
 	return v
 }

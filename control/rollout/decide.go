@@ -3,18 +3,27 @@ package rollout
 import (
 	"time"
 
-	"google.golang.org/protobuf/types/known/timestamppb"
+	"google.golang.org/protobuf/proto"
 
 	gantryv1 "github.com/gantryd/gantry/api/gen/gantry/v1"
+	"github.com/gantryd/gantry/operation"
+	"github.com/gantryd/gantry/operation/rollouts"
+	"github.com/gantryd/gantry/store/placement"
 	"github.com/gantryd/gantry/store/progress"
 )
 
 // Input is all that a decision about one service looks at.
 type Input struct {
 	Service   *gantryv1.Service
-	Release   *gantryv1.Release // the one the service points to
+	Release   *gantryv1.Release   // the one the service points to
+	Operation *gantryv1.Operation // the last rollout; nil if there is none
+	From      bool                // the release that rollout started from is still there
 	Instances []*gantryv1.InstanceView
-	Blocked   bool // a dependency is not there yet
+	Blocked   bool                               // a dependency is not there yet
+	Eligible  []string                           // of a global service: the nodes to run on
+	Node      func(id string) progress.NodeState // nil: all serve
+	Pinned    func(i *gantryv1.Instance) bool    // its data is on its node; nil: never
+	Ready     func(id string) (since time.Time)  // when an instance was first seen ready; zero if it is not
 	Now       time.Time
 }
 
@@ -23,10 +32,12 @@ type Action int
 
 // The actions.
 const (
-	Create        Action = iota // make an instance of the current release in Slot
+	Create        Action = iota // make an instance of Release in Slot, on Node if it is not empty
 	SetDesired                  // set Instance's wanted state to Desired
 	Restart                     // give Instance the service's restart generation
-	Rollback                    // point the service back to the release before
+	Forget                      // delete the object of Instance, whose node is no longer part of the cluster
+	PointTo                     // point the service to Release, where it came from
+	Weigh                       // set the service's Weights
 	DeleteService               // the service is being removed and nothing of it is left
 )
 
@@ -34,13 +45,19 @@ const (
 type Change struct {
 	Action   Action
 	Slot     int32
+	Release  int64
+	Node     string
 	Instance string
 	Desired  gantryv1.Instance_Desired
+	Weights  map[int64]int32
+	Cause    string
 }
 
 // Plan is the outcome of a decision.
 type Plan struct {
-	Changes []Change
+	// Operation is the rollout as it is from now on, to be stored before or with the changes; nil if it stays as it is.
+	Operation *gantryv1.Operation
+	Changes   []Change
 	// Again asks for another decision at this time even if nothing changes; zero for no.
 	Again time.Time
 }
@@ -53,255 +70,235 @@ const (
 
 // Decide compares what a service wants with what it has. It is pure.
 func Decide(in Input) Plan {
-	d := &decision{Input: in, slots: map[int32]*slot{}}
+	d := &decision{Input: in}
 	switch {
 	case in.Service.Removing:
 		d.remove()
-	case in.Release == nil:
-		return Plan{}
+	case in.Release == nil || placement.IsJob(in.Service.Spec):
+	case operation.Active(in.Operation) && rollouts.Goal(in.Operation) != in.Service.Release: // another one is about to begin
 	default:
+		d.open()
 		d.sort()
-		d.restarts()
 		if in.Service.Stopped {
 			d.stop()
 		} else {
-			d.run()
+			d.drive()
+			if !d.turned {
+				d.fill()
+			}
 		}
+		d.close()
 	}
 	return d.plan
 }
 
-// slot is what stands in one slot of a service.
-type slot struct {
-	current *gantryv1.InstanceView   // of the current release
-	old     []*gantryv1.InstanceView // of other releases, wanted still
-	leaving int                      // wanted gone, not gone yet
-}
-
+// decision is a plan in the making. The service points to the release that all slots are to end with; while a rollout is on
+// its way, slots it has not moved keep what they have.
 type decision struct {
 	Input
-	plan  Plan
-	slots map[int32]*slot
+	op       *gantryv1.Operation    // the rollout while it is on its way, to be changed; else nil
+	settings *gantryv1.UpdateConfig // in force now
+	slots    []slot                 // slot n at n-1
+	budget   int                    // slots that may be taken in hand now
+	holds    bool                   // nothing may be made before the old set is gone
+	turned   bool                   // the way back has just been taken: the slots are to be looked at again
+	last     *time.Time             // when the last instance became ready; nil while nobody has asked
+	plan     Plan
 }
 
-func (d *decision) add(c Change) { d.plan.Changes = append(d.plan.Changes, c) }
+// open takes the rollout that is on its way in hand.
+func (d *decision) open() {
+	d.settings = d.Service.Spec.GetUpdate()
+	if !operation.Active(d.Operation) {
+		return
+	}
+	d.op = proto.Clone(d.Operation).(*gantryv1.Operation)
+	if d.op.Rollout.Update == nil {
+		d.op.Rollout.Update = &gantryv1.UpdateConfig{}
+	}
+	d.settings = d.op.Rollout.Update
+	if d.op.Rollout.Back {
+		d.settings = d.op.Rollout.Rollback
+	}
+}
+
+// close notes what has become of the rollout and of the traffic.
+func (d *decision) close() {
+	if w := d.weights(); !sameWeights(w, d.Service.Weights) {
+		d.add(Change{Action: Weigh, Weights: w})
+	}
+	if d.op != nil && !proto.Equal(d.op, d.Operation) {
+		d.plan.Operation = d.op
+	}
+}
+
+func (d *decision) add(c Change) {
+	if c.Cause == "" && d.op != nil {
+		c.Cause = "rollout " + operation.Number(d.op)
+	}
+	d.plan.Changes = append(d.plan.Changes, c)
+}
 
 func (d *decision) set(i *gantryv1.InstanceView, want gantryv1.Instance_Desired) {
+	d.setFor(i, want, "")
+}
+
+func (d *decision) setFor(i *gantryv1.InstanceView, want gantryv1.Instance_Desired, cause string) {
 	if i.Instance.Desired != want {
-		d.add(Change{Action: SetDesired, Instance: i.Instance.Meta.Key, Desired: want})
+		d.add(Change{Action: SetDesired, Instance: i.Instance.Meta.Key, Desired: want, Cause: cause})
 	}
 }
 
+// again asks for another decision at a time.
+func (d *decision) again(at time.Time) { d.plan.Again = sooner(d.plan.Again, at) }
+
+// remove takes everything down. What is on a node that is down goes when the node is back, and holds nothing up.
 func (d *decision) remove() {
+	left := 0
 	for _, i := range d.Instances {
+		state := d.nodeOf(i)
+		if state == progress.NodeRemoved {
+			d.add(Change{Action: Forget, Instance: i.Instance.Meta.Key, Cause: "its node was removed"})
+			continue
+		}
 		d.set(i, removed)
+		if state != progress.NodeLost || i.Instance.Desired != removed {
+			left++
+		}
 	}
-	if len(d.Instances) == 0 {
+	if left == 0 {
 		d.add(Change{Action: DeleteService})
 	}
 }
 
-// sort puts instances into slots and sends away those that have no place.
-func (d *decision) sort() {
-	for _, i := range d.Instances {
-		s := d.slots[i.Instance.Slot]
-		if s == nil {
-			s = &slot{}
-			d.slots[i.Instance.Slot] = s
-		}
-		switch {
-		case i.Instance.Desired == removed:
-			s.leaving++
-		case i.Instance.Slot > d.Service.Replicas:
-			d.set(i, removed)
-		case i.Instance.Release == d.Service.Release && s.current == nil:
-			s.current = i
-		case i.Instance.Release == d.Service.Release:
-			d.set(i, removed) // a second one in the slot: never wanted
-		default:
-			s.old = append(s.old, i)
-		}
+func (d *decision) nodeOf(i *gantryv1.InstanceView) progress.NodeState {
+	if i.Instance.Node == "" || d.Node == nil {
+		return progress.NodeServes
+	}
+	return d.Node(i.Instance.Node)
+}
+
+// restart carries `gantry restart` to an instance.
+func (d *decision) restart(i *gantryv1.InstanceView) {
+	if i.Instance.RestartGeneration < d.Service.RestartGeneration {
+		d.add(Change{Action: Restart, Instance: i.Instance.Meta.Key})
 	}
 }
 
-// restarts carries `gantry restart` to the instances.
-func (d *decision) restarts() {
-	for _, s := range d.slots {
-		if s.current != nil && s.current.Instance.RestartGeneration < d.Service.RestartGeneration {
-			d.add(Change{Action: Restart, Instance: s.current.Instance.Meta.Key})
-		}
-	}
-}
-
+// stop keeps one instance of each slot, ended.
 func (d *decision) stop() {
-	for n := int32(1); n <= d.Service.Replicas; n++ {
-		s := d.slots[n]
-		if s == nil {
-			continue
+	for n := range d.slots {
+		s := &d.slots[n]
+		for _, i := range s.old {
+			if s.current == nil {
+				s.current = i
+			} else {
+				d.set(i, removed)
+			}
 		}
 		if s.current != nil {
+			d.restart(s.current)
 			d.set(s.current, stopped)
 		}
-		for _, o := range s.old {
-			d.set(o, removed)
-		}
 	}
 }
 
-// run fills every slot and moves those with an old release to the current one, a few at a time.
-func (d *decision) run() {
-	budget := d.parallelism() - d.inFlight()
-	if d.updating() && d.halted() {
-		budget = 0
-	}
-	for n := int32(1); n <= d.Service.Replicas; n++ {
-		s := d.slots[n]
-		if s == nil {
-			s = &slot{}
-		}
+// fill brings every slot closer to what it is to hold.
+func (d *decision) fill() {
+	for n := range d.slots {
+		s := &d.slots[n]
 		switch {
+		case s.absent:
 		case s.current != nil:
+			d.restart(s.current)
 			d.settle(s)
-		case len(s.old) == 0:
-			d.fill(n, s)
-		case budget > 0 && !d.Blocked && !d.early():
-			budget--
+		case len(s.old) > 0:
 			d.replace(n, s)
+		case s.leaving == 0 || d.startFirst():
+			d.create(n, d.wanted(n))
 		}
 	}
-}
-
-// fill makes an instance in an empty slot, unless one that must be gone first is still there.
-func (d *decision) fill(n int32, s *slot) {
-	if d.Blocked || s.leaving > 0 && !d.startFirst() {
-		return
-	}
-	d.add(Change{Action: Create, Slot: n})
 }
 
 // settle ends the move of a slot: once the new instance is ready, the old ones go.
 func (d *decision) settle(s *slot) {
-	d.set(s.current, running)
-	if done(s.current.Status) {
+	if s.current.Instance.Desired != running && !d.waits() {
+		d.set(s.current, running)
+	}
+	if d.prepares() {
+		d.refillOld(s)
+		return
+	}
+	if d.finished(s) && !d.keeps() {
 		for _, o := range s.old {
 			d.set(o, removed)
 		}
 	}
 }
 
-func (d *decision) replace(n int32, s *slot) {
-	if d.startFirst() {
-		d.add(Change{Action: Create, Slot: n})
+// refillOld makes an instance of the old set again that was lost before the new set has the traffic.
+func (d *decision) refillOld(s *slot) {
+	if d.From && len(s.old) == 0 && s.current.Instance.Release != d.op.Rollout.From {
+		d.create(int(s.current.Instance.Slot)-1, d.op.Rollout.From)
+	}
+}
+
+// replace begins to move a slot. A rollout has paid for the slots it has moved; others, which leave a drained node or go back
+// to the release before, take from the budget.
+func (d *decision) replace(n int, s *slot) {
+	if s.stuck || d.waits() {
+		return
+	}
+	if !d.paid(n) && s.leaving == 0 {
+		if d.budget <= 0 || d.early() {
+			return
+		}
+		d.budget--
+	}
+	if d.startFirst() && !d.holds {
+		d.create(n, d.wanted(n))
 		return
 	}
 	for _, o := range s.old {
-		d.set(o, removed)
+		d.setFor(o, removed, d.causeOf(o))
 	}
 }
 
-func (d *decision) parallelism() int {
-	if p := d.Service.Spec.GetUpdate().GetParallelism(); p > 0 {
-		return int(p)
+func (d *decision) causeOf(i *gantryv1.InstanceView) string {
+	if d.nodeOf(i) == progress.NodeDrained {
+		return "node " + i.Instance.Node + " is drained"
 	}
-	return 1
+	return ""
 }
 
-// updating reports that a slot still holds an instance of another release.
-func (d *decision) updating() bool {
-	for _, s := range d.slots {
-		if len(s.old) > 0 {
-			return true
-		}
-	}
-	return false
-}
-
-// inFlight counts the slots on their way to the current release while others still wait for their turn.
-func (d *decision) inFlight() int {
-	n := 0
-	for _, s := range d.slots {
-		if s.current != nil && !done(s.current.Status) && !d.tolerated(s.current) {
-			n++
-		}
-		if s.current == nil && len(s.old) == 0 && s.leaving > 0 {
-			n++
-		}
-	}
-	return n
-}
-
-func done(st *gantryv1.InstanceStatus) bool { return progress.Ready(st) || progress.Completed(st) }
-
-// tolerated reports that an instance has failed and the update goes on all the same.
-func (d *decision) tolerated(i *gantryv1.InstanceView) bool {
-	return d.Service.Spec.GetUpdate().GetFailureAction() == "continue" && progress.Failure(i) != ""
-}
-
-// halted reports that a new instance has failed and the update must not go on; it may ask for a rollback.
-func (d *decision) halted() bool {
-	for _, s := range d.slots {
-		if s.current == nil || progress.Failure(s.current) == "" {
-			continue
-		}
-		switch d.Service.Spec.GetUpdate().GetFailureAction() {
-		case "continue":
-			continue
-		case "rollback":
-			d.rollback()
-		}
-		return true
-	}
-	return false
-}
-
-func (d *decision) rollback() {
-	if d.Service.PreviousRelease == 0 || d.Service.PreviousRelease >= d.Service.Release {
-		return
-	}
-	for _, c := range d.plan.Changes {
-		if c.Action == Rollback {
-			return
-		}
-	}
-	d.add(Change{Action: Rollback})
-}
-
-// early reports that update_config.delay has not passed since the last instance became ready, and asks to look again.
-func (d *decision) early() bool {
-	delay := d.Service.Spec.GetUpdate().GetDelay().AsDuration()
-	if delay <= 0 {
+// create makes an instance, unless that has to wait.
+func (d *decision) create(n int, release int64) bool {
+	if d.holds || d.waits() {
 		return false
 	}
-	var last *timestamppb.Timestamp
-	for _, s := range d.slots {
-		if s.current == nil {
-			continue
-		}
-		if at := s.current.Status.GetStartedAt(); at != nil && (last == nil || at.AsTime().After(last.AsTime())) {
-			last = at
-		}
-	}
-	if last == nil || !d.Now.Before(last.AsTime().Add(delay)) {
-		return false
-	}
-	d.plan.Again = last.AsTime().Add(delay)
+	d.add(Change{Action: Create, Slot: int32(n) + 1, Release: release, Node: d.slots[n].node})
 	return true
 }
+
+// waits reports that the rollout on its way waits for another service.
+func (d *decision) waits() bool { return d.Blocked && d.op != nil && !d.op.Rollout.Back }
 
 // startFirst reports whether a new instance may run beside the one it replaces: not if both would write the same files or
 // need the same port or address.
 func (d *decision) startFirst() bool {
-	switch d.Service.Spec.GetUpdate().GetOrder() {
-	case "start-first":
+	switch {
+	case d.prepares() || d.keeps():
 		return true
-	case "stop-first":
+	case d.settings.GetOrder() == "start-first":
+		return true
+	case d.settings.GetOrder() == "stop-first":
 		return false
 	}
-	return !exclusive(d.Release.Spec.GetContainer())
+	return !Exclusive(d.Release.Spec.GetContainer())
 }
 
-// exclusive reports that two instances of a spec would be in each other's way.
-func exclusive(c *gantryv1.ContainerSpec) bool {
+// Exclusive reports that two instances of a spec would be in each other's way.
+func Exclusive(c *gantryv1.ContainerSpec) bool {
 	for _, m := range c.GetMounts() {
 		shared := m.Type == gantryv1.Mount_TYPE_VOLUME || m.Type == gantryv1.Mount_TYPE_BIND
 		if shared && !m.ReadOnly {

@@ -5,11 +5,13 @@
 package progress
 
 import (
+	"cmp"
 	"fmt"
 	"sort"
 
 	gantryv1 "github.com/gantryd/gantry/api/gen/gantry/v1"
 	"github.com/gantryd/gantry/store"
+	"github.com/gantryd/gantry/store/placement"
 )
 
 // crashLoop is the number of restarts in a row from which a service counts as failing to come up.
@@ -50,13 +52,16 @@ func Sort(views []*gantryv1.InstanceView) {
 	})
 }
 
-// View joins an instance with its status; one that no node has reported is pending.
+// View joins an instance with its status; one that no node has reported is pending, one whose node is out of reach is lost.
 func View(r store.Reader, i *gantryv1.Instance) *gantryv1.InstanceView {
 	st, ok := store.Get[*gantryv1.InstanceStatus](r, i.Meta.Key)
 	if !ok {
 		st = &gantryv1.InstanceStatus{
 			Meta: store.NewMeta(i.Meta.Key), Node: i.Node, Phase: gantryv1.InstanceStatus_PHASE_PENDING,
 		}
+	}
+	if i.Node != "" && NodeIs(r, i.Node) == NodeLost {
+		st = lost(r, i, st)
 	}
 	return &gantryv1.InstanceView{Instance: i, Status: st}
 }
@@ -94,6 +99,10 @@ func Failure(v *gantryv1.InstanceView) string {
 	}
 	st, name := v.Status, Name(v.Instance)
 	switch st.GetPhase() {
+	case gantryv1.InstanceStatus_PHASE_LOST:
+		if st.Error != "" {
+			return fmt.Sprintf("%s %s", name, st.Error)
+		}
 	case gantryv1.InstanceStatus_PHASE_FAILED:
 		return fmt.Sprintf("%s: %s", name, st.Error)
 	case gantryv1.InstanceStatus_PHASE_EXITED:
@@ -129,19 +138,45 @@ func Name(i *gantryv1.Instance) string {
 
 // Current reports whether an instance is one of those the service wants now.
 func Current(s *gantryv1.Service, i *gantryv1.Instance) bool {
-	return i.Release == s.Release && i.Slot <= s.Replicas && i.Desired != gantryv1.Instance_DESIRED_REMOVED
+	return i.Release == s.Release && (i.Slot <= s.Replicas || placement.IsGlobal(s.Spec)) && i.Desired != gantryv1.Instance_DESIRED_REMOVED
 }
 
-// Service judges one service against its instances and, for what it depends on, the services of its app.
-func Service(s *gantryv1.Service, instances []*gantryv1.InstanceView, blocked, blockedFor string) *gantryv1.ServiceView {
-	v := &gantryv1.ServiceView{Service: s, Instances: instances, Wanted: s.Replicas}
+// Wanted is how many instances a service is to have: its replicas, or one for each node that a global one may run on.
+func Wanted(r store.Reader, s *gantryv1.Service) int32 {
 	if s.Stopped || s.Removing {
-		v.Wanted = 0
+		return 0
 	}
+	if placement.IsGlobal(s.Spec) {
+		return int32(len(Eligible(r, s)))
+	}
+	return s.Replicas
+}
+
+// Facts is what a service is judged by.
+type Facts struct {
+	Instances []*gantryv1.InstanceView
+	Wanted    int32
+	Rollout   *gantryv1.Operation // the last one; nil if there is none
+	// What it waits for, and why the wait cannot end by itself; empty for nothing.
+	Waits, Blocked string
+}
+
+// Gather collects the facts about a service. byService holds its instances and those of the services it depends on.
+func Gather(r store.Reader, s *gantryv1.Service, byService map[string][]*gantryv1.InstanceView) Facts {
+	f := Facts{Instances: byService[s.Meta.Key], Wanted: Wanted(r, s), Rollout: Rollout(r, s.Meta.Key)}
+	f.Waits, f.Blocked = Blocked(r, s, byService)
+	return f
+}
+
+// Service judges one service.
+func Service(s *gantryv1.Service, f Facts) *gantryv1.ServiceView {
+	v := &gantryv1.ServiceView{Service: s, Instances: f.Instances, Wanted: f.Wanted, Operation: f.Rollout}
 	settled, old := int32(0), 0
-	for _, i := range instances {
+	for _, i := range f.Instances {
 		if !Current(s, i.Instance) {
-			old++
+			if !kept(v.Operation, i.Instance) {
+				old++
+			}
 			continue
 		}
 		if Stale(i) || i.Instance.RestartGeneration < s.RestartGeneration {
@@ -157,12 +192,12 @@ func Service(s *gantryv1.Service, instances []*gantryv1.InstanceView, blocked, b
 			v.Failure = Failure(i)
 		}
 	}
-	v.Converged = settled >= v.Wanted && old == 0 && (v.Wanted > 0 || len(instances) == 0 || s.Stopped && down(instances))
+	v.Converged = settled >= v.Wanted && old == 0 && (v.Wanted > 0 || len(f.Instances) == 0 || s.Stopped && down(f.Instances)) &&
+		(s.Stopped || reached(v.Operation))
+	judgeRollout(v)
 	if !v.Converged {
-		v.Waiting = blocked
-		if v.Failure == "" {
-			v.Failure = blockedFor
-		}
+		v.Waiting = cmp.Or(f.Waits, v.Waiting)
+		v.Failure = cmp.Or(v.Failure, f.Blocked)
 	}
 	return v
 }
@@ -189,14 +224,14 @@ func Blocked(r store.Reader, s *gantryv1.Service, byService map[string][]*gantry
 			}
 			continue
 		}
-		if waits, failure = dependency(d, dep, byService[key]); waits != "" {
+		if waits, failure = dependency(d, dep, Wanted(r, dep), byService[key]); waits != "" {
 			return "waits for " + waits, failure
 		}
 	}
 	return "", ""
 }
 
-func dependency(d *gantryv1.Dependency, dep *gantryv1.Service, instances []*gantryv1.InstanceView) (waits, failure string) {
+func dependency(d *gantryv1.Dependency, dep *gantryv1.Service, wanted int32, instances []*gantryv1.InstanceView) (waits, failure string) {
 	met, fail := int32(0), ""
 	for _, i := range instances {
 		if !Current(dep, i.Instance) {
@@ -210,7 +245,7 @@ func dependency(d *gantryv1.Dependency, dep *gantryv1.Service, instances []*gant
 			fail = fmt.Sprintf("its dependency %s", why)
 		}
 	}
-	if met >= dep.Replicas && !dep.Stopped {
+	if met >= wanted && !dep.Stopped {
 		return "", ""
 	}
 	word := map[gantryv1.Dependency_Condition]string{

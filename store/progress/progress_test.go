@@ -51,7 +51,7 @@ func TestServiceIsJudged(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			s := &gantryv1.Service{Release: 1, Replicas: 1}
-			v := progress.Service(s, []*gantryv1.InstanceView{view(test.status)}, "", "")
+			v := progress.Service(s, progress.Facts{Wanted: 1, Instances: []*gantryv1.InstanceView{view(test.status)}})
 			if v.Ready != test.ready || v.Converged != test.converged {
 				t.Fatalf("ready %d, converged %v", v.Ready, v.Converged)
 			}
@@ -66,11 +66,11 @@ func TestWhatWasSaidBeforeARestartDoesNotCount(t *testing.T) {
 	s := &gantryv1.Service{Release: 1, Replicas: 1, RestartGeneration: 1}
 	v := view(&gantryv1.InstanceStatus{Phase: exited, ExitCode: 137})
 	v.Instance.RestartGeneration = 1
-	if got := progress.Service(s, []*gantryv1.InstanceView{v}, "", ""); got.Converged || got.Failure != "" {
+	if got := progress.Service(s, progress.Facts{Wanted: 1, Instances: []*gantryv1.InstanceView{v}}); got.Converged || got.Failure != "" {
 		t.Fatalf("%v", got)
 	}
 	v.Status = &gantryv1.InstanceStatus{Phase: running, RestartGeneration: 1}
-	if got := progress.Service(s, []*gantryv1.InstanceView{v}, "", ""); !got.Converged {
+	if got := progress.Service(s, progress.Facts{Wanted: 1, Instances: []*gantryv1.InstanceView{v}}); !got.Converged {
 		t.Fatalf("%v", got)
 	}
 }
@@ -79,7 +79,7 @@ func TestOldInstancesKeepAServiceFromBeingThere(t *testing.T) {
 	s := &gantryv1.Service{Release: 2, Replicas: 1}
 	old, now := view(&gantryv1.InstanceStatus{Phase: running}), view(&gantryv1.InstanceStatus{Phase: running})
 	now.Instance.Release = 2
-	if v := progress.Service(s, []*gantryv1.InstanceView{old, now}, "", ""); v.Converged || v.Ready != 1 {
+	if v := progress.Service(s, progress.Facts{Wanted: 1, Instances: []*gantryv1.InstanceView{old, now}}); v.Converged || v.Ready != 1 {
 		t.Fatalf("%v", v)
 	}
 }

@@ -1,0 +1,189 @@
+package rollout_test
+
+import (
+	"testing"
+	"time"
+
+	"google.golang.org/protobuf/types/known/durationpb"
+
+	gantryv1 "github.com/gantryd/gantry/api/gen/gantry/v1"
+	"github.com/gantryd/gantry/operation"
+	"github.com/gantryd/gantry/operation/rollouts"
+)
+
+func resume(t *testing.T, w *world) {
+	t.Helper()
+	w.now = w.now.Add(time.Minute)
+	if err := rollouts.Resume(w.op, w.now); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// turn aborts the rollout, as the API does.
+func (w *world) turn() {
+	rollouts.Return(w.op, operation.Aborted, w.now)
+	w.op.Rollout.Aborted = true
+	w.service.Release, w.service.PreviousRelease = w.op.Rollout.From, 0
+}
+
+func canary(steps ...*gantryv1.CanaryStep) *gantryv1.UpdateConfig {
+	return &gantryv1.UpdateConfig{Strategy: "canary", Parallelism: 2, Canary: steps}
+}
+
+func TestCanaryGoesStepByStep(t *testing.T) {
+	w := newWorld(10, canary(
+		&gantryv1.CanaryStep{Count: 1, Weight: 5, Approval: true},
+		&gantryv1.CanaryStep{Percent: 25, Weight: 40, Pause: durationpb.New(time.Hour)},
+	))
+	w.settle(t)
+	w.update().settle(t)
+	if w.op.State != operation.Paused || w.op.Waiting != operation.ForApproval || w.count(2, phaseRunning) != 1 || w.service.Weights[2] != 5 {
+		t.Fatalf("%v %s", w.service.Weights, w)
+	}
+	resume(t, w)
+	for w.count(2, phaseRunning) < 3 || w.step(t) {
+		w.step(t)
+		for _, i := range append([]*gantryv1.InstanceView(nil), w.instances...) {
+			w.node(i)
+		}
+	}
+	if plan := w.decide(); plan.Again.IsZero() || w.count(2, phaseRunning) != 3 || w.service.Weights[2] != 40 || len(w.instances) != 10 {
+		t.Fatalf("%v %v %s", plan, w.service.Weights, w)
+	}
+	w.now = w.now.Add(time.Hour)
+	w.settle(t)
+	w.wants(t, operation.Done, 10)
+	if w.service.Weights != nil {
+		t.Fatalf("the traffic is still held: %v", w.service.Weights)
+	}
+}
+
+func TestAFailingCanaryIsNotApproved(t *testing.T) {
+	w := newWorld(4, canary(&gantryv1.CanaryStep{Count: 1, Weight: 5, Approval: true}))
+	w.service.Spec.Update.FailureAction = "rollback"
+	w.settle(t)
+	w.update().settle(t)
+	w.bad[2] = true
+	for _, i := range w.instances {
+		if i.Instance.Release == 2 {
+			i.Status = &gantryv1.InstanceStatus{Phase: phaseFailed}
+		}
+	}
+	w.step(t)
+	if w.service.Weights[2] != 0 {
+		t.Fatalf("what fails keeps its traffic: %v", w.service.Weights)
+	}
+	w.settle(t)
+	w.wants(t, operation.RolledBack, 4)
+}
+
+func TestBlueGreenSwitchesAtOnce(t *testing.T) {
+	w := newWorld(3, &gantryv1.UpdateConfig{Strategy: "blue-green", Keep: durationpb.New(time.Hour)})
+	w.settle(t)
+	w.update()
+	for w.count(2, phaseRunning) < 3 {
+		if weight, held := w.service.Weights[2]; len(w.instances) > 3 && (!held || weight != 0) {
+			t.Fatalf("traffic before the whole set is there: %v", w.service.Weights)
+		}
+		w.step(t)
+		for _, i := range append([]*gantryv1.InstanceView(nil), w.instances...) {
+			w.node(i)
+		}
+	}
+	w.step(t)
+	if w.service.Weights[2] != 100 || w.count(1, phaseRunning) != 3 || w.decide().Again.IsZero() {
+		t.Fatalf("%v %s", w.service.Weights, w)
+	}
+
+	w.now = w.now.Add(2 * time.Hour)
+	w.settle(t)
+	w.wants(t, operation.Done, 3)
+
+}
+
+func TestBlueGreenGoesBackWhileTheOldSetIsKept(t *testing.T) {
+	w := newWorld(3, &gantryv1.UpdateConfig{Strategy: "blue-green", Keep: durationpb.New(time.Hour)})
+	w.settle(t)
+	w.update()
+	for w.service.Weights[2] != 100 {
+		w.step(t)
+		for _, i := range append([]*gantryv1.InstanceView(nil), w.instances...) {
+			w.node(i)
+		}
+	}
+	made := w.made
+	w.turn()
+	w.step(t)
+	if w.service.Weights[2] != 0 {
+		t.Fatalf("the traffic is not back at once: %v", w.service.Weights)
+	}
+	w.settle(t)
+	w.wants(t, operation.Aborted, 3)
+	if w.made != made || w.service.Weights != nil {
+		t.Fatalf("the kept set was not used: %s", w)
+	}
+}
+
+func TestABrokenBlueGreenNeverHasTraffic(t *testing.T) {
+	w := newWorld(3, &gantryv1.UpdateConfig{Strategy: "blue-green", FailureAction: "rollback"})
+	w.settle(t)
+	w.breakNext().settle(t)
+	w.wants(t, operation.RolledBack, 3)
+}
+
+func TestRecreateEndsAllBeforeItStartsAny(t *testing.T) {
+	w := newWorld(3, &gantryv1.UpdateConfig{Strategy: "recreate"})
+	w.settle(t)
+	w.update()
+	for w.op.State != operation.Done {
+		w.step(t)
+		old, fresh := 0, 0
+		for _, i := range w.instances {
+			if i.Instance.Release == 1 {
+				old++
+			} else {
+				fresh++
+			}
+		}
+		if old > 0 && fresh > 0 {
+			t.Fatalf("both releases at once: %s", w)
+		}
+		if n := len(w.instances); n > 0 {
+			for _, i := range append([]*gantryv1.InstanceView(nil), w.instances...) {
+				if w.node(i) {
+					break
+				}
+			}
+		}
+	}
+	w.wants(t, operation.Done, 3)
+}
+
+func TestAbortGoesBack(t *testing.T) {
+	w := newWorld(5, nil)
+	w.settle(t)
+	w.update()
+	for w.count(2, phaseRunning) < 2 {
+		w.step(t)
+		for _, i := range append([]*gantryv1.InstanceView(nil), w.instances...) {
+			w.node(i)
+		}
+	}
+	w.turn()
+	w.settle(t)
+	w.wants(t, operation.Aborted, 5)
+	if w.service.Release != 1 {
+		t.Fatal(w)
+	}
+}
+
+func TestAWayBackThatFailsIsSaid(t *testing.T) {
+	w := newWorld(2, &gantryv1.UpdateConfig{FailureAction: "rollback", Order: "stop-first"})
+	w.service.Spec.Rollback = &gantryv1.UpdateConfig{Order: "stop-first"}
+	w.settle(t)
+	w.bad[1] = true
+	w.breakNext().settle(t)
+	if w.op.State != operation.Failed || w.op.Hint == "" || w.service.Release != 1 {
+		t.Fatal(w)
+	}
+}
