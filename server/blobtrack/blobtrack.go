@@ -115,8 +115,12 @@ func (t *Tracker) Locate(node string, req *gantryv1.LocateRequest) *gantryv1.Loc
 	if f := req.Fault; f != nil {
 		t.accuse(node, f)
 	}
-	peers := t.candidates(node, req.Digest, req.Exclude)
-	t.fetching(node, req.Digest, peers)
+	peers := t.candidates(node, req)
+	if !req.Complete {
+		t.fetching(node, req.Digest, peers)
+	} else if len(peers) > 0 {
+		peers[0].sent++
+	}
 	resp := &gantryv1.LocateResponse{Tracker: t.id}
 	for _, c := range peers {
 		resp.Peers = append(resp.Peers, &gantryv1.BlobPeer{Node: c.node, Address: c.address, Depth: int32(c.depth)})
@@ -163,17 +167,17 @@ type candidate struct {
 }
 
 // candidates lists whom a node can be sent to: those who send to the fewest, have sent the least, and have all of it.
-func (t *Tracker) candidates(node, digest string, exclude []string) []candidate {
+func (t *Tracker) candidates(node string, req *gantryv1.LocateRequest) []candidate {
 	var out []candidate
-	for id, h := range t.blobs[digest] {
-		if id == node || slices.Contains(exclude, id) || h.accusers[node] || len(h.accusers) >= accusers {
+	for id, h := range t.blobs[req.Digest] {
+		if id == node || !h.whole && req.Complete || slices.Contains(req.Exclude, id) || h.accusers[node] || len(h.accusers) >= accusers {
 			continue
 		}
 		n, ok := t.o.Node(id)
 		if !ok || n.Down || n.Address == "" {
 			continue
 		}
-		depth, ok := t.depth(digest, id, node)
+		depth, ok := t.depth(req.Digest, id, node)
 		if !ok {
 			continue
 		}

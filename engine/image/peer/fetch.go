@@ -32,7 +32,7 @@ const (
 // Fetcher fetches blobs from other nodes, and what none of them has, or none can send to its end, from the fallback: a registry.
 func (x *Exchange) Fetcher(fallback remotes.Fetcher) remotes.Fetcher {
 	return remotes.FetcherFunc(func(ctx context.Context, d ocispec.Descriptor) (io.ReadCloser, error) {
-		return &download{x: x, ctx: ctx, desc: d, fallback: fallback, locator: locator{x: x, digest: d.Digest}}, nil
+		return &download{x: x, ctx: ctx, desc: d, fallback: fallback, locator: locator{x: x, digest: d.Digest, small: d.Size <= smallBlob}}, nil
 	})
 }
 
@@ -68,6 +68,9 @@ func (d *download) Read(p []byte) (int, error) {
 		case d.last != nil:
 			n, err := d.last.Read(p)
 			d.at += int64(n)
+			if err != nil && !errors.Is(err, io.EOF) {
+				err = d.withCause(err)
+			}
 			return n, err
 		case d.body == nil:
 			if err := d.begin(); err != nil {
@@ -129,6 +132,7 @@ func (d *download) begin() error {
 // fallBack opens the blob where it comes from when no node has it.
 func (d *download) fallBack(cause error) error {
 	d.release()
+	d.cause = cause
 	if d.ctx.Err() != nil {
 		return context.Cause(d.ctx)
 	}
@@ -137,13 +141,18 @@ func (d *download) fallBack(cause error) error {
 	}
 	rc, err := d.fallback.Fetch(d.ctx, d.desc)
 	if err != nil {
-		return fmt.Errorf("%w (from other nodes: %v)", err, cause)
+		return d.withCause(err)
 	}
 	if err := skip(rc, d.at); err != nil {
 		return errors.Join(err, rc.Close())
 	}
 	d.last = rc
 	return nil
+}
+
+// withCause adds to the fallback's error why no other node helped.
+func (d *download) withCause(err error) error {
+	return fmt.Errorf("%w (from other nodes: %v)", err, d.cause)
 }
 
 func skip(r io.Reader, n int64) error {
@@ -181,6 +190,7 @@ func (d *download) Close() error {
 type locator struct {
 	x       *Exchange
 	digest  digest.Digest
+	small   bool     // not worth being sent on before it is complete
 	exclude []string // nodes that failed
 	retry   bool     // some of which may be asked again
 	spare   []*gantryv1.BlobPeer
@@ -264,7 +274,7 @@ func (l *locator) ask(ctx context.Context) (*gantryv1.LocateResponse, error) {
 		return nil, err
 	}
 	req := &gantryv1.LocateRequest{
-		Digest: l.digest.String(), Exclude: slices.Concat(l.exclude, l.x.distrust.of(l.digest)), Fault: l.fault,
+		Digest: l.digest.String(), Exclude: slices.Concat(l.exclude, l.x.distrust.of(l.digest)), Fault: l.fault, Complete: l.small,
 	}
 	resp, err := tracker.Locate(ctx, connect.NewRequest(req))
 	if err != nil {
@@ -360,7 +370,7 @@ func checkAnswer(resp *http.Response, at, size int64) error {
 	case resp.StatusCode == http.StatusRequestedRangeNotSatisfiable:
 		return &peerError{gantryv1.BlobFault_KIND_CORRUPT, "its blob is shorter than it should be"}
 	case resp.StatusCode != http.StatusPartialContent:
-		return &peerError{gantryv1.BlobFault_KIND_MISSING, "it answers " + resp.Status}
+		return &peerError{gantryv1.BlobFault_KIND_BROKEN, "it answers " + resp.Status}
 	}
 	if want := fmt.Sprintf("bytes %d-%d/%d", at, size-1, size); resp.Header.Get("Content-Range") != want {
 		return &peerError{gantryv1.BlobFault_KIND_CORRUPT, fmt.Sprintf("it sends %.60q, not %q", resp.Header.Get("Content-Range"), want)}
@@ -395,8 +405,7 @@ func (s *stream) close() {
 
 // Document fetches a small blob of unknown size from another node. If none has it the error is a fault.NotFound.
 func (x *Exchange) Document(ctx context.Context, d digest.Digest, limit int64) ([]byte, error) {
-	defer x.said.note(d, false) // the tracker took it for a download; it is not in the store yet
-	l := locator{x: x, digest: d}
+	l := locator{x: x, digest: d, small: true}
 	for {
 		p, err := l.next(ctx)
 		if err != nil {

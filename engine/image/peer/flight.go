@@ -5,6 +5,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 
@@ -47,8 +48,8 @@ var errAborted = errors.New("the download that was sent on came to nothing")
 
 // flight is one blob on its way into the store. It is read, as far as it has come, from the store's own file.
 type flight struct {
-	root, ref string // the store's directory; the ref as the store's backend ends it
-	size      int64
+	root, namespace, ref string // the store's directory, and the write's name in it
+	size                 int64
 
 	mu      sync.Mutex
 	file    *os.File // opened for the first reader, closed with the flight and its last reader
@@ -68,7 +69,7 @@ func (f *flight) join() error {
 		return errAborted
 	}
 	if f.file == nil {
-		file, err := openIngest(f.root, f.ref)
+		file, err := openIngest(f.root, f.namespace, f.ref)
 		if err != nil {
 			return err
 		}
@@ -94,18 +95,29 @@ func (f *flight) tidy() {
 }
 
 // openIngest finds the file that containerd's store writes a blob to. Its directory is named by a hash; a file in it has the
-// ref, which the metadata store has put a number and the namespace before.
-func openIngest(root, ref string) (*os.File, error) {
+// ref as the metadata store makes it: namespace/number/ref. The highest number is the latest.
+func openIngest(root, namespace, ref string) (*os.File, error) {
 	refs, err := filepath.Glob(filepath.Join(root, "ingest", "*", "ref"))
 	if err != nil {
 		return nil, err
 	}
+	var best string
+	latest := uint64(0)
 	for _, path := range refs {
-		if b, err := os.ReadFile(path); err == nil && strings.HasSuffix(string(b), "/"+ref) {
-			return os.Open(filepath.Join(filepath.Dir(path), "data"))
+		b, err := os.ReadFile(path)
+		if err != nil {
+			continue // it has just ended
+		}
+		text, ours := strings.CutPrefix(string(b), namespace+"/")
+		number, theirs, _ := strings.Cut(text, "/")
+		if n, err := strconv.ParseUint(number, 10, 64); ours && err == nil && theirs == ref && n >= latest {
+			best, latest = filepath.Dir(path), n
 		}
 	}
-	return nil, os.ErrNotExist
+	if best == "" {
+		return nil, os.ErrNotExist
+	}
+	return os.Open(filepath.Join(best, "data"))
 }
 
 // ReadAt is part of source. It is called for what await said is there.
@@ -203,7 +215,7 @@ func (i ingester) Writer(ctx context.Context, opts ...content.WriterOpt) (conten
 	if err != nil {
 		return nil, errors.Join(err, w.Close())
 	}
-	f := &flight{root: i.x.ContentRoot, ref: i.x.stores.Namespace + "/" + o.Ref, size: o.Desc.Size, at: st.Offset}
+	f := &flight{root: i.x.ContentRoot, namespace: i.x.stores.Namespace, ref: o.Ref, size: o.Desc.Size, at: st.Offset}
 	i.x.flights.begin(o.Desc.Digest, f)
 	return &flightWriter{Writer: w, x: i.x, digest: o.Desc.Digest, flight: f}, nil
 }

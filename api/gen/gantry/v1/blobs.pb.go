@@ -87,7 +87,9 @@ type LocateRequest struct {
 	// Node IDs not to name.
 	Exclude []string `protobuf:"bytes,2,rep,name=exclude,proto3" json:"exclude,omitempty"`
 	// What went wrong with the one that was named before.
-	Fault         *BlobFault `protobuf:"bytes,3,opt,name=fault,proto3" json:"fault,omitempty"`
+	Fault *BlobFault `protobuf:"bytes,3,opt,name=fault,proto3" json:"fault,omitempty"`
+	// Name only nodes that have all of it, and do not send others to the caller: it is small.
+	Complete      bool `protobuf:"varint,4,opt,name=complete,proto3" json:"complete,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -141,6 +143,13 @@ func (x *LocateRequest) GetFault() *BlobFault {
 		return x.Fault
 	}
 	return nil
+}
+
+func (x *LocateRequest) GetComplete() bool {
+	if x != nil {
+		return x.Complete
+	}
+	return false
 }
 
 // BlobFault is what is wrong with a node that was to send a blob.
@@ -624,11 +633,12 @@ var File_gantry_v1_blobs_proto protoreflect.FileDescriptor
 
 const file_gantry_v1_blobs_proto_rawDesc = "" +
 	"\n" +
-	"\x15gantry/v1/blobs.proto\x12\tgantry.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"m\n" +
+	"\x15gantry/v1/blobs.proto\x12\tgantry.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\x89\x01\n" +
 	"\rLocateRequest\x12\x16\n" +
 	"\x06digest\x18\x01 \x01(\tR\x06digest\x12\x18\n" +
 	"\aexclude\x18\x02 \x03(\tR\aexclude\x12*\n" +
-	"\x05fault\x18\x03 \x01(\v2\x14.gantry.v1.BlobFaultR\x05fault\"\xc8\x01\n" +
+	"\x05fault\x18\x03 \x01(\v2\x14.gantry.v1.BlobFaultR\x05fault\x12\x1a\n" +
+	"\bcomplete\x18\x04 \x01(\bR\bcomplete\"\xc8\x01\n" +
 	"\tBlobFault\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12\x16\n" +
 	"\x06digest\x18\x02 \x01(\tR\x06digest\x12-\n" +
