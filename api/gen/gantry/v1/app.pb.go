@@ -782,7 +782,7 @@ type JobSpec struct {
 	Completions int32 `protobuf:"varint,1,opt,name=completions,proto3" json:"completions,omitempty"`
 	// Instances at a time; 0 means all.
 	Parallelism int32 `protobuf:"varint,2,opt,name=parallelism,proto3" json:"parallelism,omitempty"`
-	// Failed runs allowed per slot.
+	// Failed starts of an instance that are made up for by another; -1 for any number.
 	Retries int32 `protobuf:"varint,3,opt,name=retries,proto3" json:"retries,omitempty"`
 	// Time for the whole job; unset means no limit.
 	Timeout *durationpb.Duration `protobuf:"bytes,4,opt,name=timeout,proto3" json:"timeout,omitempty"`

@@ -31,8 +31,10 @@ type Job struct {
 	// Starts of the schedule up to this time have been dealt with.
 	Handled *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=handled,proto3" json:"handled,omitempty"`
 	// Release and restart generation that have been dealt with.
-	Release       int64 `protobuf:"varint,4,opt,name=release,proto3" json:"release,omitempty"`
-	Generation    int64 `protobuf:"varint,5,opt,name=generation,proto3" json:"generation,omitempty"`
+	Release    int64 `protobuf:"varint,4,opt,name=release,proto3" json:"release,omitempty"`
+	Generation int64 `protobuf:"varint,5,opt,name=generation,proto3" json:"generation,omitempty"`
+	// The service was seen stopped.
+	Stopped       bool `protobuf:"varint,6,opt,name=stopped,proto3" json:"stopped,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -100,6 +102,13 @@ func (x *Job) GetGeneration() int64 {
 		return x.Generation
 	}
 	return 0
+}
+
+func (x *Job) GetStopped() bool {
+	if x != nil {
+		return x.Stopped
+	}
+	return false
 }
 
 // JobRun is one run of a job.
@@ -587,7 +596,7 @@ var File_gantry_v1_schedule_proto protoreflect.FileDescriptor
 
 const file_gantry_v1_schedule_proto_rawDesc = "" +
 	"\n" +
-	"\x18gantry/v1/schedule.proto\x12\tgantry.v1\x1a\x14gantry/v1/meta.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xc1\x01\n" +
+	"\x18gantry/v1/schedule.proto\x12\tgantry.v1\x1a\x14gantry/v1/meta.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xdb\x01\n" +
 	"\x03Job\x12#\n" +
 	"\x04meta\x18\x01 \x01(\v2\x0f.gantry.v1.MetaR\x04meta\x12%\n" +
 	"\x04runs\x18\x02 \x03(\v2\x11.gantry.v1.JobRunR\x04runs\x124\n" +
@@ -595,7 +604,8 @@ const file_gantry_v1_schedule_proto_rawDesc = "" +
 	"\arelease\x18\x04 \x01(\x03R\arelease\x12\x1e\n" +
 	"\n" +
 	"generation\x18\x05 \x01(\x03R\n" +
-	"generation\"\xa5\x03\n" +
+	"generation\x12\x18\n" +
+	"\astopped\x18\x06 \x01(\bR\astopped\"\xa5\x03\n" +
 	"\x06JobRun\x12\x16\n" +
 	"\x06number\x18\x01 \x01(\x03R\x06number\x12\x18\n" +
 	"\arelease\x18\x02 \x01(\x03R\arelease\x12\x14\n" +
