@@ -59,12 +59,10 @@ func (l *ledger) note(d digest.Digest, has bool) {
 	l.poke()
 }
 
-func (l *ledger) accuse(d digest.Digest, nodes []string) {
+func (l *ledger) accuse(d digest.Digest, node string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	for _, n := range nodes {
-		l.faults = append(l.faults, &gantryv1.BlobFault{Node: n, Digest: d.String(), Kind: gantryv1.BlobFault_KIND_CORRUPT})
-	}
+	l.faults = append(l.faults, &gantryv1.BlobFault{Node: node, Digest: d.String(), Kind: gantryv1.BlobFault_KIND_CORRUPT})
 	l.poke()
 }
 

@@ -3,8 +3,8 @@ package peer_test
 import (
 	"context"
 	"errors"
-	"math/rand/v2"
 	"log/slog"
+	"math/rand/v2"
 	"net/http"
 	"net/http/httptest"
 	"strconv"
@@ -67,7 +67,9 @@ func (faults) WrapUnary(next connect.UnaryFunc) connect.UnaryFunc {
 	}
 }
 
-func (faults) WrapStreamingClient(next connect.StreamingClientFunc) connect.StreamingClientFunc { return next }
+func (faults) WrapStreamingClient(next connect.StreamingClientFunc) connect.StreamingClientFunc {
+	return next
+}
 
 func (faults) WrapStreamingHandler(next connect.StreamingHandlerFunc) connect.StreamingHandlerFunc {
 	return next

@@ -136,9 +136,6 @@ func (d *download) fallBack(cause error) error {
 	if d.ctx.Err() != nil {
 		return context.Cause(d.ctx)
 	}
-	if d.fallback == nil {
-		return fault.Wrap(fault.Unavailable, cause, "fetch %s from other nodes", d.desc.Digest)
-	}
 	rc, err := d.fallback.Fetch(d.ctx, d.desc)
 	if err != nil {
 		return d.withCause(err)
@@ -150,8 +147,10 @@ func (d *download) fallBack(cause error) error {
 	return nil
 }
 
-// withCause adds to the fallback's error why no other node helped.
+// withCause adds to the fallback's error why no other node helped. Since all have failed, those that are distrusted are as good
+// as any for the next try.
 func (d *download) withCause(err error) error {
+	d.x.distrust.forget(d.desc.Digest)
 	return fmt.Errorf("%w (from other nodes: %v)", err, d.cause)
 }
 

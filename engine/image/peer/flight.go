@@ -58,7 +58,8 @@ type flight struct {
 	over    bool
 	err     error         // why it came to nothing
 	moved   chan struct{} // closed when the flight moves on; nil while nobody waits
-	sources []string      // nodes that sent a part of it
+	sources []string      // nodes that sent a part of it, in this order
+	resumed bool          // an earlier try left a part
 }
 
 // join opens the file for one more reader, who must leave.
@@ -185,10 +186,19 @@ func (f *flight) from(node string) {
 	f.sources = append(f.sources, node)
 }
 
-func (f *flight) senders() []string {
+// suspects names who sent something wrong: for sure if one node sent all of it. Of several, those are tried last that did not
+// come to the end. Of a part from an earlier try nobody knows any more.
+func (f *flight) suspects() (nodes []string, sure bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return f.sources
+	switch n := len(f.sources); {
+	case f.resumed || n == 0:
+		return nil, false
+	case n == 1:
+		return f.sources, true
+	default:
+		return f.sources[:n-1], false
+	}
 }
 
 // Ingester is the content store for a pull: what is written through it is sent on while it arrives, and the tracker is told.
@@ -215,7 +225,10 @@ func (i ingester) Writer(ctx context.Context, opts ...content.WriterOpt) (conten
 	if err != nil {
 		return nil, errors.Join(err, w.Close())
 	}
-	f := &flight{root: i.x.ContentRoot, namespace: i.x.stores.Namespace, ref: o.Ref, size: o.Desc.Size, at: st.Offset}
+	f := &flight{
+		root: i.x.ContentRoot, namespace: i.x.stores.Namespace, ref: o.Ref,
+		size: o.Desc.Size, at: st.Offset, resumed: st.Offset > 0,
+	}
 	i.x.flights.begin(o.Desc.Digest, f)
 	return &flightWriter{Writer: w, x: i.x, digest: o.Desc.Digest, flight: f}, nil
 }
@@ -241,7 +254,7 @@ func (w *flightWriter) Truncate(size int64) error {
 	return w.Writer.Truncate(size)
 }
 
-// Commit ends the write. If the bytes are not what they should be, all who sent a part of them are distrusted.
+// Commit ends the write. If the bytes are not what they should be, others are asked next time.
 func (w *flightWriter) Commit(ctx context.Context, size int64, expected digest.Digest, opts ...content.Opt) error {
 	err := w.Writer.Commit(ctx, size, expected, opts...)
 	switch {
@@ -250,10 +263,12 @@ func (w *flightWriter) Commit(ctx context.Context, size int64, expected digest.D
 		w.x.distrust.forget(w.digest)
 		w.x.said.note(w.digest, true)
 	case errdefs.IsFailedPrecondition(err):
-		senders := w.flight.senders()
-		w.x.Logger.Warn("what nodes sent is not what it should be", "digest", w.digest, "nodes", senders)
-		w.x.distrust.add(w.digest, senders)
-		w.x.said.accuse(w.digest, senders)
+		nodes, sure := w.flight.suspects()
+		w.x.Logger.Warn("a blob is not what its digest says", "digest", w.digest, "from", nodes, "sure", sure)
+		w.x.distrust.add(w.digest, nodes)
+		if sure {
+			w.x.said.accuse(w.digest, nodes[0])
+		}
 	}
 	return err
 }

@@ -130,7 +130,7 @@ func (s semaphore) release() { <-s }
 // maxDistrust bounds how many blobs are remembered of which somebody sent something wrong.
 const maxDistrust = 1000
 
-// distrust is which nodes took part in sending something wrong. It lasts until the blob is right, or for the daemon's life.
+// distrust is which nodes may have sent something wrong. It lasts until the blob is right or all else has failed.
 type distrust struct {
 	mu  sync.Mutex
 	all map[digest.Digest][]string
