@@ -4,6 +4,7 @@ import (
 	"context"
 	"net/http"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"connectrpc.com/connect"
@@ -15,13 +16,15 @@ import (
 	"github.com/gantryd/gantry/fault/wire"
 )
 
-// servers is the way from a machine to the servers of its cluster. The local one, if any, comes first.
+// servers is the way from a machine to the servers of its cluster. The local one comes first if it answers.
 type servers struct {
 	machine *machine
 	local   *http.Client // to this machine's own server role, by its Unix socket
 	remote  *http.Client
-	mu      sync.Mutex
-	turn    int
+	ready   atomic.Bool // the local server answers
+
+	mu   sync.Mutex
+	turn int
 }
 
 const callTimeout = 10 * time.Second
@@ -38,11 +41,11 @@ type way struct {
 
 func (s *servers) ways() []way {
 	var out []way
-	if s.machine.isServer() {
-		out = append(out, way{s.local, "http://gantryd"})
-	}
 	for _, a := range s.machine.Servers() {
 		out = append(out, way{s.remote, "https://" + a})
+	}
+	if s.ready.Load() || len(out) == 0 && s.machine.isServer() {
+		out = append([]way{{s.local, "http://gantryd"}}, out...)
 	}
 	return out
 }

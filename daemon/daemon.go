@@ -130,7 +130,7 @@ func (d *daemon) run(ctx context.Context) error {
 	}
 	nodeHandler := ag.Handler(append(server.HandlerOptions(), connect.WithInterceptors(server.Audit(d.Logger)))...)
 	role := newServerRole(d, m, ways, localNode(doors.inner.Addr().String(), nodeHandler))
-	f := newFront(m, role, nodeHandler)
+	f := newFront(m, role, nodeHandler, role.metrics(d.nodeMetrics(ag)))
 	group.Go(func() error { return serve(ctx, doors.inner, f.Local()) })
 	group.Go(func() error { return serve(ctx, doors.api, f.Operators()) })
 	if doors.machines != nil {

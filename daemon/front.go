@@ -15,6 +15,7 @@ import (
 	"github.com/gantryd/gantry/cluster/identity"
 	"github.com/gantryd/gantry/fault"
 	"github.com/gantryd/gantry/fault/wire"
+	"github.com/gantryd/gantry/server"
 	"github.com/gantryd/gantry/server/caller"
 	"github.com/gantryd/gantry/server/machines"
 	"github.com/gantryd/gantry/store"
@@ -26,6 +27,8 @@ type front struct {
 	machine *machine
 	role    *serverRole
 	node    http.Handler // what servers call on this node
+	metrics http.Handler
+	alone   http.Handler // what a machine without the server role answers of itself
 	remote  http.RoundTripper
 	errors  *connect.ErrorWriter
 }
@@ -39,10 +42,44 @@ const (
 	leaderPatience = 8 * time.Second
 )
 
-func newFront(m *machine, role *serverRole, node http.Handler) *front {
-	return &front{
-		machine: m, role: role, node: node, remote: m.keeper.Client(identity.AnyServer).Transport, errors: connect.NewErrorWriter(),
+func newFront(m *machine, role *serverRole, node, metrics http.Handler) *front {
+	f := &front{
+		machine: m, role: role, node: node, metrics: metrics, remote: m.keeper.Client(identity.AnyServer).Transport, errors: connect.NewErrorWriter(),
 	}
+	_, f.alone = gantryv1connect.NewSystemServiceHandler(&nodeSystem{front: f, local: role.local, version: role.d.Version}, server.HandlerOptions()...)
+	return f
+}
+
+// nodeSystem is SystemService on a machine that only runs instances: it speaks for itself alone.
+type nodeSystem struct {
+	*front
+	local   server.Node
+	version *gantryv1.VersionResponse
+}
+
+// Version implements the API.
+func (s *nodeSystem) Version(context.Context, *connect.Request[gantryv1.VersionRequest]) (*connect.Response[gantryv1.VersionResponse], error) {
+	return connect.NewResponse(s.version), nil
+}
+
+// Info implements the API.
+func (s *nodeSystem) Info(ctx context.Context, req *connect.Request[gantryv1.InfoRequest]) (*connect.Response[gantryv1.InfoResponse], error) {
+	return s.local.Service.Info(ctx, req)
+}
+
+// DiskUsage implements the API.
+func (s *nodeSystem) DiskUsage(ctx context.Context, req *connect.Request[gantryv1.DiskUsageRequest]) (*connect.Response[gantryv1.DiskUsageResponse], error) {
+	return s.local.Service.DiskUsage(ctx, req)
+}
+
+// Environments implements the API.
+func (s *nodeSystem) Environments(context.Context, *connect.Request[gantryv1.EnvironmentsRequest]) (*connect.Response[gantryv1.EnvironmentsResponse], error) {
+	return nil, s.onlyNode()
+}
+
+// SetEnvironment implements the API.
+func (s *nodeSystem) SetEnvironment(context.Context, *connect.Request[gantryv1.SetEnvironmentRequest]) (*connect.Response[gantryv1.Environment], error) {
+	return nil, s.onlyNode()
 }
 
 func (f *front) fail(w http.ResponseWriter, r *http.Request, err error) {
@@ -54,13 +91,25 @@ func (f *front) fail(w http.ResponseWriter, r *http.Request, err error) {
 // Operators serves the Unix socket.
 func (f *front) Operators() http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == metricsPath {
+			f.metrics.ServeHTTP(w, r) // of this machine, whoever leads
+			return
+		}
+		if !f.machine.isServer() && strings.HasPrefix(r.URL.Path, "/"+gantryv1connect.SystemServiceName+"/") {
+			f.alone.ServeHTTP(w, r)
+			return
+		}
 		if !f.machine.isServer() {
-			f.fail(w, r, fault.New(fault.Unavailable, "this machine only runs instances; servers answer at %s", strings.Join(f.machine.Servers(), ", ")).
-				WithHint("run gantry on a server, or make this machine one: gantry node promote %s", f.machine.Node().Name))
+			f.fail(w, r, f.onlyNode())
 			return
 		}
 		f.lead(w, r, func(s *serving) http.Handler { return s.api }, proxied)
 	})
+}
+
+func (f *front) onlyNode() error {
+	return fault.New(fault.Unavailable, "this machine only runs instances; servers answer at %s", strings.Join(f.machine.Servers(), ", ")).
+		WithHint("run gantry on a server, or make this machine one: gantry node promote %s", f.machine.Node().Name)
 }
 
 // lead answers on the leader, or passes the call to it under the prefix.
@@ -135,6 +184,7 @@ func (f *front) Machines() http.Handler {
 	mux.Handle(of(gantryv1connect.NodeSessionServiceName), f.from(anyRole, f.session))
 	mux.Handle(of(gantryv1connect.NodeServiceName), f.from(identity.Server, f.node.ServeHTTP))
 	mux.Handle(of(gantryv1connect.ImageServiceName), f.from(identity.Server, f.node.ServeHTTP))
+	mux.Handle(metricsPath, f.from(anyRole, f.metrics.ServeHTTP))
 	mux.Handle(proxied+"/", f.from(identity.Server, func(w http.ResponseWriter, r *http.Request) {
 		http.StripPrefix(proxied, caller.Forwarded(http.HandlerFunc(f.final))).ServeHTTP(w, r)
 	}))

@@ -11,6 +11,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"connectrpc.com/connect"
 	"golang.org/x/sync/errgroup"
 
 	gantryv1 "github.com/gantryd/gantry/api/gen/gantry/v1"
@@ -21,6 +22,7 @@ import (
 	"github.com/gantryd/gantry/control/schedule"
 	"github.com/gantryd/gantry/fault"
 	"github.com/gantryd/gantry/internal/seal"
+	"github.com/gantryd/gantry/observe"
 	"github.com/gantryd/gantry/server"
 	"github.com/gantryd/gantry/server/machines"
 	"github.com/gantryd/gantry/store"
@@ -46,6 +48,7 @@ type serving struct {
 	api      http.Handler // what operators call
 	between  http.Handler // what machines call
 	sessions http.Handler // of the nodes, on the leader
+	metrics  *observe.Metrics
 	reigns   atomic.Bool
 }
 
@@ -205,14 +208,17 @@ func (r *serverRole) sealer(st *store.Store) (*seal.Box, error) {
 
 // assemble makes the handlers of a server.
 func (r *serverRole) assemble(member *cluster.Member, st *store.Store, sealer *seal.Box) (*serving, *server.Server) {
-	s := &serving{member: member, store: st}
+	s := &serving{member: member, store: st, metrics: stateMetrics(st)}
+	calls := s.metrics.API()
 	node := r.machine.Node().Meta.Key
 	srv := server.New(st, r.local, server.Options{
 		Node: node, VirtualIPs: r.d.VirtualIPs, Sealer: sealer, Version: r.d.Version, Leadership: s, Reach: r.reach,
 		Guarded: []string{r.d.Root, r.d.Config.Run}, Logger: r.d.Logger,
+		Interceptors: []connect.Interceptor{calls},
 	})
+	sessionMetrics(s.metrics, srv)
 	m := machines.New(st, member, machines.Options{
-		Node: node, Version: r.d.Version.GetVersion(), Sealer: sealer, Logger: r.d.Logger, Options: server.HandlerOptions(),
+		Node: node, Version: r.d.Version.GetVersion(), Sealer: sealer, Logger: r.d.Logger, Options: measured(calls, server.AuditedOptions(r.d.Logger)),
 	})
 	api := http.NewServeMux()
 	api.Handle("/", srv.Handler())
@@ -276,8 +282,8 @@ func (r *serverRole) lead(ctx context.Context, s *serving, srv *server.Server, s
 	}()
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return srv.Lead(ctx) })
-	group.Go(func() error { return rollout.New(s.store, r.d.Logger).Run(ctx) })
-	group.Go(func() error { return schedule.New(s.store, r.d.Logger).Run(ctx) })
+	group.Go(func() error { return rollout.New(s.store, r.d.Logger).Run(as(ctx, "rollout")) })
+	group.Go(func() error { return schedule.New(s.store, r.d.Logger).Run(as(ctx, "scheduler")) })
 	return group.Wait()
 }
 
@@ -318,6 +324,7 @@ func (r *serverRole) set(s *serving) {
 	r.mu.Lock()
 	r.now = s
 	r.mu.Unlock()
+	r.servers.ready.Store(s != nil)
 	r.announce()
 }
 

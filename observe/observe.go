@@ -1,9 +1,9 @@
 // Package observe publishes what the daemon counts and times, in the form that Prometheus reads.
 //
 // New, then the methods that take a part's figures, then Handler for /metrics. The parts know nothing of it: they have
-// counters of package internal/tally, which are read when somebody asks. There is one registry for each daemon, none for the
-// process, but for what libraries (etcd, Go) keep for the whole process. Everything is safe in parallel. The package stores
-// no history and raises no alarms.
+// counters of package internal/tally, which are read when somebody asks. Each role of a daemon has Metrics of its own, which
+// come and go with it; Process and etcd's own figures are of the whole process. Everything is safe in parallel. The package
+// stores no history and raises no alarms.
 package observe
 
 import (
@@ -21,26 +21,31 @@ import (
 // prefix begins the name of every metric of ours.
 const prefix = "gantry_"
 
-// Metrics is the registry of one daemon.
+// Metrics is what one role of a daemon publishes.
 type Metrics struct{ registry *prometheus.Registry }
 
-// New makes a registry that has what Go and the kernel say of the process.
-func New(version string) *Metrics {
-	m := &Metrics{registry: prometheus.NewRegistry()}
+// New makes Metrics without any.
+func New() *Metrics { return &Metrics{registry: prometheus.NewRegistry()} }
+
+// Process publishes what Go and the kernel say of the process, and its version.
+func (m *Metrics) Process(version string) {
 	m.registry.MustRegister(
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 			Name: prefix + "info", Help: "The version that runs.", ConstLabels: prometheus.Labels{"version": version},
 		}, func() float64 { return 1 }),
 	)
-	return m
 }
 
-// Handler serves /metrics.
-func (m *Metrics) Handler() http.Handler {
-	return promhttp.HandlerFor(prometheus.Gatherers{m.registry, library{prometheus.DefaultGatherer}}, promhttp.HandlerOpts{
+// Handler serves /metrics: what all that parts lists when somebody asks have to say.
+func Handler(parts func() []*Metrics) http.Handler {
+	return http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
+		all := prometheus.Gatherers{library{prometheus.DefaultGatherer}}
+		for _, m := range parts() {
+			all = append(all, m.registry)
+		}
 		// What one part cannot tell must not hide the others.
-		ErrorHandling: promhttp.ContinueOnError,
+		promhttp.HandlerFor(all, promhttp.HandlerOpts{ErrorHandling: promhttp.ContinueOnError}).ServeHTTP(rw, r)
 	})
 }
 
@@ -58,6 +63,27 @@ func (m *Metrics) Gauge(name, help string, read func() float64) {
 // Level publishes a gauge of a part.
 func (m *Metrics) Level(name, help string, g *tally.Gauge) {
 	m.Gauge(name, help, func() float64 { return float64(g.Value()) })
+}
+
+// Levels publishes a value for each key that read gives.
+func (m *Metrics) Levels(name, help, label string, read func() map[string]int) {
+	m.registry.MustRegister(&levels{desc: prometheus.NewDesc(prefix+name, help, []string{label}, nil), read: read})
+}
+
+// levels is a map as a gauge with a label.
+type levels struct {
+	desc *prometheus.Desc
+	read func() map[string]int
+}
+
+// Describe is part of prometheus.Collector.
+func (l *levels) Describe(out chan<- *prometheus.Desc) { out <- l.desc }
+
+// Collect is part of prometheus.Collector.
+func (l *levels) Collect(out chan<- prometheus.Metric) {
+	for key, n := range l.read() {
+		out <- prometheus.MustNewConstMetric(l.desc, prometheus.GaugeValue, float64(n), key)
+	}
 }
 
 // Time publishes how long something takes, in seconds.

@@ -22,9 +22,9 @@ import (
 )
 
 // scrape reads /metrics as Prometheus does.
-func scrape(t *testing.T, m *observe.Metrics) string {
+func scrape(t *testing.T, m ...*observe.Metrics) string {
 	t.Helper()
-	h := httptest.NewServer(m.Handler())
+	h := httptest.NewServer(observe.Handler(func() []*observe.Metrics { return m }))
 	defer h.Close()
 	resp, err := http.Get(h.URL)
 	if err != nil {
@@ -49,25 +49,28 @@ func lines(t *testing.T, text string, want ...string) {
 }
 
 func TestPartsArePublished(t *testing.T) {
-	m := observe.New("1.2.3")
+	m := observe.New()
 	var c tally.Counter
 	var g tally.Gauge
 	var l tally.Latency
 	m.Count("things_total", "Things.", &c)
 	m.Level("queue", "What waits.", &g)
 	m.Time("pass_seconds", "Passes.", &l)
+	m.Levels("phases", "Instances.", "phase", func() map[string]int { return map[string]int{"running": 2} })
+	process := observe.New()
+	process.Process("1.2.3")
 	c.Add(3)
 	g.Set(5)
 	l.Observe(2 * time.Millisecond)
 	l.Observe(2 * time.Hour)
-	lines(t, scrape(t, m), `gantry_things_total 3`, `gantry_queue 5`, `gantry_pass_seconds_bucket{le="0.001"} 0`,
+	lines(t, scrape(t, m, process), `gantry_things_total 3`, `gantry_phases{phase="running"} 2`, `gantry_queue 5`, `gantry_pass_seconds_bucket{le="0.001"} 0`,
 		`gantry_pass_seconds_bucket{le="0.0025"} 1`, `gantry_pass_seconds_bucket{le="+Inf"} 2`, `gantry_pass_seconds_count 2`,
 		`gantry_info{version="1.2.3"} 1`)
 }
 
 func TestTwoDaemonsOfAProcessCountApart(t *testing.T) {
 	var one, two tally.Counter
-	a, b := observe.New("a"), observe.New("b")
+	a, b := observe.New(), observe.New()
 	a.Count("things_total", "Things.", &one)
 	b.Count("things_total", "Things.", &two)
 	one.Add(1)
@@ -92,11 +95,12 @@ func TestTheStateAndItsLibraryArePublished(t *testing.T) {
 		&gantryv1.InstanceStatus{Meta: store.NewMeta("a"), Phase: gantryv1.InstanceStatus_PHASE_RUNNING},
 		&gantryv1.NodeStatus{Meta: store.NewMeta("n1"), State: "down"},
 	}, nil)
-	m := observe.New("1")
+	m := observe.New()
+	m.Process("1")
 	m.State(st)
 	text := scrape(t, m)
 	lines(t, text, `gantry_cluster_instances{phase="running"} 1`, `gantry_cluster_instances{phase="unspecified"} 2`,
-		`gantry_cluster_nodes{state="down"} 1`, `gantry_cluster_nodes{state="unknown"} 1`, `gantry_store_objects{kind="instance"} 3`)
+		`gantry_cluster_nodes{state="down"} 1`, `gantry_cluster_nodes{state="unknown"} 1`, `gantry_store_objects{kind="instance"} 3`, `gantry_cluster_unplaced_instances 3`)
 	for _, family := range []string{"etcd_disk_wal_fsync_duration_seconds", "go_goroutines", "process_resident_memory_bytes"} {
 		if !strings.Contains(text, "\n# TYPE "+family+" ") {
 			t.Errorf("no %s", family)
@@ -121,7 +125,7 @@ func (volumes) Remove(context.Context, *connect.Request[gantryv1.VolumeTarget]) 
 }
 
 func TestCallsAreCountedByHowTheyEnded(t *testing.T) {
-	m := observe.New("1")
+	m := observe.New()
 	_, handler := gantryv1connect.NewVolumeServiceHandler(volumes{}, connect.WithInterceptors(m.API()))
 	h := httptest.NewServer(handler)
 	defer h.Close()

@@ -11,6 +11,7 @@ import (
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
 
+	"github.com/gantryd/gantry/cluster/identity"
 	"github.com/gantryd/gantry/fault"
 	"github.com/gantryd/gantry/fault/wire"
 	"github.com/gantryd/gantry/server/caller"
@@ -26,6 +27,11 @@ type audit struct {
 // Audit is the audit for handlers that servers and users reach alike, such as the node's own image API: calls of users are
 // written down, those of servers have been where they came from.
 func Audit(log *slog.Logger) connect.Interceptor { return &audit{log: log, known: true} }
+
+// AuditedOptions is HandlerOptions with the audit, for handlers beside those of Server.
+func AuditedOptions(log *slog.Logger) []connect.HandlerOption {
+	return append(HandlerOptions(), connect.WithInterceptors(&audit{log: log}))
+}
 
 // reads are the methods that change nothing. What is not here is audited.
 func reads(method string) bool {
@@ -46,6 +52,9 @@ func (a *audit) begin(ctx context.Context, procedure string) (context.Context, f
 	}
 	call := strings.TrimPrefix(procedure, "/gantry.v1.")
 	by := who.User
+	if machine, ok := identity.CallerFrom(ctx); by == "" && ok {
+		by = "node " + machine.Node
+	}
 	if by == "" {
 		by = "unknown"
 	}

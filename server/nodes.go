@@ -28,6 +28,9 @@ func nodeName(snap store.Reader, id string) string {
 	return id
 }
 
+// Sessions is the number of nodes that have a session with this server.
+func (s *Server) Sessions() int { return s.nodes.Sessions() }
+
 // briefs names all machines of the cluster.
 func briefs(snap store.Reader) []*gantryv1.NodeBrief {
 	var out []*gantryv1.NodeBrief

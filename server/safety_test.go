@@ -251,7 +251,7 @@ func TestARestartIsNewerThanThoseOfSingleInstances(t *testing.T) {
 	p := start(t)
 	p.apply(t, app(nil))
 	p.put(t, &gantryv1.Instance{
-		Meta: store.NewMeta("x"), Environment: "production", App: "shop", Service: "web", Slot: 1, Release: 1, RestartGeneration: 5, Node: "elsewhere",
+		Meta: store.NewMeta("x"), Environment: "production", App: "shop", Service: "web", Slot: 1, Release: 1, RestartGeneration: 5, Node: nodeID,
 		Desired: gantryv1.Instance_DESIRED_RUNNING,
 	})
 	_, err := p.apps.Restart(t.Context(), connect.NewRequest(&gantryv1.RestartRequest{Environment: "production", App: "shop"}))
