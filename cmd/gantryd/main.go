@@ -58,7 +58,7 @@ func command() *cobra.Command {
 	f.StringVar(&c.Bridge, "bridge", "gantry0", "name of the bridge of this machine's instances")
 	f.StringVar(&subnet, "subnet", "10.210.0.0/20", "addresses of this machine's instances, if it founds a cluster")
 	f.StringVar(&nodes, "node-range", "10.192.0.0/11", "where the ranges of machines that join come from")
-	f.StringVar(&vips, "virtual-ips", "10.211.0.0/16", "addresses of services")
+	f.StringVar(&vips, "virtual-ips", "10.224.0.0/16", "addresses of services")
 	f.StringVar(&c.Registry, "registry", "127.0.0.1:5050", "where the embedded registry listens; empty for none")
 	f.StringVar(&c.CgroupParent, "cgroup-parent", "", "cgroup of all instances (default one that hangs on the root)")
 	f.StringVar(&level, "log-level", "info", "debug, info, warn or error")

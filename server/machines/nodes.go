@@ -2,6 +2,7 @@ package machines
 
 import (
 	"context"
+	"slices"
 	"strings"
 
 	"connectrpc.com/connect"
@@ -23,6 +24,7 @@ func (h *nodeAdmin) List(context.Context, *connect.Request[gantryv1.ListNodesReq
 	for _, n := range store.List[*gantryv1.Node](snap, "") {
 		out.Nodes = append(out.Nodes, h.view(snap, n, tallies))
 	}
+	slices.SortFunc(out.Nodes, func(a, b *gantryv1.NodeView) int { return strings.Compare(a.Node.Name, b.Node.Name) })
 	return connect.NewResponse(out), nil
 }
 
