@@ -1,14 +1,20 @@
 package network
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"net"
 	"net/netip"
+	"os"
 	"testing"
 	"time"
 
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
 	gantryv1 "github.com/gantryd/gantry/api/gen/gantry/v1"
+	"github.com/gantryd/gantry/network/overlay"
 )
 
 // BenchmarkAttachReady is the hot path of a container's start: a link from the pool.
@@ -129,6 +135,84 @@ func BenchmarkTraffic(b *testing.B) {
 				}
 				return nil
 			}))
+		})
+	}
+}
+
+// plain puts a namespace behind a machine as a container is, without anything of ours: 10.200.N.2, routed through the cable.
+func (m *machine) plain(b *testing.B, number, other int) *os.File {
+	var ns *os.File
+	must(b, onThread(func() (err error) {
+		if err = unix.Unshare(unix.CLONE_NEWNET); err == nil {
+			ns, err = os.Open("/proc/thread-self/ns/net")
+		}
+		return err
+	}))
+	b.Cleanup(func() { ns.Close() })
+	route := func(to, via string) error {
+		return netlink.RouteAdd(&netlink.Route{Dst: ipNet(netip.MustParsePrefix(to)), Gw: net.ParseIP(via)})
+	}
+	m.inside(func() error {
+		attrs := netlink.NewLinkAttrs()
+		attrs.Name = "plain"
+		veth := netlink.NewVeth(attrs)
+		veth.PeerName, veth.PeerNamespace = "eth0", netlink.NsFd(ns.Fd())
+		return errors.Join(netlink.LinkAdd(veth), address4(veth, fmt.Sprintf("10.200.%d.1/24", number)),
+			route(fmt.Sprintf("10.200.%d.0/24", other), fmt.Sprintf("192.0.2.%d", other)))
+	})
+	must(b, do(b, ns, func() error {
+		return errors.Join(onLink("eth0", addAddress(fmt.Sprintf("10.200.%d.2/24", number))), route("0.0.0.0/0", fmt.Sprintf("10.200.%d.1", number)))
+	}))
+	return ns
+}
+
+// BenchmarkBetweenNodes is one stream between machines: by the cable, between namespaces behind them that are merely routed,
+// and between containers by each overlay.
+func BenchmarkBetweenNodes(b *testing.B) {
+	stream := func(b *testing.B, from, to *os.File, addr string) {
+		var ln net.Listener
+		must(b, do(b, to, func() (err error) {
+			ln, err = net.Listen("tcp", addr)
+			return err
+		}))
+		defer ln.Close()
+		read := make(chan int64, 1)
+		go func() {
+			c, err := ln.Accept()
+			if err != nil {
+				read <- 0
+				return
+			}
+			n, _ := io.Copy(io.Discard, c)
+			c.Close()
+			read <- n
+		}()
+		conn, err := dialIn(b, from, addr)
+		must(b, err)
+		buf := make([]byte, 1<<20)
+		b.SetBytes(int64(len(buf)))
+		sent := int64(0)
+		for b.Loop() {
+			_, err := conn.Write(buf)
+			must(b, err)
+			sent += int64(len(buf))
+		}
+		conn.Close()
+		if got := <-read; got != sent {
+			b.Fatalf("%d of %d bytes arrived", got, sent)
+		}
+	}
+	for _, kind := range []string{overlay.VXLAN, overlay.WireGuard} {
+		b.Run(kind, func(b *testing.B) {
+			l := newLAN(b, 2, func(o *Options) { o.Overlay = kind })
+			x, y := l.machines[0].run("x"), l.machines[1].run("y")
+			l.apply(front(), service("prod", "x", "", []string{"front"}, x), service("prod", "y", "", []string{"front"}, y))
+			b.Run("cable", func(b *testing.B) { stream(b, l.machines[0].ns, l.machines[1].ns, "192.0.2.2:9000") })
+			if kind == overlay.VXLAN {
+				from, to := l.machines[0].plain(b, 1, 2), l.machines[1].plain(b, 2, 1)
+				b.Run("routed", func(b *testing.B) { stream(b, from, to, "10.200.2.2:9000") })
+			}
+			b.Run("containers", func(b *testing.B) { stream(b, x.ns, y.ns, y.IPv4.String()+":9000") })
 		})
 	}
 }
