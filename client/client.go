@@ -32,16 +32,17 @@ type Options struct {
 
 // Client has one field for each service of the API.
 type Client struct {
-	Apps      gantryv1connect.AppServiceClient
-	Instances gantryv1connect.InstanceServiceClient
-	Images    gantryv1connect.ImageServiceClient
-	Volumes   gantryv1connect.VolumeServiceClient
-	Networks  gantryv1connect.NetworkServiceClient
-	Secrets   gantryv1connect.SecretServiceClient
-	Configs   gantryv1connect.ConfigServiceClient
-	System    gantryv1connect.SystemServiceClient
-	Cluster   gantryv1connect.ClusterServiceClient
-	Nodes     gantryv1connect.NodeAdminServiceClient
+	Apps       gantryv1connect.AppServiceClient
+	Instances  gantryv1connect.InstanceServiceClient
+	Images     gantryv1connect.ImageServiceClient
+	Volumes    gantryv1connect.VolumeServiceClient
+	Networks   gantryv1connect.NetworkServiceClient
+	Secrets    gantryv1connect.SecretServiceClient
+	Configs    gantryv1connect.ConfigServiceClient
+	System     gantryv1connect.SystemServiceClient
+	Cluster    gantryv1connect.ClusterServiceClient
+	Nodes      gantryv1connect.NodeAdminServiceClient
+	Operations gantryv1connect.OperationServiceClient
 
 	host      string
 	transport *http.Transport
@@ -78,6 +79,7 @@ func New(opts Options) (*Client, error) {
 	c.System = gantryv1connect.NewSystemServiceClient(hc, base, with)
 	c.Cluster = gantryv1connect.NewClusterServiceClient(hc, base, with)
 	c.Nodes = gantryv1connect.NewNodeAdminServiceClient(hc, base, with)
+	c.Operations = gantryv1connect.NewOperationServiceClient(hc, base, with)
 	return c, nil
 }
 

@@ -5,14 +5,18 @@ import (
 	"encoding/hex"
 	"net/netip"
 	"sort"
+	"time"
 
 	"google.golang.org/protobuf/proto"
 
 	gantryv1 "github.com/gantryd/gantry/api/gen/gantry/v1"
 	"github.com/gantryd/gantry/control/rollout"
 	"github.com/gantryd/gantry/fault"
+	"github.com/gantryd/gantry/operation"
+	"github.com/gantryd/gantry/operation/rollouts"
 	"github.com/gantryd/gantry/store"
 	"github.com/gantryd/gantry/store/demands"
+	"github.com/gantryd/gantry/store/placement"
 	"github.com/gantryd/gantry/store/progress"
 )
 
@@ -25,7 +29,11 @@ type applier struct {
 	guarded []string
 	req     *gantryv1.ApplyRequest
 	digest  func(image, platform string) string // of a local image, "" if there is none
+	who     string
+	now     time.Time
 	changes []*gantryv1.Change
+	index   int64    // of the app before the changes
+	begun   []string // operations
 }
 
 func (a *applier) appKey() string { return a.req.Environment + "/" + a.req.App }
@@ -44,6 +52,9 @@ const (
 func (a *applier) run() error {
 	if err := a.check(); err != nil {
 		return err
+	}
+	if a.index = appIndex(a.tx, a.appKey()); a.req.CheckIndex != 0 && a.req.CheckIndex != a.index {
+		return errStale(a.req, a.index)
 	}
 	a.environment()
 	steps := []func() error{a.networks, a.volumes, a.secrets, a.configs, a.services, a.orphans}
@@ -73,6 +84,9 @@ func (a *applier) check() error {
 		if s.GetContainer() == nil || s.Container.Image == "" && s.Container.Rootfs == "" {
 			return fault.New(fault.Invalid, "the service %q has neither an image nor a rootfs", name).
 				WithHint("set image: or build: in the Compose file")
+		}
+		if err := rollouts.Check(name, s); err != nil {
+			return err
 		}
 	}
 	for _, name := range a.req.Services {
@@ -387,6 +401,13 @@ func (a *applier) release(s, old *gantryv1.Service) ([]*gantryv1.FieldChange, er
 		Spec: s.Spec, SpecHash: hash,
 	})
 	s.PreviousRelease, s.Release = s.Release, number
+	if !placement.IsJob(s.Spec) {
+		op := rollouts.Begin(a.tx, s, a.who, rollouts.CauseUp, a.now)
+		a.begun = append(a.begun, op.Meta.Key)
+		if op.Rollout.From != 0 {
+			s.PreviousRelease = op.Rollout.From // what never worked is nothing to go back to
+		}
+	}
 	if !ok {
 		return nil, nil
 	}
@@ -401,7 +422,7 @@ func (a *applier) forget(old []*gantryv1.Release, s *gantryv1.Service) {
 	if len(old) == 0 {
 		return
 	}
-	used := map[int64]bool{s.Release: true, s.PreviousRelease: true}
+	used := map[int64]bool{s.Release: true, s.PreviousRelease: true, rollouts.Good(operation.Last(a.tx, s.Meta.Key)): true}
 	for _, i := range store.List[*gantryv1.Instance](a.tx, "") {
 		if progress.Key(i) == s.Meta.Key {
 			used[i.Release] = true

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"strings"
+	"time"
 
 	"connectrpc.com/connect"
 	"google.golang.org/protobuf/proto"
@@ -11,7 +12,11 @@ import (
 	gantryv1 "github.com/gantryd/gantry/api/gen/gantry/v1"
 	"github.com/gantryd/gantry/control/rollout"
 	"github.com/gantryd/gantry/fault"
+	"github.com/gantryd/gantry/operation"
+	"github.com/gantryd/gantry/operation/rollouts"
+	"github.com/gantryd/gantry/server/caller"
 	"github.com/gantryd/gantry/store"
+	"github.com/gantryd/gantry/store/placement"
 	"github.com/gantryd/gantry/store/progress"
 )
 
@@ -35,11 +40,12 @@ func (h *apps) apply(ctx context.Context, req *gantryv1.ApplyRequest, dry bool) 
 	var out *gantryv1.PlanResponse
 	err := h.s.store.Update(ctx, func(tx *store.Tx) error {
 		a := &applier{tx: tx, sealer: h.s.o.Sealer, vips: h.s.o.VirtualIPs, guarded: h.s.o.Guarded, req: req,
+			who: caller.Of(ctx).User, now: time.Now(),
 			digest: func(image, platform string) string { return digests[image+" "+platform] }}
 		if err := a.run(); err != nil {
 			return err
 		}
-		out = &gantryv1.PlanResponse{Changes: a.changes}
+		out = &gantryv1.PlanResponse{Changes: a.changes, Index: a.index, Operations: a.begun}
 		if dry {
 			return errDry
 		}
@@ -290,7 +296,7 @@ func nextGeneration(r store.Reader, s *gantryv1.Service) int64 {
 	return last + 1
 }
 
-const maxReplicas = 10_000
+const maxReplicas = 100_000
 
 // Scale implements the API.
 func (h *apps) Scale(ctx context.Context, req *connect.Request[gantryv1.ScaleRequest]) (*connect.Response[gantryv1.ScaleResponse], error) {
@@ -314,7 +320,7 @@ func (h *apps) SetStopped(ctx context.Context, req *connect.Request[gantryv1.Set
 		if s.Stopped && !m.Stopped {
 			s.RestartGeneration = nextGeneration(r, s)
 		}
-		s.Stopped = m.Stopped
+		s.Stopped, s.StopGrace = m.Stopped, m.GracePeriod
 		return nil
 	})
 	return respond(&gantryv1.SetStoppedResponse{}, err)
@@ -324,40 +330,59 @@ func (h *apps) SetStopped(ctx context.Context, req *connect.Request[gantryv1.Set
 func (h *apps) Restart(ctx context.Context, req *connect.Request[gantryv1.RestartRequest]) (*connect.Response[gantryv1.RestartResponse], error) {
 	m := req.Msg
 	err := h.each(ctx, m.Environment, m.App, m.Services, func(r store.Reader, s *gantryv1.Service) error {
-		s.Stopped = false
+		s.Stopped, s.StopGrace = false, m.GracePeriod
 		s.RestartGeneration = nextGeneration(r, s)
 		return nil
 	})
 	return respond(&gantryv1.RestartResponse{}, err)
 }
 
-// Rollback implements the API.
+// Rollback implements the API. Going back from a rollout that has not ended is to abort it.
 func (h *apps) Rollback(ctx context.Context, req *connect.Request[gantryv1.RollbackRequest]) (*connect.Response[gantryv1.RollbackResponse], error) {
 	m := req.Msg
-	key := m.Environment + "/" + m.App + "/" + m.Service
-	var to int64
+	out := &gantryv1.RollbackResponse{}
 	err := h.s.store.Update(ctx, func(tx *store.Tx) error {
-		s, ok := store.Get[*gantryv1.Service](tx, key)
+		s, ok := store.Get[*gantryv1.Service](tx, m.Environment+"/"+m.App+"/"+m.Service)
 		if !ok || s.Removing {
 			return fault.New(fault.NotFound, "the app %q has no service %q", m.App, m.Service).WithHint("gantry ps")
 		}
-		if to = m.Release; to == 0 {
-			to = s.PreviousRelease
+		if out.Release = m.Release; out.Release == 0 {
+			out.Release = s.PreviousRelease
 		}
-		if to == 0 {
+		if out.Release == 0 {
 			return fault.New(fault.Conflict, "the service %q has no release before %d", m.Service, s.Release).WithHint("gantry release ls")
 		}
-		if _, ok := store.Get[*gantryv1.Release](tx, rollout.ReleaseKey(key, to)); !ok {
-			return fault.New(fault.NotFound, "the service %q has no release %d", m.Service, to).WithHint("gantry release ls")
+		if _, ok := store.Get[*gantryv1.Release](tx, rollout.ReleaseKey(s.Meta.Key, out.Release)); !ok {
+			return fault.New(fault.NotFound, "the service %q has no release %d", m.Service, out.Release).WithHint("gantry release ls")
 		}
-		return store.Modify(tx, key, func(o *gantryv1.Service) error {
-			if o.Release != to {
-				o.Release, o.PreviousRelease = to, o.Release
-			}
-			return nil
-		})
+		var err error
+		out.Operation, err = goBack(tx, s, out.Release, caller.Of(ctx).User, time.Now())
+		return err
 	})
-	return respond(&gantryv1.RollbackResponse{Release: to}, err)
+	return respond(out, err)
+}
+
+// goBack leads a service to an earlier release and returns the key of the operation that does; "" if it has that release.
+func goBack(tx *store.Tx, s *gantryv1.Service, to int64, who string, now time.Time) (string, error) {
+	if s.Release == to {
+		return "", nil
+	}
+	if op := operation.Last(tx, s.Meta.Key); operation.Active(op) && !op.Rollout.Back && op.Rollout.From == to {
+		op = proto.CloneOf(op)
+		if err := rollouts.Abort(tx, op, who, now); err != nil {
+			return "", err
+		}
+		store.Put(tx, op)
+		return op.Meta.Key, nil
+	}
+	s = proto.CloneOf(s)
+	s.Release, s.PreviousRelease = to, s.Release
+	key := ""
+	if !placement.IsJob(s.Spec) {
+		key = rollouts.Begin(tx, s, who, rollouts.CauseRollback, now).Meta.Key
+	}
+	store.Put(tx, s)
+	return key, nil
 }
 
 // ListReleases implements the API.

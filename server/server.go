@@ -19,6 +19,7 @@ import (
 	"github.com/gantryd/gantry/fault"
 	"github.com/gantryd/gantry/fault/wire"
 	"github.com/gantryd/gantry/server/nodesession"
+	"github.com/gantryd/gantry/server/operations"
 	"github.com/gantryd/gantry/store"
 )
 
@@ -95,7 +96,7 @@ func speaksForItself(ctx context.Context, node string) error {
 // NodeHandler serves the sessions of nodes, which are given every secret they need: it is for a listener that only nodes reach.
 func (s *Server) NodeHandler() http.Handler {
 	mux := http.NewServeMux()
-	mux.Handle(gantryv1connect.NewNodeSessionServiceHandler(s.nodes, HandlerOptions()...))
+	mux.Handle(gantryv1connect.NewNodeSessionServiceHandler(s.nodes, append(HandlerOptions(), nodesession.HandlerOption())...))
 	return mux
 }
 
@@ -110,6 +111,7 @@ func (s *Server) Handler() http.Handler {
 	mux.Handle(gantryv1connect.NewSecretServiceHandler(s.secrets(), opts...))
 	mux.Handle(gantryv1connect.NewConfigServiceHandler(s.configs(), opts...))
 	mux.Handle(gantryv1connect.NewSystemServiceHandler(&system{s}, opts...))
+	mux.Handle(gantryv1connect.NewOperationServiceHandler(operations.New(s.store), opts...))
 	mux.Handle("/"+gantryv1connect.ImageServiceName+"/", s.local.ImageHandler)
 	s.handleImages(mux, opts)
 	return mux

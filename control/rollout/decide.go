@@ -294,22 +294,5 @@ func (d *decision) startFirst() bool {
 	case d.settings.GetOrder() == "stop-first":
 		return false
 	}
-	return !Exclusive(d.Release.Spec.GetContainer())
-}
-
-// Exclusive reports that two instances of a spec would be in each other's way.
-func Exclusive(c *gantryv1.ContainerSpec) bool {
-	for _, m := range c.GetMounts() {
-		shared := m.Type == gantryv1.Mount_TYPE_VOLUME || m.Type == gantryv1.Mount_TYPE_BIND
-		if shared && !m.ReadOnly {
-			return true
-		}
-	}
-	for _, p := range c.GetPorts() {
-		if p.Mode == "host" {
-			return true
-		}
-	}
-	n := c.GetNetwork()
-	return n.GetKind() == gantryv1.NetworkMode_KIND_HOST || n.GetAddress() != "" || c.GetMacAddress() != ""
+	return !rollouts.Exclusive(d.Release.Spec.GetContainer())
 }

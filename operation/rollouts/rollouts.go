@@ -87,7 +87,7 @@ func origin(r store.Reader, s *gantryv1.Service) int64 {
 
 // Good is the release that is known to work after a rollout, or while it lasts; 0 for none.
 func Good(op *gantryv1.Operation) int64 {
-	if op.State == operation.Done {
+	if op.GetState() == operation.Done {
 		return op.GetRollout().GetTo()
 	}
 	return op.GetRollout().GetFrom()
@@ -184,7 +184,7 @@ func Return(op *gantryv1.Operation, state gantryv1.Operation_State, now time.Tim
 }
 
 // Abort turns a rollout around because a person asks for it.
-func Abort(tx *store.Tx, op *gantryv1.Operation, now time.Time) error {
+func Abort(tx *store.Tx, op *gantryv1.Operation, who string, now time.Time) error {
 	name := op.Subject
 	switch {
 	case !operation.Active(op):
@@ -197,7 +197,10 @@ func Abort(tx *store.Tx, op *gantryv1.Operation, now time.Time) error {
 			WithHint("gantry up with a corrected file takes its place, gantry down removes it")
 	}
 	Return(op, operation.Aborted, now)
-	op.Rollout.Aborted = true
+	op.Rollout.Aborted, op.Error = true, "aborted"
+	if who != "" {
+		op.Error += " by " + who
+	}
 	return store.Modify(tx, op.Subject, func(s *gantryv1.Service) error {
 		s.Release, s.PreviousRelease = op.Rollout.From, 0
 		return nil

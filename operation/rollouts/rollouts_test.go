@@ -82,18 +82,18 @@ func TestAbort(t *testing.T) {
 		store.Put(tx, s)
 		first := rollouts.Plan(s, 0, "up")
 		first.State = operation.Running
-		if err := rollouts.Abort(tx, first, time.Now()); !fault.Is(err, fault.Conflict) || fault.HintOf(err) == "" {
+		if err := rollouts.Abort(tx, first, "me", time.Now()); !fault.Is(err, fault.Conflict) || fault.HintOf(err) == "" {
 			t.Errorf("a first release was aborted: %v", err)
 		}
 		op := rollouts.Plan(s, 1, "up")
 		op.State = operation.Running
-		if err := rollouts.Abort(tx, op, time.Now()); err != nil {
+		if err := rollouts.Abort(tx, op, "me", time.Now()); err != nil {
 			t.Error(err)
 		}
 		if got, _ := store.Get[*gantryv1.Service](tx, "p/a/web"); got.Release != 1 || rollouts.Goal(op) != 1 || actions(op.Steps) != "move return" {
 			t.Errorf("%v %v", got, op)
 		}
-		if err := rollouts.Abort(tx, op, time.Now()); !fault.Is(err, fault.Conflict) {
+		if err := rollouts.Abort(tx, op, "me", time.Now()); !fault.Is(err, fault.Conflict) {
 			t.Errorf("aborted twice: %v", err)
 		}
 		return nil

@@ -86,9 +86,7 @@ type ApplyRequest struct {
 	// Replace instances even if nothing changed.
 	ForceRecreate bool `protobuf:"varint,6,opt,name=force_recreate,json=forceRecreate,proto3" json:"force_recreate,omitempty"`
 	// Refuse unless the app is as it was when a plan had this index; 0 for no check.
-	CheckIndex int64 `protobuf:"varint,7,opt,name=check_index,json=checkIndex,proto3" json:"check_index,omitempty"`
-	// Who asks, as the client says: "user@host".
-	Who           string `protobuf:"bytes,8,opt,name=who,proto3" json:"who,omitempty"`
+	CheckIndex    int64 `protobuf:"varint,7,opt,name=check_index,json=checkIndex,proto3" json:"check_index,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -170,13 +168,6 @@ func (x *ApplyRequest) GetCheckIndex() int64 {
 		return x.CheckIndex
 	}
 	return 0
-}
-
-func (x *ApplyRequest) GetWho() string {
-	if x != nil {
-		return x.Who
-	}
-	return ""
 }
 
 type PlanResponse struct {
@@ -937,9 +928,7 @@ type RollbackRequest struct {
 	App         string                 `protobuf:"bytes,2,opt,name=app,proto3" json:"app,omitempty"`
 	Service     string                 `protobuf:"bytes,3,opt,name=service,proto3" json:"service,omitempty"`
 	// 0 for the release before.
-	Release int64 `protobuf:"varint,4,opt,name=release,proto3" json:"release,omitempty"`
-	// Who asks, as the client says.
-	Who           string `protobuf:"bytes,5,opt,name=who,proto3" json:"who,omitempty"`
+	Release       int64 `protobuf:"varint,4,opt,name=release,proto3" json:"release,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1000,13 +989,6 @@ func (x *RollbackRequest) GetRelease() int64 {
 		return x.Release
 	}
 	return 0
-}
-
-func (x *RollbackRequest) GetWho() string {
-	if x != nil {
-		return x.Who
-	}
-	return ""
 }
 
 type RollbackResponse struct {
@@ -1450,7 +1432,7 @@ var File_gantry_v1_apps_proto protoreflect.FileDescriptor
 
 const file_gantry_v1_apps_proto_rawDesc = "" +
 	"\n" +
-	"\x14gantry/v1/apps.proto\x12\tgantry.v1\x1a\x13gantry/v1/app.proto\x1a\x19gantry/v1/operation.proto\x1a\x1egoogle/protobuf/duration.proto\"\x87\x02\n" +
+	"\x14gantry/v1/apps.proto\x12\tgantry.v1\x1a\x13gantry/v1/app.proto\x1a\x19gantry/v1/operation.proto\x1a\x1egoogle/protobuf/duration.proto\"\xf5\x01\n" +
 	"\fApplyRequest\x12 \n" +
 	"\venvironment\x18\x01 \x01(\tR\venvironment\x12\x10\n" +
 	"\x03app\x18\x02 \x01(\tR\x03app\x12&\n" +
@@ -1459,8 +1441,7 @@ const file_gantry_v1_apps_proto_rawDesc = "" +
 	"\x0eremove_orphans\x18\x05 \x01(\bR\rremoveOrphans\x12%\n" +
 	"\x0eforce_recreate\x18\x06 \x01(\bR\rforceRecreate\x12\x1f\n" +
 	"\vcheck_index\x18\a \x01(\x03R\n" +
-	"checkIndex\x12\x10\n" +
-	"\x03who\x18\b \x01(\tR\x03who\"\x8d\x01\n" +
+	"checkIndex\"\x8d\x01\n" +
 	"\fPlanResponse\x12+\n" +
 	"\achanges\x18\x01 \x03(\v2\x11.gantry.v1.ChangeR\achanges\x12\x1a\n" +
 	"\brevision\x18\x02 \x01(\x03R\brevision\x12\x14\n" +
@@ -1517,13 +1498,12 @@ const file_gantry_v1_apps_proto_rawDesc = "" +
 	"\rReplicasEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\x05R\x05value:\x028\x01\"\x0f\n" +
-	"\rScaleResponse\"\x8b\x01\n" +
+	"\rScaleResponse\"y\n" +
 	"\x0fRollbackRequest\x12 \n" +
 	"\venvironment\x18\x01 \x01(\tR\venvironment\x12\x10\n" +
 	"\x03app\x18\x02 \x01(\tR\x03app\x12\x18\n" +
 	"\aservice\x18\x03 \x01(\tR\aservice\x12\x18\n" +
-	"\arelease\x18\x04 \x01(\x03R\arelease\x12\x10\n" +
-	"\x03who\x18\x05 \x01(\tR\x03who\"J\n" +
+	"\arelease\x18\x04 \x01(\x03R\arelease\"J\n" +
 	"\x10RollbackResponse\x12\x18\n" +
 	"\arelease\x18\x01 \x01(\x03R\arelease\x12\x1c\n" +
 	"\toperation\x18\x02 \x01(\tR\toperation\"\xbb\x01\n" +

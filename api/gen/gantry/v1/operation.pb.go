@@ -102,7 +102,7 @@ type Operation struct {
 	// From 1 within the subject.
 	Number int64           `protobuf:"varint,4,opt,name=number,proto3" json:"number,omitempty"`
 	State  Operation_State `protobuf:"varint,5,opt,name=state,proto3,enum=gantry.v1.Operation_State" json:"state,omitempty"`
-	// Who asked for it, as their client says; empty for the platform itself.
+	// Who asked for it; empty for the platform itself.
 	Who string `protobuf:"bytes,6,opt,name=who,proto3" json:"who,omitempty"`
 	// "up", "rollback", …
 	Cause     string                 `protobuf:"bytes,7,opt,name=cause,proto3" json:"cause,omitempty"`
@@ -686,59 +686,6 @@ func (x *OperationTarget) GetNumber() int64 {
 	return 0
 }
 
-type SteerOperationRequest struct {
-	state  protoimpl.MessageState `protogen:"open.v1"`
-	Target *OperationTarget       `protobuf:"bytes,1,opt,name=target,proto3" json:"target,omitempty"`
-	// Who asks, as the client says.
-	Who           string `protobuf:"bytes,2,opt,name=who,proto3" json:"who,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *SteerOperationRequest) Reset() {
-	*x = SteerOperationRequest{}
-	mi := &file_gantry_v1_operation_proto_msgTypes[6]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *SteerOperationRequest) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*SteerOperationRequest) ProtoMessage() {}
-
-func (x *SteerOperationRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_v1_operation_proto_msgTypes[6]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use SteerOperationRequest.ProtoReflect.Descriptor instead.
-func (*SteerOperationRequest) Descriptor() ([]byte, []int) {
-	return file_gantry_v1_operation_proto_rawDescGZIP(), []int{6}
-}
-
-func (x *SteerOperationRequest) GetTarget() *OperationTarget {
-	if x != nil {
-		return x.Target
-	}
-	return nil
-}
-
-func (x *SteerOperationRequest) GetWho() string {
-	if x != nil {
-		return x.Who
-	}
-	return ""
-}
-
 var File_gantry_v1_operation_proto protoreflect.FileDescriptor
 
 const file_gantry_v1_operation_proto_rawDesc = "" +
@@ -811,17 +758,14 @@ const file_gantry_v1_operation_proto_rawDesc = "" +
 	"\venvironment\x18\x01 \x01(\tR\venvironment\x12\x10\n" +
 	"\x03app\x18\x02 \x01(\tR\x03app\x12\x18\n" +
 	"\aservice\x18\x03 \x01(\tR\aservice\x12\x16\n" +
-	"\x06number\x18\x04 \x01(\x03R\x06number\"]\n" +
-	"\x15SteerOperationRequest\x122\n" +
-	"\x06target\x18\x01 \x01(\v2\x1a.gantry.v1.OperationTargetR\x06target\x12\x10\n" +
-	"\x03who\x18\x02 \x01(\tR\x03who2\x99\x03\n" +
+	"\x06number\x18\x04 \x01(\x03R\x06number2\x87\x03\n" +
 	"\x10OperationService\x12K\n" +
 	"\x04List\x12 .gantry.v1.ListOperationsRequest\x1a!.gantry.v1.ListOperationsResponse\x127\n" +
 	"\x03Get\x12\x1a.gantry.v1.OperationTarget\x1a\x14.gantry.v1.Operation\x12;\n" +
-	"\x05Watch\x12\x1a.gantry.v1.OperationTarget\x1a\x14.gantry.v1.Operation0\x01\x12?\n" +
-	"\x05Pause\x12 .gantry.v1.SteerOperationRequest\x1a\x14.gantry.v1.Operation\x12@\n" +
-	"\x06Resume\x12 .gantry.v1.SteerOperationRequest\x1a\x14.gantry.v1.Operation\x12?\n" +
-	"\x05Abort\x12 .gantry.v1.SteerOperationRequest\x1a\x14.gantry.v1.OperationB6Z4github.com/gantryd/gantry/api/gen/gantry/v1;gantryv1b\x06proto3"
+	"\x05Watch\x12\x1a.gantry.v1.OperationTarget\x1a\x14.gantry.v1.Operation0\x01\x129\n" +
+	"\x05Pause\x12\x1a.gantry.v1.OperationTarget\x1a\x14.gantry.v1.Operation\x12:\n" +
+	"\x06Resume\x12\x1a.gantry.v1.OperationTarget\x1a\x14.gantry.v1.Operation\x129\n" +
+	"\x05Abort\x12\x1a.gantry.v1.OperationTarget\x1a\x14.gantry.v1.OperationB6Z4github.com/gantryd/gantry/api/gen/gantry/v1;gantryv1b\x06proto3"
 
 var (
 	file_gantry_v1_operation_proto_rawDescOnce sync.Once
@@ -836,7 +780,7 @@ func file_gantry_v1_operation_proto_rawDescGZIP() []byte {
 }
 
 var file_gantry_v1_operation_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_gantry_v1_operation_proto_msgTypes = make([]protoimpl.MessageInfo, 7)
+var file_gantry_v1_operation_proto_msgTypes = make([]protoimpl.MessageInfo, 6)
 var file_gantry_v1_operation_proto_goTypes = []any{
 	(Operation_State)(0),           // 0: gantry.v1.Operation.State
 	(*Operation)(nil),              // 1: gantry.v1.Operation
@@ -845,47 +789,45 @@ var file_gantry_v1_operation_proto_goTypes = []any{
 	(*ListOperationsRequest)(nil),  // 4: gantry.v1.ListOperationsRequest
 	(*ListOperationsResponse)(nil), // 5: gantry.v1.ListOperationsResponse
 	(*OperationTarget)(nil),        // 6: gantry.v1.OperationTarget
-	(*SteerOperationRequest)(nil),  // 7: gantry.v1.SteerOperationRequest
-	(*Meta)(nil),                   // 8: gantry.v1.Meta
-	(*timestamppb.Timestamp)(nil),  // 9: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),    // 10: google.protobuf.Duration
-	(*UpdateConfig)(nil),           // 11: gantry.v1.UpdateConfig
+	(*Meta)(nil),                   // 7: gantry.v1.Meta
+	(*timestamppb.Timestamp)(nil),  // 8: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),    // 9: google.protobuf.Duration
+	(*UpdateConfig)(nil),           // 10: gantry.v1.UpdateConfig
 }
 var file_gantry_v1_operation_proto_depIdxs = []int32{
-	8,  // 0: gantry.v1.Operation.meta:type_name -> gantry.v1.Meta
+	7,  // 0: gantry.v1.Operation.meta:type_name -> gantry.v1.Meta
 	0,  // 1: gantry.v1.Operation.state:type_name -> gantry.v1.Operation.State
 	2,  // 2: gantry.v1.Operation.steps:type_name -> gantry.v1.OperationStep
-	9,  // 3: gantry.v1.Operation.started_at:type_name -> google.protobuf.Timestamp
-	9,  // 4: gantry.v1.Operation.ended_at:type_name -> google.protobuf.Timestamp
+	8,  // 3: gantry.v1.Operation.started_at:type_name -> google.protobuf.Timestamp
+	8,  // 4: gantry.v1.Operation.ended_at:type_name -> google.protobuf.Timestamp
 	3,  // 5: gantry.v1.Operation.rollout:type_name -> gantry.v1.Rollout
 	0,  // 6: gantry.v1.OperationStep.state:type_name -> gantry.v1.Operation.State
-	9,  // 7: gantry.v1.OperationStep.started_at:type_name -> google.protobuf.Timestamp
-	9,  // 8: gantry.v1.OperationStep.ended_at:type_name -> google.protobuf.Timestamp
+	8,  // 7: gantry.v1.OperationStep.started_at:type_name -> google.protobuf.Timestamp
+	8,  // 8: gantry.v1.OperationStep.ended_at:type_name -> google.protobuf.Timestamp
 	2,  // 9: gantry.v1.OperationStep.steps:type_name -> gantry.v1.OperationStep
-	10, // 10: gantry.v1.OperationStep.pause:type_name -> google.protobuf.Duration
-	11, // 11: gantry.v1.Rollout.update:type_name -> gantry.v1.UpdateConfig
-	11, // 12: gantry.v1.Rollout.rollback:type_name -> gantry.v1.UpdateConfig
-	9,  // 13: gantry.v1.Rollout.failed_at:type_name -> google.protobuf.Timestamp
-	9,  // 14: gantry.v1.Rollout.retried_at:type_name -> google.protobuf.Timestamp
+	9,  // 10: gantry.v1.OperationStep.pause:type_name -> google.protobuf.Duration
+	10, // 11: gantry.v1.Rollout.update:type_name -> gantry.v1.UpdateConfig
+	10, // 12: gantry.v1.Rollout.rollback:type_name -> gantry.v1.UpdateConfig
+	8,  // 13: gantry.v1.Rollout.failed_at:type_name -> google.protobuf.Timestamp
+	8,  // 14: gantry.v1.Rollout.retried_at:type_name -> google.protobuf.Timestamp
 	1,  // 15: gantry.v1.ListOperationsResponse.operations:type_name -> gantry.v1.Operation
-	6,  // 16: gantry.v1.SteerOperationRequest.target:type_name -> gantry.v1.OperationTarget
-	4,  // 17: gantry.v1.OperationService.List:input_type -> gantry.v1.ListOperationsRequest
-	6,  // 18: gantry.v1.OperationService.Get:input_type -> gantry.v1.OperationTarget
-	6,  // 19: gantry.v1.OperationService.Watch:input_type -> gantry.v1.OperationTarget
-	7,  // 20: gantry.v1.OperationService.Pause:input_type -> gantry.v1.SteerOperationRequest
-	7,  // 21: gantry.v1.OperationService.Resume:input_type -> gantry.v1.SteerOperationRequest
-	7,  // 22: gantry.v1.OperationService.Abort:input_type -> gantry.v1.SteerOperationRequest
-	5,  // 23: gantry.v1.OperationService.List:output_type -> gantry.v1.ListOperationsResponse
-	1,  // 24: gantry.v1.OperationService.Get:output_type -> gantry.v1.Operation
-	1,  // 25: gantry.v1.OperationService.Watch:output_type -> gantry.v1.Operation
-	1,  // 26: gantry.v1.OperationService.Pause:output_type -> gantry.v1.Operation
-	1,  // 27: gantry.v1.OperationService.Resume:output_type -> gantry.v1.Operation
-	1,  // 28: gantry.v1.OperationService.Abort:output_type -> gantry.v1.Operation
-	23, // [23:29] is the sub-list for method output_type
-	17, // [17:23] is the sub-list for method input_type
-	17, // [17:17] is the sub-list for extension type_name
-	17, // [17:17] is the sub-list for extension extendee
-	0,  // [0:17] is the sub-list for field type_name
+	4,  // 16: gantry.v1.OperationService.List:input_type -> gantry.v1.ListOperationsRequest
+	6,  // 17: gantry.v1.OperationService.Get:input_type -> gantry.v1.OperationTarget
+	6,  // 18: gantry.v1.OperationService.Watch:input_type -> gantry.v1.OperationTarget
+	6,  // 19: gantry.v1.OperationService.Pause:input_type -> gantry.v1.OperationTarget
+	6,  // 20: gantry.v1.OperationService.Resume:input_type -> gantry.v1.OperationTarget
+	6,  // 21: gantry.v1.OperationService.Abort:input_type -> gantry.v1.OperationTarget
+	5,  // 22: gantry.v1.OperationService.List:output_type -> gantry.v1.ListOperationsResponse
+	1,  // 23: gantry.v1.OperationService.Get:output_type -> gantry.v1.Operation
+	1,  // 24: gantry.v1.OperationService.Watch:output_type -> gantry.v1.Operation
+	1,  // 25: gantry.v1.OperationService.Pause:output_type -> gantry.v1.Operation
+	1,  // 26: gantry.v1.OperationService.Resume:output_type -> gantry.v1.Operation
+	1,  // 27: gantry.v1.OperationService.Abort:output_type -> gantry.v1.Operation
+	22, // [22:28] is the sub-list for method output_type
+	16, // [16:22] is the sub-list for method input_type
+	16, // [16:16] is the sub-list for extension type_name
+	16, // [16:16] is the sub-list for extension extendee
+	0,  // [0:16] is the sub-list for field type_name
 }
 
 func init() { file_gantry_v1_operation_proto_init() }
@@ -901,7 +843,7 @@ func file_gantry_v1_operation_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_gantry_v1_operation_proto_rawDesc), len(file_gantry_v1_operation_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   7,
+			NumMessages:   6,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -54,11 +54,11 @@ type OperationServiceClient interface {
 	// Watch sends the operation now and after every change, and ends with it.
 	Watch(context.Context, *connect.Request[v1.OperationTarget]) (*connect.ServerStreamForClient[v1.Operation], error)
 	// Pause lets what is begun end and begins nothing more.
-	Pause(context.Context, *connect.Request[v1.SteerOperationRequest]) (*connect.Response[v1.Operation], error)
+	Pause(context.Context, *connect.Request[v1.OperationTarget]) (*connect.Response[v1.Operation], error)
 	// Resume goes on after a pause, approves the step that waits for it, or tries again what failed.
-	Resume(context.Context, *connect.Request[v1.SteerOperationRequest]) (*connect.Response[v1.Operation], error)
+	Resume(context.Context, *connect.Request[v1.OperationTarget]) (*connect.Response[v1.Operation], error)
 	// Abort undoes what has been done.
-	Abort(context.Context, *connect.Request[v1.SteerOperationRequest]) (*connect.Response[v1.Operation], error)
+	Abort(context.Context, *connect.Request[v1.OperationTarget]) (*connect.Response[v1.Operation], error)
 }
 
 // NewOperationServiceClient constructs a client for the gantry.v1.OperationService service. By
@@ -90,19 +90,19 @@ func NewOperationServiceClient(httpClient connect.HTTPClient, baseURL string, op
 			connect.WithSchema(operationServiceMethods.ByName("Watch")),
 			connect.WithClientOptions(opts...),
 		),
-		pause: connect.NewClient[v1.SteerOperationRequest, v1.Operation](
+		pause: connect.NewClient[v1.OperationTarget, v1.Operation](
 			httpClient,
 			baseURL+OperationServicePauseProcedure,
 			connect.WithSchema(operationServiceMethods.ByName("Pause")),
 			connect.WithClientOptions(opts...),
 		),
-		resume: connect.NewClient[v1.SteerOperationRequest, v1.Operation](
+		resume: connect.NewClient[v1.OperationTarget, v1.Operation](
 			httpClient,
 			baseURL+OperationServiceResumeProcedure,
 			connect.WithSchema(operationServiceMethods.ByName("Resume")),
 			connect.WithClientOptions(opts...),
 		),
-		abort: connect.NewClient[v1.SteerOperationRequest, v1.Operation](
+		abort: connect.NewClient[v1.OperationTarget, v1.Operation](
 			httpClient,
 			baseURL+OperationServiceAbortProcedure,
 			connect.WithSchema(operationServiceMethods.ByName("Abort")),
@@ -116,9 +116,9 @@ type operationServiceClient struct {
 	list   *connect.Client[v1.ListOperationsRequest, v1.ListOperationsResponse]
 	get    *connect.Client[v1.OperationTarget, v1.Operation]
 	watch  *connect.Client[v1.OperationTarget, v1.Operation]
-	pause  *connect.Client[v1.SteerOperationRequest, v1.Operation]
-	resume *connect.Client[v1.SteerOperationRequest, v1.Operation]
-	abort  *connect.Client[v1.SteerOperationRequest, v1.Operation]
+	pause  *connect.Client[v1.OperationTarget, v1.Operation]
+	resume *connect.Client[v1.OperationTarget, v1.Operation]
+	abort  *connect.Client[v1.OperationTarget, v1.Operation]
 }
 
 // List calls gantry.v1.OperationService.List.
@@ -137,17 +137,17 @@ func (c *operationServiceClient) Watch(ctx context.Context, req *connect.Request
 }
 
 // Pause calls gantry.v1.OperationService.Pause.
-func (c *operationServiceClient) Pause(ctx context.Context, req *connect.Request[v1.SteerOperationRequest]) (*connect.Response[v1.Operation], error) {
+func (c *operationServiceClient) Pause(ctx context.Context, req *connect.Request[v1.OperationTarget]) (*connect.Response[v1.Operation], error) {
 	return c.pause.CallUnary(ctx, req)
 }
 
 // Resume calls gantry.v1.OperationService.Resume.
-func (c *operationServiceClient) Resume(ctx context.Context, req *connect.Request[v1.SteerOperationRequest]) (*connect.Response[v1.Operation], error) {
+func (c *operationServiceClient) Resume(ctx context.Context, req *connect.Request[v1.OperationTarget]) (*connect.Response[v1.Operation], error) {
 	return c.resume.CallUnary(ctx, req)
 }
 
 // Abort calls gantry.v1.OperationService.Abort.
-func (c *operationServiceClient) Abort(ctx context.Context, req *connect.Request[v1.SteerOperationRequest]) (*connect.Response[v1.Operation], error) {
+func (c *operationServiceClient) Abort(ctx context.Context, req *connect.Request[v1.OperationTarget]) (*connect.Response[v1.Operation], error) {
 	return c.abort.CallUnary(ctx, req)
 }
 
@@ -158,11 +158,11 @@ type OperationServiceHandler interface {
 	// Watch sends the operation now and after every change, and ends with it.
 	Watch(context.Context, *connect.Request[v1.OperationTarget], *connect.ServerStream[v1.Operation]) error
 	// Pause lets what is begun end and begins nothing more.
-	Pause(context.Context, *connect.Request[v1.SteerOperationRequest]) (*connect.Response[v1.Operation], error)
+	Pause(context.Context, *connect.Request[v1.OperationTarget]) (*connect.Response[v1.Operation], error)
 	// Resume goes on after a pause, approves the step that waits for it, or tries again what failed.
-	Resume(context.Context, *connect.Request[v1.SteerOperationRequest]) (*connect.Response[v1.Operation], error)
+	Resume(context.Context, *connect.Request[v1.OperationTarget]) (*connect.Response[v1.Operation], error)
 	// Abort undoes what has been done.
-	Abort(context.Context, *connect.Request[v1.SteerOperationRequest]) (*connect.Response[v1.Operation], error)
+	Abort(context.Context, *connect.Request[v1.OperationTarget]) (*connect.Response[v1.Operation], error)
 }
 
 // NewOperationServiceHandler builds an HTTP handler from the service implementation. It returns the
@@ -243,14 +243,14 @@ func (UnimplementedOperationServiceHandler) Watch(context.Context, *connect.Requ
 	return connect.NewError(connect.CodeUnimplemented, errors.New("gantry.v1.OperationService.Watch is not implemented"))
 }
 
-func (UnimplementedOperationServiceHandler) Pause(context.Context, *connect.Request[v1.SteerOperationRequest]) (*connect.Response[v1.Operation], error) {
+func (UnimplementedOperationServiceHandler) Pause(context.Context, *connect.Request[v1.OperationTarget]) (*connect.Response[v1.Operation], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("gantry.v1.OperationService.Pause is not implemented"))
 }
 
-func (UnimplementedOperationServiceHandler) Resume(context.Context, *connect.Request[v1.SteerOperationRequest]) (*connect.Response[v1.Operation], error) {
+func (UnimplementedOperationServiceHandler) Resume(context.Context, *connect.Request[v1.OperationTarget]) (*connect.Response[v1.Operation], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("gantry.v1.OperationService.Resume is not implemented"))
 }
 
-func (UnimplementedOperationServiceHandler) Abort(context.Context, *connect.Request[v1.SteerOperationRequest]) (*connect.Response[v1.Operation], error) {
+func (UnimplementedOperationServiceHandler) Abort(context.Context, *connect.Request[v1.OperationTarget]) (*connect.Response[v1.Operation], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("gantry.v1.OperationService.Abort is not implemented"))
 }
