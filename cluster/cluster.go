@@ -140,7 +140,8 @@ func config(o Options) (*embed.Config, error) {
 	cfg.QuotaBackendBytes = quota
 	cfg.MaxTxnOps = maxTxnOps
 	cfg.MaxRequestBytes = maxRequest
-	cfg.SnapshotCount = 10_000
+	// Entries are kept in memory until they are in a snapshot, and some are megabytes.
+	cfg.SnapshotCount, cfg.SnapshotCatchUpEntries = 2_000, 500
 	cfg.TickMs, cfg.ElectionMs = 100, 1000
 	cfg.ZapLoggerBuilder = embed.NewZapLoggerBuilder(logger(o.Logger))
 	return cfg, nil

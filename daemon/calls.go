@@ -57,6 +57,12 @@ func (s *servers) Session(ctx context.Context) *connect.BidiStreamForClient[gant
 	return gantryv1connect.NewNodeSessionServiceClient(w.client, w.base).Session(ctx)
 }
 
+// tracker is the way to the leader's tracker of images, through whichever server's turn it is.
+func (s *servers) tracker(context.Context) (gantryv1connect.NodeImageServiceClient, error) {
+	w := s.next()
+	return gantryv1connect.NewNodeImageServiceClient(w.client, w.base), nil
+}
+
 func (s *servers) next() way {
 	ways := s.ways()
 	s.mu.Lock()

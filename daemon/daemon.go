@@ -23,9 +23,11 @@ import (
 	gantryv1 "github.com/gantryd/gantry/api/gen/gantry/v1"
 	"github.com/gantryd/gantry/api/gen/gantry/v1/gantryv1connect"
 	"github.com/gantryd/gantry/build"
+	"github.com/gantryd/gantry/cluster/identity"
 	"github.com/gantryd/gantry/discovery"
 	"github.com/gantryd/gantry/engine"
 	"github.com/gantryd/gantry/engine/image"
+	"github.com/gantryd/gantry/engine/image/peer"
 	"github.com/gantryd/gantry/fault"
 	"github.com/gantryd/gantry/internal/kernelcheck"
 	"github.com/gantryd/gantry/network"
@@ -112,7 +114,8 @@ func (d *daemon) run(ctx context.Context) error {
 		_ = group.Wait() // its error has been returned, or is the consequence of another
 	}()
 	// The machine: the network before the engine, whose containers may be running already; names need the bridge.
-	parts, err := d.parts(ctx, m)
+	ways := newServers(m, d.innerSocket())
+	parts, err := d.parts(ctx, m, ways)
 	if err != nil {
 		return err
 	}
@@ -123,14 +126,13 @@ func (d *daemon) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	ways := newServers(m, doors.inner.Addr().String())
 	ag, err := d.agent(m, ways, parts)
 	if err != nil {
 		return err
 	}
 	nodeHandler := ag.Handler(append(server.HandlerOptions(), connect.WithInterceptors(server.Audit(d.Logger)))...)
-	role := newServerRole(d, m, ways, localNode(doors.inner.Addr().String(), nodeHandler))
-	f := newFront(m, role, nodeHandler, role.metrics(d.nodeMetrics(ag)))
+	role := newServerRole(d, m, ways, localNode(d.innerSocket(), nodeHandler))
+	f := newFront(m, role, nodeHandler, parts.Images.Peers(), role.metrics(d.nodeMetrics(ag)))
 	group.Go(func() error { return serve(ctx, doors.inner, f.Local()) })
 	group.Go(func() error { return serve(ctx, doors.api, f.Operators()) })
 	if doors.machines != nil {
@@ -138,6 +140,9 @@ func (d *daemon) run(ctx context.Context) error {
 	}
 	group.Go(func() error { return role.run(ctx) })
 	group.Go(func() error { return d.upkeep(ctx, m, ways) })
+	if x := parts.Images.Peers(); x != nil {
+		group.Go(func() error { return x.Run(ctx) })
+	}
 	if err := d.registry(ctx, group, parts); err != nil {
 		return err
 	}
@@ -168,6 +173,9 @@ func (d *daemon) sayReady(ctx context.Context, m *machine, role *serverRole) err
 	return nil
 }
 
+// innerSocket is where this machine's own roles reach one another.
+func (d *daemon) innerSocket() string { return filepath.Join(d.Config.Run, "node.sock") }
+
 // doors are what the daemon listens on.
 type doors struct {
 	api      net.Listener // for operators, a Unix socket
@@ -182,7 +190,7 @@ func (d *daemon) listen() (doors, error) {
 		return out, err
 	}
 	d.onStop("API", closing(out.api))
-	if out.inner, err = listen("unix://"+filepath.Join(d.Config.Run, "node.sock"), ""); err != nil {
+	if out.inner, err = listen("unix://"+d.innerSocket(), ""); err != nil {
 		return out, err
 	}
 	d.onStop("node API", closing(out.inner))
@@ -226,7 +234,7 @@ func (d *daemon) checkKernel() error {
 	return kernelcheck.Missing(checks)
 }
 
-func (d *daemon) parts(ctx context.Context, m *machine) (agent.Parts, error) {
+func (d *daemon) parts(ctx context.Context, m *machine, ways *servers) (agent.Parts, error) {
 	var p agent.Parts
 	subnet, err := m.Subnet()
 	if err != nil {
@@ -259,7 +267,7 @@ func (d *daemon) parts(ctx context.Context, m *machine) (agent.Parts, error) {
 	}
 	d.onStop("engine", p.Engine.Close)
 	if p.Images, err = image.FromClient(p.Engine.Client(), image.Options{
-		Root: filepath.Join(d.Root, "images"), Logger: d.Logger,
+		Root: filepath.Join(d.Root, "images"), Logger: d.Logger, Peers: d.peers(m, ways),
 	}); err != nil {
 		return p, err
 	}
@@ -280,6 +288,18 @@ func (d *daemon) parts(ctx context.Context, m *machine) (agent.Parts, error) {
 	}
 	d.onStop("builder", p.Builder.Close)
 	return p, nil
+}
+
+// peers says how images are exchanged with other nodes; nil if this machine stands alone.
+func (d *daemon) peers(m *machine, ways *servers) *peer.Options {
+	if d.Advertise == "" {
+		return nil
+	}
+	others := m.keeper.Client(identity.AnyMachine)
+	return &peer.Options{
+		Tracker: ways.tracker, Client: func(string) *http.Client { return others },
+		ContentRoot: engine.ContentRoot(filepath.Join(d.Root, "engine")), Logger: d.Logger,
+	}
 }
 
 // networkOptions says what the network of this machine has to do with those of others.

@@ -13,6 +13,7 @@ import (
 	gantryv1 "github.com/gantryd/gantry/api/gen/gantry/v1"
 	"github.com/gantryd/gantry/api/gen/gantry/v1/gantryv1connect"
 	"github.com/gantryd/gantry/cluster/identity"
+	"github.com/gantryd/gantry/engine/image/peer"
 	"github.com/gantryd/gantry/fault"
 	"github.com/gantryd/gantry/fault/wire"
 	"github.com/gantryd/gantry/server"
@@ -27,6 +28,7 @@ type front struct {
 	machine *machine
 	role    *serverRole
 	node    http.Handler // what servers call on this node
+	blobs   http.Handler // parts of images, for other nodes
 	metrics http.Handler
 	alone   http.Handler // what a machine without the server role answers of itself
 	remote  http.RoundTripper
@@ -42,9 +44,12 @@ const (
 	leaderPatience = 8 * time.Second
 )
 
-func newFront(m *machine, role *serverRole, node, metrics http.Handler) *front {
+func newFront(m *machine, role *serverRole, node http.Handler, images *peer.Exchange, metrics http.Handler) *front {
 	f := &front{
 		machine: m, role: role, node: node, metrics: metrics, remote: m.keeper.Client(identity.AnyServer).Transport, errors: connect.NewErrorWriter(),
+	}
+	if images != nil {
+		f.blobs = images.Handler()
 	}
 	_, f.alone = gantryv1connect.NewSystemServiceHandler(&nodeSystem{front: f, local: role.local, version: role.d.Version}, server.HandlerOptions()...)
 	return f
@@ -175,12 +180,10 @@ func (f *front) pass(w http.ResponseWriter, r *http.Request, address, prefix str
 func (f *front) Machines() http.Handler {
 	mux := http.NewServeMux()
 	of := func(name string) string { return "/" + name + "/" }
-	mux.HandleFunc(of(gantryv1connect.JoinServiceName), func(w http.ResponseWriter, r *http.Request) {
-		f.lead(w, r, func(s *serving) http.Handler { return s.between }, "")
-	})
-	mux.Handle(of(gantryv1connect.MachineServiceName), f.from(anyRole, func(w http.ResponseWriter, r *http.Request) {
-		f.lead(w, r, func(s *serving) http.Handler { return s.between }, "")
-	}))
+	mux.HandleFunc(of(gantryv1connect.JoinServiceName), f.onLeader)
+	mux.Handle(of(gantryv1connect.MachineServiceName), f.from(anyRole, f.onLeader))
+	mux.Handle(of(gantryv1connect.NodeImageServiceName), f.from(anyRole, f.onLeader))
+	mux.Handle(peer.Path, f.from(anyRole, f.blobs.ServeHTTP))
 	mux.Handle(of(gantryv1connect.NodeSessionServiceName), f.from(anyRole, f.session))
 	mux.Handle(of(gantryv1connect.NodeServiceName), f.from(identity.Server, f.node.ServeHTTP))
 	mux.Handle(of(gantryv1connect.ImageServiceName), f.from(identity.Server, f.node.ServeHTTP))
@@ -192,6 +195,11 @@ func (f *front) Machines() http.Handler {
 		f.fail(w, r, fault.New(fault.NotFound, "there is nothing at %s", r.URL.Path))
 	})
 	return mux
+}
+
+// onLeader answers what machines ask of the leader.
+func (f *front) onLeader(w http.ResponseWriter, r *http.Request) {
+	f.lead(w, r, func(s *serving) http.Handler { return s.between }, "")
 }
 
 // final answers a call that another server has passed on. It is not passed on again: the two could disagree for ever.
@@ -213,8 +221,9 @@ func (f *front) Local() http.Handler {
 		switch {
 		case strings.HasPrefix(r.URL.Path, "/"+gantryv1connect.NodeSessionServiceName+"/"):
 			f.session(w, r)
-		case strings.HasPrefix(r.URL.Path, "/"+gantryv1connect.MachineServiceName+"/"):
-			f.lead(w, r, func(s *serving) http.Handler { return s.between }, "")
+		case strings.HasPrefix(r.URL.Path, "/"+gantryv1connect.MachineServiceName+"/"),
+			strings.HasPrefix(r.URL.Path, "/"+gantryv1connect.NodeImageServiceName+"/"):
+			f.onLeader(w, r)
 		default:
 			f.node.ServeHTTP(w, r)
 		}

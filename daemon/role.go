@@ -18,12 +18,13 @@ import (
 	"github.com/gantryd/gantry/api/gen/gantry/v1/gantryv1connect"
 	"github.com/gantryd/gantry/cluster"
 	"github.com/gantryd/gantry/cluster/identity"
-	"github.com/gantryd/gantry/control/rollout"
+	"github.com/gantryd/gantry/control/job"
 	"github.com/gantryd/gantry/control/schedule"
 	"github.com/gantryd/gantry/fault"
 	"github.com/gantryd/gantry/internal/seal"
 	"github.com/gantryd/gantry/observe"
 	"github.com/gantryd/gantry/server"
+	"github.com/gantryd/gantry/server/blobtrack"
 	"github.com/gantryd/gantry/server/machines"
 	"github.com/gantryd/gantry/store"
 )
@@ -49,6 +50,7 @@ type serving struct {
 	between  http.Handler // what machines call
 	sessions http.Handler // of the nodes, on the leader
 	metrics  *observe.Metrics
+	tracker  *blobtrack.Tracker
 	reigns   atomic.Bool
 }
 
@@ -225,8 +227,18 @@ func (r *serverRole) assemble(member *cluster.Member, st *store.Store, sealer *s
 	m.Public(api)
 	between := http.NewServeMux()
 	m.Between(between)
+	s.tracker = blobtrack.New(blobtrack.Options{Node: blobtrack.InStore(st), Logger: r.d.Logger})
+	between.Handle(s.tracker.Handler(blobtrack.Access{Caller: callerNode}, server.HandlerOptions()...))
 	s.api, s.between, s.sessions = api, between, srv.NodeHandler()
 	return s, srv
+}
+
+// callerNode names the machine that a call comes from.
+func callerNode(ctx context.Context) (string, error) {
+	if c, ok := identity.CallerFrom(ctx); ok {
+		return c.Node, nil
+	}
+	return "", fault.New(fault.Denied, "only machines of the cluster may ask for this")
 }
 
 // reach is the way to another machine of the cluster.
@@ -272,6 +284,7 @@ func (r *serverRole) lead(ctx context.Context, s *serving, srv *server.Server, s
 		return err
 	}
 	r.d.Logger.Info("this server leads", "epoch", epoch)
+	s.tracker.Reset()
 	s.reigns.Store(true)
 	r.announce()
 	defer func() {
@@ -283,9 +296,9 @@ func (r *serverRole) lead(ctx context.Context, s *serving, srv *server.Server, s
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return srv.Lead(ctx) })
 	group.Go(func() error { return rollout.New(s.store, r.d.Logger).Run(as(ctx, "rollout")) })
+	group.Go(func() error { return job.New(s.store, r.d.Logger).Run(as(ctx, "jobs")) })
 	group.Go(func() error { return schedule.New(s.store, r.d.Logger).Run(as(ctx, "scheduler")) })
 	return group.Wait()
-}
 
 // found stores a new cluster's own objects, and this machine's as it is today.
 func (r *serverRole) found(ctx context.Context, s *serving, sealer *seal.Box) error {

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"io/fs"
 	"os"
+	"path/filepath"
 	"sync"
 
 	"github.com/containerd/containerd/v2/core/content"
@@ -239,4 +240,9 @@ func readAccounts(dir string) (accounts, error) {
 		}
 	}
 	return a, nil
+}
+
+// ContentRoot is the directory of the blobs of an engine with the root: what is still being written is there too.
+func ContentRoot(root string) string {
+	return filepath.Join(root, "containerd", "io.containerd.content.v1.content")
 }
