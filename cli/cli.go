@@ -13,6 +13,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/gantryd/gantry/cli/explain"
 	"github.com/gantryd/gantry/cli/host"
 	"github.com/gantryd/gantry/cli/images"
 	"github.com/gantryd/gantry/cli/kept"
@@ -73,7 +74,7 @@ func newRoot(s *session) *cobra.Command {
 		}
 	}
 	add(groupApp, s.upCommand(), s.planCommand(), s.downCommand(), s.psCommand(), s.logsCommand(), s.scaleCommand(),
-		s.rollbackCommand(), s.buildCommand(), kept.Release(s.Session), s.eventsCommand())
+		s.rollbackCommand(), explain.Command(s.Session), s.buildCommand(), kept.Release(s.Session), s.eventsCommand())
 	add(groupOne, s.runCommand(), s.execCommand(), s.attachCommand(), s.stopCommand(), s.startCommand(),
 		s.restartCommand(), s.killCommand(), s.rmCommand(), s.pauseCommand(), s.unpauseCommand(), s.cpCommand(),
 		s.diffCommand(), s.inspectCommand(), s.statsCommand(), s.topCommand(), s.waitCommand(), s.portCommand())

@@ -43,6 +43,7 @@ type Client struct {
 	Cluster    gantryv1connect.ClusterServiceClient
 	Nodes      gantryv1connect.NodeAdminServiceClient
 	Operations gantryv1connect.OperationServiceClient
+	Explain    gantryv1connect.ExplainServiceClient
 
 	host      string
 	transport *http.Transport
@@ -80,6 +81,7 @@ func New(opts Options) (*Client, error) {
 	c.Cluster = gantryv1connect.NewClusterServiceClient(hc, base, with)
 	c.Nodes = gantryv1connect.NewNodeAdminServiceClient(hc, base, with)
 	c.Operations = gantryv1connect.NewOperationServiceClient(hc, base, with)
+	c.Explain = gantryv1connect.NewExplainServiceClient(hc, base, with)
 	return c, nil
 }
 

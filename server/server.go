@@ -18,6 +18,7 @@ import (
 	"github.com/gantryd/gantry/cluster/identity"
 	"github.com/gantryd/gantry/fault"
 	"github.com/gantryd/gantry/fault/wire"
+	"github.com/gantryd/gantry/server/explain"
 	"github.com/gantryd/gantry/server/nodesession"
 	"github.com/gantryd/gantry/server/operations"
 	"github.com/gantryd/gantry/store"
@@ -111,6 +112,7 @@ func (s *Server) Handler() http.Handler {
 	mux.Handle(gantryv1connect.NewSecretServiceHandler(s.secrets(), opts...))
 	mux.Handle(gantryv1connect.NewConfigServiceHandler(s.configs(), opts...))
 	mux.Handle(gantryv1connect.NewSystemServiceHandler(&system{s}, opts...))
+	mux.Handle(gantryv1connect.NewExplainServiceHandler(explain.New(s.store), opts...))
 	mux.Handle(gantryv1connect.NewOperationServiceHandler(operations.New(s.store), opts...))
 	mux.Handle("/"+gantryv1connect.ImageServiceName+"/", s.local.ImageHandler)
 	s.handleImages(mux, opts)

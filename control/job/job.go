@@ -58,7 +58,6 @@ const (
 
 // Run looks at every job once and then whenever something happens to it or its time has come, until ctx ends.
 func (c *Controller) Run(ctx context.Context) error {
-	ctx = store.WithOrigin(ctx, store.Origin{By: "job"})
 	sub, err := c.store.ViewAndWatch(c.read)
 	if err != nil {
 		return err
