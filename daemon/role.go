@@ -299,6 +299,7 @@ func (r *serverRole) lead(ctx context.Context, s *serving, srv *server.Server, s
 	group.Go(func() error { return job.New(s.store, r.d.Logger).Run(as(ctx, "jobs")) })
 	group.Go(func() error { return schedule.New(s.store, r.d.Logger).Run(as(ctx, "scheduler")) })
 	return group.Wait()
+}
 
 // found stores a new cluster's own objects, and this machine's as it is today.
 func (r *serverRole) found(ctx context.Context, s *serving, sealer *seal.Box) error {
