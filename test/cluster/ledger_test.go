@@ -28,6 +28,9 @@ type ledger struct {
 	longest time.Duration // between two acknowledgements
 }
 
+// environment is where everything of a trial is.
+const environment = "production"
+
 // writers is how many changes are under way at once.
 const writers = 2
 
@@ -73,7 +76,7 @@ func (l *ledger) change(ctx context.Context, c *client.Client, name string) {
 	ctx, cancel := context.WithTimeout(ctx, 3*time.Second)
 	defer cancel()
 	res, err := c.Configs.Create(ctx, connect.NewRequest(&gantryv1.CreateFileRequest{
-		Environment: "default", Name: name, Content: []byte(name),
+		Environment: environment, Name: name, Content: []byte(name),
 	}))
 	if err != nil {
 		return
@@ -98,7 +101,7 @@ func (l *ledger) check(t *testing.T) {
 	for _, n := range l.servers {
 		stored := map[string]int64{}
 		ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
-		res, err := n.Client(t).Configs.List(ctx, connect.NewRequest(&gantryv1.ListFilesRequest{Environment: "default"}))
+		res, err := n.Client(t).Configs.List(ctx, connect.NewRequest(&gantryv1.ListFilesRequest{Environment: environment}))
 		cancel()
 		if err != nil {
 			t.Errorf("%s does not list configs: %v", n.Name(), err)
@@ -115,7 +118,7 @@ func (l *ledger) compare(t *testing.T, n *lab.Node, stored map[string]int64) {
 	t.Helper()
 	lost := 0
 	for name, version := range l.acked {
-		if got, ok := stored["default/"+name]; !ok || got != version {
+		if got, ok := stored[environment+"/"+name]; !ok || got != version {
 			if lost++; lost <= 10 {
 				t.Errorf("%s: %s was acknowledged as version %d, is %d (there: %v)", n.Name(), name, version, got, ok)
 			}
@@ -125,7 +128,7 @@ func (l *ledger) compare(t *testing.T, n *lab.Node, stored map[string]int64) {
 		t.Errorf("%s: %d of %d acknowledged changes are lost", n.Name(), lost, len(l.acked))
 	}
 	for key := range stored {
-		if name := key[len("default/"):]; !l.tried[name] && len(name) > 6 && name[:7] == "ledger-" {
+		if name := key[len(environment)+1:]; !l.tried[name] && len(name) > 6 && name[:7] == "ledger-" {
 			t.Errorf("%s: %s was never asked for", n.Name(), name)
 		}
 	}

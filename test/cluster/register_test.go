@@ -171,7 +171,7 @@ func registerName(key int) string { return fmt.Sprintf("register-%d", key) }
 
 func (r *registers) write(ctx context.Context, c *client.Client, in access) (outcome, error) {
 	res, err := c.Configs.Create(ctx, connect.NewRequest(&gantryv1.CreateFileRequest{
-		Environment: "default", Name: registerName(in.key), Content: []byte(in.value),
+		Environment: environment, Name: registerName(in.key), Content: []byte(in.value),
 		Labels: map[string]string{"value": in.value}, Replace: true,
 	}))
 	if err != nil {
@@ -181,12 +181,12 @@ func (r *registers) write(ctx context.Context, c *client.Client, in access) (out
 }
 
 func (r *registers) read(ctx context.Context, c *client.Client, key int) (outcome, error) {
-	res, err := c.Configs.List(ctx, connect.NewRequest(&gantryv1.ListFilesRequest{Environment: "default"}))
+	res, err := c.Configs.List(ctx, connect.NewRequest(&gantryv1.ListFilesRequest{Environment: environment}))
 	if err != nil {
 		return outcome{}, err
 	}
 	for _, info := range res.Msg.Files {
-		if info.Meta.Key == "default/"+registerName(key) {
+		if info.Meta.Key == environment+"/"+registerName(key) {
 			return outcome{value: info.Meta.Labels["value"], version: info.Version}, nil
 		}
 	}

@@ -158,7 +158,7 @@ func (tr *trial) judgeRunning() error {
 	}
 	for service, instances := range tr.want {
 		for slot := range instances {
-			name := fmt.Sprintf("default/shop/%s.%d", service, slot+1)
+			name := fmt.Sprintf("%s/shop/%s.%d", environment, service, slot+1)
 			if len(where[name]) != 1 {
 				return fmt.Errorf("%s runs on %v", name, where[name])
 			}

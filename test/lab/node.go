@@ -168,12 +168,13 @@ func (n *Node) powerOff(t testing.TB) {
 	if err := syscall.Kill(n.init, syscall.SIGKILL); err != nil {
 		t.Logf("lab: %s: %v", n.name, err)
 	}
-	_ = n.holder.Wait()
-	n.init = 0
-	if n.daemon != nil {
-		<-n.exited
+	// The daemon first: process 1 ends when all others have been waited for.
+	if n.daemon != nil && !n.awaitExit(30*time.Second) {
+		t.Errorf("lab: %s: gantryd outlived its machine", n.name)
 		n.daemon = nil
 	}
+	_ = n.holder.Wait()
+	n.init = 0
 	n.Delay(t, 0)
 }
 
@@ -269,11 +270,24 @@ func (n *Node) endDaemon(t testing.TB, signal syscall.Signal) {
 	pid := n.DaemonPID(t)
 	n.ill.Or(ended)
 	must(t, syscall.Kill(pid, signal))
-	select {
-	case <-n.exited:
-		n.daemon = nil
-	case <-time.After(30 * time.Second):
+	if !n.awaitExit(30 * time.Second) {
 		t.Fatalf("%s: gantryd did not end within 30 s of %v\n%s", n.name, signal, tail(n.DaemonLog(), 30))
+	}
+}
+
+// awaitExit waits until the daemon is gone. nsenter stops itself when the daemon is stopped, and must go on to see its end.
+func (n *Node) awaitExit(timeout time.Duration) bool {
+	deadline := time.After(timeout)
+	for {
+		_ = syscall.Kill(n.daemon.Process.Pid, syscall.SIGCONT)
+		select {
+		case <-n.exited:
+			n.daemon = nil
+			return true
+		case <-deadline:
+			return false
+		case <-time.After(100 * time.Millisecond):
+		}
 	}
 }
 
