@@ -19,6 +19,7 @@ import (
 	"github.com/gantryd/gantry/cluster"
 	"github.com/gantryd/gantry/cluster/identity"
 	"github.com/gantryd/gantry/control/job"
+	"github.com/gantryd/gantry/control/rollout"
 	"github.com/gantryd/gantry/control/schedule"
 	"github.com/gantryd/gantry/fault"
 	"github.com/gantryd/gantry/internal/seal"
