@@ -165,6 +165,7 @@ func (h *imageService) Build(ctx context.Context, stream *buildStream) error {
 	}
 	forward := newSSHForward(stream)
 	go forward.receive()
+	defer h.a.Images.Announce(ctx)
 	img, err := h.a.Builder.Build(ctx, build.Request{
 		Start: first.GetStart(), Contexts: contexts.dirs, SSH: forward.dialers(first.GetStart().GetSpec().GetSsh()),
 	}, forward.send)

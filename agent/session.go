@@ -42,6 +42,9 @@ func (a *Agent) take(ctx context.Context, u *gantryv1.NodeUpdate) {
 	if a.o.Heard != nil {
 		a.o.Heard(u)
 	}
+	if u.Full { // another server may lead, which knows of no image yet
+		a.Images.Changed()
+	}
 	a.state.update(u)
 	a.state.apply(ctx, a.log)
 	defer a.hear() // recorded instances go on with what is wanted of them today

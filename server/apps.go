@@ -58,7 +58,7 @@ func (h *apps) apply(ctx context.Context, req *gantryv1.ApplyRequest, dry bool) 
 	return out, nil
 }
 
-// digests looks up the images that come without a digest among those this machine has.
+// digests looks up the images that come without a digest among those this machine has, and those of the other servers.
 func (h *apps) digests(ctx context.Context, req *gantryv1.ApplyRequest) map[string]string {
 	out := map[string]string{}
 	for _, s := range req.GetSpec().GetServices() {
@@ -67,8 +67,11 @@ func (h *apps) digests(ctx context.Context, req *gantryv1.ApplyRequest) map[stri
 			continue
 		}
 		resp, err := h.s.local.Images.Inspect(ctx, connect.NewRequest(&gantryv1.InspectImageRequest{Image: c.Image, Platform: c.Platform}))
-		if err == nil {
+		switch {
+		case err == nil:
 			out[c.Image+" "+c.Platform] = resp.Msg.GetImage().GetDigest()
+		case h.s.o.ImageDigest != nil:
+			out[c.Image+" "+c.Platform] = h.s.o.ImageDigest(c.Image)
 		}
 	}
 	return out

@@ -53,9 +53,11 @@ type Options struct {
 	// Reach makes the way to another machine of the cluster.
 	Reach      func(*gantryv1.Node) Node
 	VirtualIPs netip.Prefix
-	Sealer     Sealer
-	Version    *gantryv1.VersionResponse
-	Guarded    []string // directories of the daemon, which no container is given unless its environment permits all
+	// ImageDigest is what an image's name stands for on any server; empty if none knows it. Nil asks the local node alone.
+	ImageDigest func(name string) string
+	Sealer      Sealer
+	Version     *gantryv1.VersionResponse
+	Guarded     []string // directories of the daemon, which no container is given unless its environment permits all
 	// Interceptors see every call of the API, measuring it for one.
 	Interceptors []connect.Interceptor
 	Logger       *slog.Logger

@@ -14,6 +14,8 @@ import (
 	"sync"
 	"time"
 
+	"github.com/distribution/reference"
+
 	gantryv1 "github.com/gantryd/gantry/api/gen/gantry/v1"
 	"github.com/gantryd/gantry/internal/ids"
 )
@@ -392,4 +394,16 @@ func (t *Tracker) FindName(name string, any bool) string {
 		}
 	}
 	return best.digest
+}
+
+// Digest is FindName for a name as people write it, among those of the servers.
+func (t *Tracker) Digest(name string) string {
+	n, err := reference.ParseNormalizedNamed(name)
+	if err != nil {
+		return ""
+	}
+	if d, ok := n.(reference.Digested); ok {
+		return d.Digest().String()
+	}
+	return t.FindName(reference.TagNameOnly(n).String(), false)
 }

@@ -12,7 +12,6 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	gantryv1 "github.com/gantryd/gantry/api/gen/gantry/v1"
-	"github.com/gantryd/gantry/fault/wire"
 )
 
 const (
@@ -126,7 +125,7 @@ func (x *Exchange) Announce(ctx context.Context) error {
 	defer cancel()
 	x.said.sending.Lock()
 	defer x.said.sending.Unlock()
-	tracker, err := x.Tracker(ctx)
+	tracker, err := x.tracker(ctx)
 	if err != nil {
 		return err
 	}
@@ -138,7 +137,7 @@ func (x *Exchange) Announce(ctx context.Context) error {
 		resp, err := tracker.Announce(ctx, connect.NewRequest(req))
 		if err != nil {
 			x.said.putBack(req)
-			return wire.Decode(err)
+			return x.answered(tracker, err)
 		}
 		x.said.has, x.said.names = has, names
 		if x.said.told(resp.Msg.Tracker, req.Full) {
@@ -258,13 +257,13 @@ func (x *Exchange) look(ctx context.Context, req *gantryv1.AnnounceRequest) (has
 
 // FindName returns the digest that an image's full name stands for on the servers, or on any node; empty if nobody knows it.
 func (x *Exchange) FindName(ctx context.Context, name string, any bool) (digest.Digest, error) {
-	tracker, err := x.Tracker(ctx)
+	tracker, err := x.tracker(ctx)
 	if err != nil {
 		return "", err
 	}
 	resp, err := tracker.FindName(ctx, connect.NewRequest(&gantryv1.FindNameRequest{Name: name, Any: any}))
 	if err != nil {
-		return "", wire.Decode(err)
+		return "", x.answered(tracker, err)
 	}
 	if resp.Msg.Digest == "" {
 		return "", nil

@@ -17,7 +17,6 @@ import (
 
 	gantryv1 "github.com/gantryd/gantry/api/gen/gantry/v1"
 	"github.com/gantryd/gantry/fault"
-	"github.com/gantryd/gantry/fault/wire"
 )
 
 const (
@@ -268,7 +267,7 @@ func (l *locator) take() *gantryv1.BlobPeer {
 func (l *locator) ask(ctx context.Context) (*gantryv1.LocateResponse, error) {
 	ctx, cancel := context.WithTimeout(ctx, locateTimeout)
 	defer cancel()
-	tracker, err := l.x.Tracker(ctx)
+	tracker, err := l.x.tracker(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -277,7 +276,7 @@ func (l *locator) ask(ctx context.Context) (*gantryv1.LocateResponse, error) {
 	}
 	resp, err := tracker.Locate(ctx, connect.NewRequest(req))
 	if err != nil {
-		return nil, wire.Decode(err)
+		return nil, l.x.answered(tracker, err)
 	}
 	return resp.Msg, nil
 }

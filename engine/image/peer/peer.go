@@ -23,12 +23,13 @@ import (
 
 	"github.com/gantryd/gantry/api/gen/gantry/v1/gantryv1connect"
 	"github.com/gantryd/gantry/fault"
+	"github.com/gantryd/gantry/fault/wire"
 	"github.com/gantryd/gantry/internal/ids"
 )
 
 // Options say how other nodes are reached. Tracker and Client are required.
 type Options struct {
-	// Tracker is the way to the tracker on the leader, an error while there is none.
+	// Tracker is the way to the tracker on the leader, an error while there is none. It is asked again when a way has failed.
 	Tracker func(context.Context) (gantryv1connect.NodeImageServiceClient, error)
 	// Client speaks to the node whose API has an address, "host:port", and makes sure that it is one.
 	Client func(address string) *http.Client
@@ -66,6 +67,38 @@ type Exchange struct {
 	downloads semaphore
 	distrust  distrust
 	said      ledger
+	way       way
+}
+
+// way is the tracker's client that worked last.
+type way struct {
+	mu     sync.Mutex
+	client gantryv1connect.NodeImageServiceClient
+}
+
+// tracker is the way to the tracker.
+func (x *Exchange) tracker(ctx context.Context) (gantryv1connect.NodeImageServiceClient, error) {
+	x.way.mu.Lock()
+	defer x.way.mu.Unlock()
+	if x.way.client != nil {
+		return x.way.client, nil
+	}
+	var err error
+	x.way.client, err = x.Tracker(ctx)
+	return x.way.client, err
+}
+
+// answered looks at what became of a call: after a failure another way is taken.
+func (x *Exchange) answered(c gantryv1connect.NodeImageServiceClient, err error) error {
+	if err == nil {
+		return nil
+	}
+	x.way.mu.Lock()
+	defer x.way.mu.Unlock()
+	if x.way.client == c {
+		x.way.client = nil
+	}
+	return wire.Decode(err)
 }
 
 // New makes an Exchange.
