@@ -212,12 +212,13 @@ func (r *serverRole) sealer(st *store.Store) (*seal.Box, error) {
 // assemble makes the handlers of a server.
 func (r *serverRole) assemble(member *cluster.Member, st *store.Store, sealer *seal.Box) (*serving, *server.Server) {
 	s := &serving{member: member, store: st, metrics: stateMetrics(st)}
+	s.tracker = blobtrack.New(blobtrack.Options{Node: blobtrack.InStore(st), Logger: r.d.Logger})
 	calls := s.metrics.API()
 	node := r.machine.Node().Meta.Key
 	srv := server.New(st, r.local, server.Options{
 		Node: node, VirtualIPs: r.d.VirtualIPs, Sealer: sealer, Version: r.d.Version, Leadership: s, Reach: r.reach,
 		Guarded: []string{r.d.Root, r.d.Config.Run}, Logger: r.d.Logger,
-		Interceptors: []connect.Interceptor{calls},
+		Interceptors: []connect.Interceptor{calls}, ImageDigest: s.tracker.Digest,
 	})
 	sessionMetrics(s.metrics, srv)
 	m := machines.New(st, member, machines.Options{
@@ -228,7 +229,6 @@ func (r *serverRole) assemble(member *cluster.Member, st *store.Store, sealer *s
 	m.Public(api)
 	between := http.NewServeMux()
 	m.Between(between)
-	s.tracker = blobtrack.New(blobtrack.Options{Node: blobtrack.InStore(st), Logger: r.d.Logger})
 	between.Handle(s.tracker.Handler(blobtrack.Access{Caller: callerNode}, server.HandlerOptions()...))
 	s.api, s.between, s.sessions = api, between, srv.NodeHandler()
 	return s, srv
