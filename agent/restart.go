@@ -20,6 +20,9 @@ type policy struct {
 }
 
 func policyOf(as *gantryv1.Assignment) policy {
+	if as.Instance.Job > 0 {
+		return policy{condition: gantryv1.RestartPolicy_CONDITION_NO} // who runs the job counts its starts
+	}
 	r := as.Spec.GetRestart()
 	p := policy{condition: r.GetCondition(), delay: r.GetDelay().AsDuration(), attempts: r.GetMaxAttempts()}
 	if p.condition == gantryv1.RestartPolicy_CONDITION_UNSPECIFIED {

@@ -157,6 +157,7 @@ type Facts struct {
 	Instances []*gantryv1.InstanceView
 	Wanted    int32
 	Rollout   *gantryv1.Operation // the last one; nil if there is none
+	Job       *gantryv1.Job       // what a job has run; nil if nothing is recorded
 	// What it waits for, and why the wait cannot end by itself; empty for nothing.
 	Waits, Blocked string
 }
@@ -164,12 +165,16 @@ type Facts struct {
 // Gather collects the facts about a service. byService holds its instances and those of the services it depends on.
 func Gather(r store.Reader, s *gantryv1.Service, byService map[string][]*gantryv1.InstanceView) Facts {
 	f := Facts{Instances: byService[s.Meta.Key], Wanted: Wanted(r, s), Rollout: Rollout(r, s.Meta.Key)}
+	f.Job, _ = store.Get[*gantryv1.Job](r, s.Meta.Key)
 	f.Waits, f.Blocked = Blocked(r, s, byService)
 	return f
 }
 
 // Service judges one service.
 func Service(s *gantryv1.Service, f Facts) *gantryv1.ServiceView {
+	if placement.IsJob(s.Spec) {
+		return job(s, f)
+	}
 	v := &gantryv1.ServiceView{Service: s, Instances: f.Instances, Wanted: f.Wanted, Operation: f.Rollout}
 	settled, old := int32(0), 0
 	for _, i := range f.Instances {
@@ -196,7 +201,7 @@ func Service(s *gantryv1.Service, f Facts) *gantryv1.ServiceView {
 		(s.Stopped || reached(v.Operation))
 	judgeRollout(v)
 	if !v.Converged {
-		v.Waiting = cmp.Or(f.Waits, v.Waiting)
+		v.Waiting = cmp.Or(f.Waits, v.Waiting, unplaced(f.Instances))
 		v.Failure = cmp.Or(v.Failure, f.Blocked)
 	}
 	return v
@@ -224,7 +229,12 @@ func Blocked(r store.Reader, s *gantryv1.Service, byService map[string][]*gantry
 			}
 			continue
 		}
-		if waits, failure = dependency(d, dep, Wanted(r, dep), byService[key]); waits != "" {
+		if placement.IsJob(dep.Spec) {
+			waits, failure = jobDependency(r, d, dep)
+		} else {
+			waits, failure = dependency(d, dep, Wanted(r, dep), byService[key])
+		}
+		if waits != "" {
 			return "waits for " + waits, failure
 		}
 	}
