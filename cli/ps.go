@@ -159,6 +159,12 @@ func instanceName(i *gantryv1.Instance, app string) string {
 func status(v *gantryv1.InstanceView, at time.Time) string {
 	st := v.GetStatus()
 	since := func(t interface{ AsTime() time.Time }) string { return human.Age(at.Sub(t.AsTime())) }
+	switch {
+	case v.GetInstance().GetOutcome() == "succeeded":
+		return fmt.Sprintf("Completed (%d) %s ago", st.GetExitCode(), since(st.GetFinishedAt()))
+	case st.GetPhase() == gantryv1.InstanceStatus_PHASE_PENDING && st.GetError() != "":
+		return "Pending: " + st.GetError()
+	}
 	switch st.GetPhase() {
 	case gantryv1.InstanceStatus_PHASE_RUNNING:
 		text := "Up " + since(st.GetStartedAt())
