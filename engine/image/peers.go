@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"io"
 	"time"
 
 	"github.com/containerd/containerd/v2/core/content"
@@ -103,6 +104,25 @@ func mediaType(body []byte) (string, error) {
 	}
 	return "", fault.New(fault.Unsupported, "a %q is not an image", doc.MediaType)
 }
+
+// forbidden is the registry of an image whose pull policy is never.
+type forbidden struct{ name string }
+
+// Resolve refuses.
+func (f forbidden) Resolve(context.Context, string) (string, ocispec.Descriptor, error) {
+	return "", ocispec.Descriptor{}, missing(f.name)
+}
+
+// Fetcher returns what refuses to fetch.
+func (f forbidden) Fetcher(context.Context, string) (remotes.Fetcher, error) {
+	return remotes.FetcherFunc(func(context.Context, ocispec.Descriptor) (io.ReadCloser, error) {
+		return nil, fault.New(fault.Unavailable, "the pull policy of image %s is never", Familiar(f.name)).
+			WithHint("start the nodes that have it, or permit pulls from its registry")
+	}), nil
+}
+
+// Pusher refuses.
+func (f forbidden) Pusher(context.Context, string) (remotes.Pusher, error) { return nil, missing(f.name) }
 
 // both adds to a registry's error why no other node helped.
 func (p *puller) both(err, peers error) error {

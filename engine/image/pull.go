@@ -59,15 +59,14 @@ type puller struct {
 	rep   *reporter
 }
 
-// ensure decides by the policy whether the registry is asked.
+// ensure decides by the policy who is asked. Never means no registry: what other nodes have is in the cluster already.
 func (p *puller) ensure(ctx context.Context) (ocispec.Descriptor, error) {
-	never := p.req.Policy == gantryv1.PullPolicy_PULL_POLICY_NEVER
 	if p.req.Policy != gantryv1.PullPolicy_PULL_POLICY_ALWAYS {
 		f, err := p.local(ctx)
 		if err == nil {
 			return f.Target, p.s.unpackFound(ctx, f, p.rep)
 		}
-		if never || !fault.Is(err, fault.NotFound) {
+		if !fault.Is(err, fault.NotFound) || p.never() && p.s.peers == nil {
 			return ocispec.Descriptor{}, err
 		}
 	}
@@ -80,6 +79,8 @@ func (p *puller) ensure(ctx context.Context) (ocispec.Descriptor, error) {
 	done(err)
 	return target, p.explain(err)
 }
+
+func (p *puller) never() bool { return p.req.Policy == gantryv1.PullPolicy_PULL_POLICY_NEVER }
 
 func (p *puller) local(ctx context.Context) (*Found, error) {
 	rec, err := p.s.find(ctx, p.name)
@@ -133,11 +134,7 @@ func (p *puller) platform() string {
 // registry fails, what any node means by the name is the last choice.
 func (p *puller) fetch(ctx context.Context) (ocispec.Descriptor, error) {
 	_ = p.rep.send(&gantryv1.Progress{Id: Familiar(p.name), Status: "resolving"})
-	named, err := parse(p.name)
-	if err != nil {
-		return ocispec.Descriptor{}, err
-	}
-	resolver, err := p.s.resolver(ctx, named, p.req.Auth)
+	resolver, err := p.resolver(ctx)
 	if err != nil {
 		return ocispec.Descriptor{}, err
 	}
@@ -157,6 +154,18 @@ func (p *puller) fetch(ctx context.Context) (ocispec.Descriptor, error) {
 		peers = errors.Join(peers, late)
 	}
 	return target, p.both(err, peers)
+}
+
+// resolver speaks with the registry, if the policy permits it.
+func (p *puller) resolver(ctx context.Context) (remotes.Resolver, error) {
+	if p.never() {
+		return forbidden{p.name}, nil
+	}
+	named, err := parse(p.name)
+	if err != nil {
+		return nil, err
+	}
+	return p.s.resolver(ctx, named, p.req.Auth)
 }
 
 // tryPeers is done if other nodes could say what the image is, whatever came of it then.

@@ -402,6 +402,22 @@ func TestNamesOfNodesAreTheLastChoice(t *testing.T) {
 	}
 }
 
+// TestPolicyNeverMeansNoRegistry pulls from a node what no registry may be asked for, as services that are built are.
+func TestPolicyNeverMeansNoRegistry(t *testing.T) {
+	c := newCluster(t)
+	s := noise(t, 100)
+	n := c.node("node-0")
+	req := &gantryv1.PullRequest{Image: nowhere, Policy: gantryv1.PullPolicy_PULL_POLICY_NEVER}
+	_, err := n.images.Pull(t.Context(), req, nil)
+	if !fault.Is(err, fault.NotFound) || strings.Contains(err.Error(), "dial") {
+		t.Errorf("%v, want that it is not here and no dial", err)
+	}
+	c.node("server-0").has(s)
+	_, err = n.images.Pull(t.Context(), req, nil)
+	check(t, err)
+	n.complete(s)
+}
+
 // TestNewTrackerIsToldAgain has the leader change.
 func TestNewTrackerIsToldAgain(t *testing.T) {
 	c := newCluster(t)
