@@ -18,6 +18,7 @@ import (
 	"github.com/gantryd/gantry/cli/images"
 	"github.com/gantryd/gantry/cli/kept"
 	"github.com/gantryd/gantry/cli/machines"
+	"github.com/gantryd/gantry/cli/rollout"
 	"github.com/gantryd/gantry/cli/verb"
 )
 
@@ -74,7 +75,7 @@ func newRoot(s *session) *cobra.Command {
 		}
 	}
 	add(groupApp, s.upCommand(), s.planCommand(), s.downCommand(), s.psCommand(), s.logsCommand(), s.scaleCommand(),
-		s.rollbackCommand(), explain.Command(s.Session), s.buildCommand(), kept.Release(s.Session), s.eventsCommand())
+		rollout.Command(s.Session), s.rollbackCommand(), explain.Command(s.Session), s.buildCommand(), kept.Release(s.Session), s.eventsCommand())
 	add(groupOne, s.runCommand(), s.execCommand(), s.attachCommand(), s.stopCommand(), s.startCommand(),
 		s.restartCommand(), s.killCommand(), s.rmCommand(), s.pauseCommand(), s.unpauseCommand(), s.cpCommand(),
 		s.diffCommand(), s.inspectCommand(), s.statsCommand(), s.topCommand(), s.waitCommand(), s.portCommand())

@@ -100,7 +100,7 @@ func noApp(name string) error {
 func (f fakeApps) plan(r *gantryv1.ApplyRequest) *gantryv1.PlanResponse {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	out := &gantryv1.PlanResponse{}
+	out := &gantryv1.PlanResponse{Index: 77}
 	old := f.apps[r.GetApp()]
 	for _, name := range sortedNames(r.GetSpec().GetServices()) {
 		svc, before := r.GetSpec().GetServices()[name], old.GetServices()[name]
@@ -132,6 +132,12 @@ func (f fakeApps) Plan(_ context.Context, r *connect.Request[gantryv1.ApplyReque
 
 func (f fakeApps) Apply(_ context.Context, r *connect.Request[gantryv1.ApplyRequest]) (*connect.Response[gantryv1.PlanResponse], error) {
 	plan := f.plan(r.Msg)
+	if i := r.Msg.GetCheckIndex(); i != 0 && i != plan.Index {
+		return answer[gantryv1.PlanResponse](nil, fault.New(fault.Conflict, "app %q has changed since it was planned", r.Msg.GetApp()).WithHint("gantry plan"))
+	}
+	for _, c := range plan.Changes {
+		plan.Operations = append(plan.Operations, c.Key+"/00000002")
+	}
 	f.mu.Lock()
 	f.apps[r.Msg.GetApp()] = r.Msg.GetSpec()
 	f.mu.Unlock()
@@ -167,6 +173,8 @@ func (f fakeApps) service(app, name string, spec *gantryv1.ServiceSpec, settled 
 		v.Ready, v.Converged, v.Failure = 0, false, "its dependency is stopped"
 	case !settled && len(spec.GetDependsOn()) > 0:
 		v.Ready, v.Converged, v.Waiting = 0, false, "waits for "+spec.GetDependsOn()[0].GetService()+" to be healthy"
+	case image == "regressing" || image == "canary":
+		f.rollingOut(v, settled)
 	case image == "slow":
 		v.Ready, v.Converged, v.Waiting = 0, false, "waits for a miracle\x1b[2J"
 	case image == "crashing" && settled:
@@ -264,19 +272,19 @@ func (f fakeApps) Scale(_ context.Context, r *connect.Request[gantryv1.ScaleRequ
 
 func (f fakeApps) Rollback(_ context.Context, r *connect.Request[gantryv1.RollbackRequest]) (*connect.Response[gantryv1.RollbackResponse], error) {
 	f.note("Rollback:%s", r.Msg.GetService())
-	return answer(&gantryv1.RollbackResponse{Release: 4}, nil)
+	return answer(&gantryv1.RollbackResponse{Release: 4, Operation: "production/voting/web/00000009"}, nil)
 }
 
 func (f fakeApps) SetStopped(_ context.Context, r *connect.Request[gantryv1.SetStoppedRequest]) (*connect.Response[gantryv1.SetStoppedResponse], error) {
 	f.mu.Lock()
 	f.stopped[r.Msg.GetApp()] = r.Msg.GetStopped()
 	f.mu.Unlock()
-	f.note("SetStopped:%s:%v", strings.Join(r.Msg.GetServices(), ","), r.Msg.GetStopped())
+	f.note("SetStopped:%s:%v%s", strings.Join(r.Msg.GetServices(), ","), r.Msg.GetStopped(), graceOf(r.Msg.GetGracePeriod()))
 	return answer(&gantryv1.SetStoppedResponse{}, nil)
 }
 
 func (f fakeApps) Restart(_ context.Context, r *connect.Request[gantryv1.RestartRequest]) (*connect.Response[gantryv1.RestartResponse], error) {
-	f.note("Restart:%s", strings.Join(r.Msg.GetServices(), ","))
+	f.note("Restart:%s%s", strings.Join(r.Msg.GetServices(), ","), graceOf(r.Msg.GetGracePeriod()))
 	return answer(&gantryv1.RestartResponse{}, nil)
 }
 

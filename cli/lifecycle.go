@@ -87,7 +87,7 @@ type lifecycle struct {
 
 // timeFlags adds what stop and restart have in common.
 func (l *lifecycle) timeFlags(cmd *cobra.Command) {
-	cmd.Flags().StringVarP(&l.timeout, "timeout", "t", "", "time between the stop signal and SIGKILL, for single instances")
+	cmd.Flags().StringVarP(&l.timeout, "timeout", "t", "", "time between the stop signal and SIGKILL")
 	l.waitFlags(cmd)
 }
 
@@ -96,15 +96,11 @@ func (l *lifecycle) waitFlags(cmd *cobra.Command) {
 	cmd.Flags().StringVar(&l.wait, "wait-timeout", "", "give up waiting after this time (exit code 1)")
 }
 
-// grace reads --timeout. Services end by their own grace period, so it needs instances.
-func (l *lifecycle) grace(t *sorted) (*durationpb.Duration, error) {
+// grace reads --timeout; nil leaves it to the services and instances.
+func (l *lifecycle) grace() (*durationpb.Duration, error) {
 	d, err := verb.Timeout(l.timeout)
 	if l.timeout == "" || err != nil {
 		return nil, err
-	}
-	if len(t.apps) > 0 {
-		return nil, fault.New(fault.Unsupported, "--timeout is for single instances; a service has its own").
-			WithHint("set stop_grace_period in the Compose file, or name an instance such as web.1")
 	}
 	return durationpb.New(d), nil
 }
@@ -148,12 +144,12 @@ func (s *session) setStopped(ctx context.Context, l lifecycle, words []string, s
 	if err != nil {
 		return err
 	}
-	grace, err := l.grace(t)
+	grace, err := l.grace()
 	if err != nil {
 		return err
 	}
 	for _, app := range t.apps {
-		_, err := client.Call(ctx, c.Apps.SetStopped, &gantryv1.SetStoppedRequest{Environment: s.Environment, App: app, Services: t.services[app], Stopped: stopped})
+		_, err := client.Call(ctx, c.Apps.SetStopped, &gantryv1.SetStoppedRequest{Environment: s.Environment, App: app, Services: t.services[app], Stopped: stopped, GracePeriod: grace})
 		if err != nil {
 			return err
 		}
@@ -204,12 +200,12 @@ func (s *session) restartCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			grace, err := l.grace(t)
+			grace, err := l.grace()
 			if err != nil {
 				return err
 			}
 			for _, app := range t.apps {
-				_, err := client.Call(ctx, c.Apps.Restart, &gantryv1.RestartRequest{Environment: s.Environment, App: app, Services: t.services[app]})
+				_, err := client.Call(ctx, c.Apps.Restart, &gantryv1.RestartRequest{Environment: s.Environment, App: app, Services: t.services[app], GracePeriod: grace})
 				if err != nil {
 					return err
 				}
@@ -507,8 +503,13 @@ func (s *session) rollbackCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			s.Say("service %q goes back to release %d", args[0], got.GetRelease())
-			return s.arrive(cmd.Context(), l, appwait.Wait{App: app, Services: args, Work: "starting"})
+			if got.GetOperation() == "" {
+				s.Say("service %q has release %d already", args[0], got.GetRelease())
+			} else {
+				s.Say("service %q goes back to release %d", args[0], got.GetRelease())
+			}
+			w := appwait.Wait{App: app, Services: args, Work: "starting", Settle: true, Operations: []string{got.GetOperation()}, Backwards: true}
+			return s.arrive(cmd.Context(), l, w)
 		},
 	}
 	s.Compose.Register(cmd.Flags(), "f", "p")

@@ -29,6 +29,7 @@ type upFlags struct {
 	scale                  []string
 	pull                   string
 	noCache                bool
+	index                  int64
 }
 
 func (s *session) upCommand() *cobra.Command {
@@ -50,6 +51,7 @@ func (s *session) upCommand() *cobra.Command {
 	fs.BoolVar(&f.orphans, "remove-orphans", false, "remove services that the file no longer has")
 	fs.StringVarP(&f.timeout, "timeout", "t", "", "give up waiting after this time (exit code 1)")
 	fs.StringArrayVar(&f.scale, "scale", nil, "run this many containers of a service: SERVICE=N")
+	fs.Int64Var(&f.index, "check-index", 0, "refuse unless the app is as it was when gantry plan printed this index")
 	return cmd
 }
 
@@ -78,7 +80,7 @@ func (s *session) up(ctx context.Context, f upFlags, services []string) error {
 	}
 	plan, err := client.Call(ctx, c.Apps.Apply, &gantryv1.ApplyRequest{
 		Environment: s.Environment, App: p.Name, Spec: p.Spec, Services: services,
-		RemoveOrphans: f.orphans, ForceRecreate: f.forceRecreate,
+		RemoveOrphans: f.orphans, ForceRecreate: f.forceRecreate, CheckIndex: f.index,
 	})
 	if err != nil {
 		return err
@@ -94,7 +96,10 @@ func (s *session) up(ctx context.Context, f upFlags, services []string) error {
 		return nil
 	}
 	begun := time.Now()
-	w := appwait.Wait{App: p.Name, Services: wanted, Timeout: timeout, Since: plan.GetRevision(), Work: "starting", Settle: true}
+	w := appwait.Wait{
+		App: p.Name, Services: wanted, Timeout: timeout, Since: plan.GetRevision(), Work: "starting", Settle: true,
+		Operations: plan.GetOperations(),
+	}
 	if err := s.await(ctx, w); err != nil {
 		return err
 	}
@@ -246,6 +251,9 @@ func (s *session) printPlan(app string, plan *gantryv1.PlanResponse) {
 		}
 	}
 	s.Put("%s", summary(plan.GetChanges()))
+	if plan.GetIndex() != 0 {
+		s.Put("index %d (gantry up --check-index %d)", plan.GetIndex(), plan.GetIndex())
+	}
 }
 
 func field(f *gantryv1.FieldChange) string {
@@ -304,7 +312,10 @@ func (s *session) await(ctx context.Context, w appwait.Wait) error {
 		return err
 	}
 	waiter := &appwait.Waiter{Client: c, Environment: s.Environment, Say: s.Say, NewLive: s.Live, Style: s.Style()}
-	if err = waiter.Await(ctx, w); errors.Is(err, appwait.ErrStopped) {
+	if err = waiter.Await(ctx, w); errors.Is(err, appwait.ErrPaused) {
+		return &verb.Exit{Code: verb.ExitOK}
+	}
+	if errors.Is(err, appwait.ErrStopped) {
 		return &verb.Exit{Code: verb.ExitInterrupted}
 	}
 	return err

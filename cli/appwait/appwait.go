@@ -9,7 +9,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"github.com/gantryd/gantry/client"
 	"slices"
 	"strings"
 	"time"
@@ -18,6 +17,7 @@ import (
 
 	gantryv1 "github.com/gantryd/gantry/api/gen/gantry/v1"
 	"github.com/gantryd/gantry/cli/terminal"
+	"github.com/gantryd/gantry/client"
 	"github.com/gantryd/gantry/fault"
 )
 
@@ -31,6 +31,9 @@ type Waiter struct {
 	NewLive func() *terminal.Live
 	Style   terminal.Style
 }
+
+// ErrPaused says that nothing more happens until somebody lets a rollout go on. Who waited has been told.
+var ErrPaused = errors.New("paused")
 
 // ErrStopped says that the user has stopped waiting. What was begun goes on.
 var ErrStopped = errors.New("stopped waiting")
@@ -48,6 +51,10 @@ type Wait struct {
 	Work string
 	// Done decides on a view; nil means converged.
 	Done func([]*gantryv1.ServiceView) bool
+	// Operations are the keys of the rollouts that have been begun: one that turns around is a failure.
+	Operations []string
+	// Backwards says that going back is what is wanted of them.
+	Backwards bool
 	// Settle holds the end back until containers without a health check have run for a moment, so that one that
 	// crashes at its start is not taken for one that runs.
 	Settle bool
@@ -72,11 +79,12 @@ func (s *Waiter) Await(ctx context.Context, w Wait) error {
 		defer timer.Stop()
 	}
 	show := s.newAppDisplay(w.App)
-	last, err := s.follow(watch, w, show)
+	logs := failureLogs{}
+	last, err := s.follow(watch, w, show, logs)
 	show.close()
 	switch {
 	case errors.Is(err, errReached):
-		return nil
+		return s.outcome(w, last, logs)
 	case errors.Is(context.Cause(watch), errTimeout):
 		if w.coming && len(last) > 0 && converged(last) {
 			return nil // It was there, and still settling.
@@ -99,7 +107,7 @@ type failedService struct{ view *gantryv1.ServiceView }
 func (f *failedService) Error() string { return f.view.GetFailure() }
 
 // follow reads the app's states until one decides, and returns the last.
-func (s *Waiter) follow(ctx context.Context, w Wait, show appDisplay) ([]*gantryv1.ServiceView, error) {
+func (s *Waiter) follow(ctx context.Context, w Wait, show appDisplay, logs failureLogs) ([]*gantryv1.ServiceView, error) {
 	views := make(chan []*gantryv1.ServiceView)
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return s.stream(ctx, w, views) })
@@ -116,6 +124,7 @@ func (s *Waiter) follow(ctx context.Context, w Wait, show appDisplay) ([]*gantry
 				show.tick()
 			case last = <-views:
 				show.update(last)
+				s.keepLogs(ctx, w, last, logs)
 				if err := j.hear(last); err != nil {
 					return err
 				}
@@ -206,7 +215,7 @@ func (s *Waiter) explain(ctx context.Context, app string, v *gantryv1.ServiceVie
 	if i == nil {
 		return err.WithHint("gantry events, or gantry inspect %s", name)
 	}
-	label := fmt.Sprintf("%s.%d", name, i.GetInstance().GetSlot())
+	label := instanceLabel(v, i)
 	s.tailOf(ctx, app, i.GetInstance().GetMeta().GetKey(), label)
 	if out := strings.TrimSpace(i.GetStatus().GetHealthOutput()); out != "" {
 		s.Say("last health check of %s:", label)
@@ -218,6 +227,11 @@ func (s *Waiter) explain(ctx context.Context, app string, v *gantryv1.ServiceVie
 		return err.WithHint("%s", hint)
 	}
 	return err.WithHint("%s is kept: gantry logs %s, gantry inspect %s", label, label, label)
+}
+
+// instanceLabel is what people call an instance of a service.
+func instanceLabel(v *gantryv1.ServiceView, i *gantryv1.InstanceView) string {
+	return fmt.Sprintf("%s.%d", v.GetService().GetName(), i.GetInstance().GetSlot())
 }
 
 // failedInstance picks the container whose log explains a failure: the one that ended worst and last.
@@ -256,22 +270,32 @@ func failedInstance(v *gantryv1.ServiceView) *gantryv1.InstanceView {
 
 // tailOf prints the last lines of an instance's log, as far as they can be had.
 func (s *Waiter) tailOf(ctx context.Context, app, instance, label string) {
-	const lines = 20
-	first := true
-	err := client.Each(ctx, s.Client.Instances.Logs, &gantryv1.LogsRequest{
-		Environment: s.Environment, App: app, Targets: []string{instance}, Tail: lines,
+	lines, err := s.tail(ctx, app, instance)
+	s.sayTail(label, lines, err)
+}
+
+func (s *Waiter) tail(ctx context.Context, app, instance string) (lines []string, err error) {
+	const most = 20
+	err = client.Each(ctx, s.Client.Instances.Logs, &gantryv1.LogsRequest{
+		Environment: s.Environment, App: app, Targets: []string{instance}, Tail: most,
 	}, func(e *gantryv1.LogEntry) error {
-		if first {
-			s.Say("last log lines of %s:", label)
-			first = false
-		}
-		s.Say("  %s", strings.TrimRight(string(e.GetLine()), "\r\n"))
+		lines = append(lines, strings.TrimRight(string(e.GetLine()), "\r\n"))
 		return nil
 	})
+	return lines, err
+}
+
+func (s *Waiter) sayTail(label string, lines []string, err error) {
+	if len(lines) > 0 {
+		s.Say("last log lines of %s:", label)
+	}
+	for _, line := range lines {
+		s.Say("  %s", line)
+	}
 	switch {
 	case err != nil:
 		s.Say("the log of %s cannot be read: %s", label, err)
-	case first:
+	case len(lines) == 0:
 		s.Say("%s has logged nothing", label)
 	}
 }

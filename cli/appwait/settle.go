@@ -28,8 +28,11 @@ func (j *judge) hear(views []*gantryv1.ServiceView) error {
 		if j.wait.coming && v.GetFailure() != "" {
 			return &failedService{v}
 		}
+		if j.wait.coming && replaced(j.wait, v) {
+			return errReplaced(j.wait, v)
+		}
 	}
-	if !j.wait.Done(views) {
+	if !j.wait.Done(views) && !halted(j.wait, views) {
 		j.reached, j.youngest = false, time.Time{}
 		return nil
 	}
