@@ -125,6 +125,7 @@ func (a *Agent) adopt(ctx context.Context, recs []*gantryv1.InstanceRecord) erro
 		if !alive[id] {
 			bury(r.Status)
 		}
+		a.state.setNameServers(id, r.Assignment.Spec)
 		a.state.setLocal(r.Assignment.Instance, r.Status)
 	}
 	for _, s := range states {

@@ -293,6 +293,7 @@ func (w *worker) attachNetwork(ctx context.Context, as *gantryv1.Assignment) (ne
 		}
 		opts.Address = addr
 	}
+	w.a.state.setNameServers(w.id, as.Spec)
 	at, err := w.a.Network.Attach(ctx, w.id, opts)
 	if err != nil {
 		return at, err

@@ -4,6 +4,7 @@ import (
 	"context"
 	"log/slog"
 	"maps"
+	"net/netip"
 	"slices"
 	"sort"
 	"sync"
@@ -27,6 +28,7 @@ type endpointState struct {
 	services map[string]*gantryv1.ServiceEndpoints
 	networks map[string]*gantryv1.Network
 	nodes    map[string]*gantryv1.Node
+	dns      map[string][]string // name servers that instances of this machine are to ask
 	local    map[string]*localEndpoint
 	ports    map[string]error                   // what kept a service's ports from being published
 	filled   map[string][]*gantryv1.PortPublish // their ports, with those of the host filled in
@@ -48,7 +50,7 @@ func newEndpointState(n *network.Network, d *discovery.Server, node string) *end
 	return &endpointState{
 		node: node, network: n, discovery: d,
 		services: map[string]*gantryv1.ServiceEndpoints{}, networks: map[string]*gantryv1.Network{},
-		nodes: map[string]*gantryv1.Node{}, local: map[string]*localEndpoint{}, ports: map[string]error{},
+		nodes: map[string]*gantryv1.Node{}, dns: map[string][]string{}, local: map[string]*localEndpoint{}, ports: map[string]error{},
 	}
 }
 
@@ -108,9 +110,25 @@ func serves(i *gantryv1.Instance, st *gantryv1.InstanceStatus) bool {
 	return st.Health == gantryv1.InstanceStatus_HEALTH_UNSPECIFIED || st.Health == gantryv1.InstanceStatus_HEALTH_HEALTHY
 }
 
+// setNameServers records which name servers an instance of this machine asks instead of the machine's. The machine's own
+// loopback is not theirs.
+func (e *endpointState) setNameServers(id string, spec *gantryv1.ContainerSpec) {
+	servers := slices.DeleteFunc(slices.Clone(spec.GetDns()), func(text string) bool {
+		a, err := netip.ParseAddr(text)
+		return err != nil || a.Unmap().IsLoopback() || a.IsUnspecified()
+	})
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if !slices.Equal(e.dns[id], servers) {
+		e.dns[id] = servers
+		e.asked++
+	}
+}
+
 func (e *endpointState) dropLocal(id string) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
+	delete(e.dns, id)
 	if _, ok := e.local[id]; ok {
 		delete(e.local, id)
 		e.asked++
@@ -137,7 +155,7 @@ func (e *endpointState) apply(ctx context.Context, log *slog.Logger) {
 		return
 	}
 	upTo := e.asked
-	state := e.merged()
+	state, upstreams := e.merged(), maps.Clone(e.dns)
 	e.mu.Unlock()
 
 	ctx, cancel := context.WithTimeout(ctx, applyTimeout)
@@ -147,7 +165,7 @@ func (e *endpointState) apply(ctx context.Context, log *slog.Logger) {
 		log.Error("the kernel's tables could not be brought up to date", "err", err)
 		return
 	}
-	e.discovery.Apply(discovery.State{Endpoints: state.Endpoints, Networks: state.Networks})
+	e.discovery.Apply(discovery.State{Endpoints: state.Endpoints, Networks: state.Networks, Upstreams: upstreams})
 	e.mu.Lock()
 	e.done, e.ports, e.filled = upTo, ports, filled
 	e.mu.Unlock()

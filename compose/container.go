@@ -22,7 +22,7 @@ func (c *converter) container(path []string, name string, s *types.ServiceConfig
 		StopGracePeriod: optional(s.StopGracePeriod), Labels: s.Labels, Annotations: s.Annotations,
 		Mounts: c.mounts(path, s), Secrets: c.secretRefs(path, s), Configs: c.configRefs(path, s),
 		ShmSize: int64(s.ShmSize), ReadOnly: s.ReadOnly,
-		Network: c.networkMode(path, s), ExtraHosts: hosts(s.ExtraHosts), DnsSearch: s.DNSSearch,
+		Network: c.networkMode(path, s), ExtraHosts: hosts(s.ExtraHosts), Dns: s.DNS, DnsSearch: s.DNSSearch,
 		DnsOptions: s.DNSOpts, MacAddress: c.macAddress(path, s),
 		Resources: c.resources(path, s), Ulimits: ulimits(s.Ulimits), Sysctls: s.Sysctls, Devices: c.devices(path, s),
 		DeviceCgroupRules: s.DeviceCgroupRules, CapAdd: s.CapAdd, CapDrop: s.CapDrop,

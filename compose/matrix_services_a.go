@@ -125,7 +125,7 @@ func matrixServicesA() []Entry {
 		{"services.*.devices.[].permissions", Supported, ""},
 		{"services.*.devices.[].source", Supported, ""},
 		{"services.*.devices.[].target", Supported, ""},
-		{"services.*.dns", Warned, "not there yet; containers ask the name server of the machine, which asks those in its /etc/resolv.conf"},
+		{"services.*.dns", Supported, "asked by the node's name server, for names that are not the cluster's"},
 		{"services.*.dns_opt", Supported, ""},
 		{"services.*.dns_search", Supported, ""},
 		{"services.*.domainname", Supported, ""},

@@ -16,7 +16,7 @@ import (
 var shaped = map[string]string{
 	"jobs": "{j: {image: x, triggers: {manual: true}}}", "models": "{m: {model: x}}", "services.*.models": "[]", "services.*.develop": "{watch: []}",
 	"networks.*.ipam": "{config: [{subnet: 10.0.0.0/24}]}", "networks.*.driver_opts": "{a: b}", "secrets.*.driver_opts": "{a: b}",
-	"services.*.depends_on.*.restart": "true", "services.*.dns": "[10.0.0.53]",
+	"services.*.depends_on.*.restart": "true",
 	"services.*.deploy.rollback_config": "{parallelism: 2}", "services.*.deploy.update_config.monitor": "5s",
 	"services.*.deploy.update_config.max_failure_ratio": "0.5", "services.*.deploy.restart_policy.window": "5s",
 	"services.*.attach": "false", "services.*.cpu_count": "1", "services.*.cpu_percent": "1", "services.*.cpu_rt_period": "1",

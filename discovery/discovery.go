@@ -16,6 +16,7 @@ import (
 	"net"
 	"net/netip"
 	"runtime"
+	"slices"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -143,7 +144,7 @@ func (s *Server) serveUDP(ctx context.Context, u *net.UDPConn) error {
 		asker := from.Addr().Unmap()
 		reply, forward := s.answer(in[:size], asker, true, out)
 		if forward {
-			s.forwardUDP(u, in[:size], from)
+			s.forwardUDP(u, in[:size], from, s.upstreams(asker))
 		} else if reply != nil {
 			_, _ = u.WriteToUDPAddrPort(reply, from) // who does not get it asks again
 		}
@@ -151,10 +152,10 @@ func (s *Server) serveUDP(ctx context.Context, u *net.UDPConn) error {
 }
 
 // forwardUDP asks upstream without holding up other questions.
-func (s *Server) forwardUDP(u *net.UDPConn, query []byte, to netip.AddrPort) {
+func (s *Server) forwardUDP(u *net.UDPConn, query []byte, to netip.AddrPort, servers []string) {
 	q := append([]byte(nil), query...)
 	accepted := s.up.submit(func(ctx context.Context) {
-		_, _ = u.WriteToUDPAddrPort(s.up.exchange(ctx, "udp", q), to)
+		_, _ = u.WriteToUDPAddrPort(s.up.exchange(ctx, "udp", q, servers), to)
 	})
 	if !accepted {
 		_, _ = u.WriteToUDPAddrPort(failure(q, rcodeServFail), to)
@@ -200,12 +201,27 @@ func (s *Server) converse(ctx context.Context, c *net.TCPConn) {
 		}
 		reply, forward := s.answer(query, from.Addr().Unmap(), false, nil)
 		if forward {
-			reply = s.up.exchange(ctx, "tcp", query)
+			reply = s.up.exchange(ctx, "tcp", query, s.upstreams(from.Addr().Unmap()))
 		}
 		if reply == nil || writeMessage(c, reply) != nil {
 			return
 		}
 	}
+}
+
+// upstreams are the name servers for what is not ours: the asker's own, or the host's. Among its own, none may be a container
+// that it could not ask itself.
+func (s *Server) upstreams(asker netip.Addr) []string {
+	k := s.known.Load()
+	from := k.members[asker]
+	if from == nil || len(from.upstreams) == 0 {
+		return s.up.upstreams()
+	}
+	return slices.DeleteFunc(s.up.addresses(from.upstreams), func(server string) bool {
+		to, err := netip.ParseAddrPort(server)
+		other := k.members[to.Addr().Unmap()]
+		return err != nil || other != nil && !from.service.sees(candidate{service: other.service})
+	})
 }
 
 // readMessage reads one message of a TCP connection, which has its length before it.

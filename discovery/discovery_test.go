@@ -283,6 +283,38 @@ func TestInternalNetworkNeverReachesUpstream(t *testing.T) {
 	}
 }
 
+func TestInstancesMayHaveNameServersOfTheirOwn(t *testing.T) {
+	hosts := upstream(t, func(q dns.Question) string { return q.Name + " 5 IN A 192.0.2.7" })
+	own := upstream(t, func(q dns.Question) string { return q.Name + " 5 IN A 192.0.2.8" })
+	s := start(t, Options{Upstreams: []string{hosts}})
+	me := svc("prod/shop/me 10.96.0.20 nets=prod/shop/back 127.0.0.1")
+	me.Endpoints[0].Instance = "i1"
+	st := State{Endpoints: []*gantryv1.ServiceEndpoints{me}}
+	ask := func(network string) (*dns.Msg, error) {
+		s.Apply(st)
+		r, _, err := (&dns.Client{Net: network}).Exchange(new(dns.Msg).SetQuestion("example.org.", dns.TypeA), s.address())
+		return r, err
+	}
+	for _, c := range []struct {
+		upstreams []string
+		want      string
+	}{{nil, "192.0.2.7"}, {[]string{own}, "192.0.2.8"}} {
+		st.Upstreams = map[string][]string{"i1": c.upstreams, "i2": {hosts}}
+		for _, network := range []string{"udp", "tcp"} {
+			if r, err := ask(network); err != nil || text(r) != c.want {
+				t.Errorf("%v by %s: %v, %v", c.upstreams, network, r, err)
+			}
+		}
+	}
+	// A container that the asker may not talk to must not be asked for it.
+	_, port, _ := net.SplitHostPort(own)
+	st.Endpoints = append(st.Endpoints, svc("staging/shop/dns 10.96.0.21 nets=staging/shop/back 127.0.0.2"))
+	st.Upstreams = map[string][]string{"i1": {"127.0.0.2:" + port}}
+	if r, err := ask("udp"); err != nil || r.Rcode != dns.RcodeServerFailure {
+		t.Errorf("through a stranger: %v, %v", r, err)
+	}
+}
+
 func TestDeadUpstreamIsPassedOver(t *testing.T) {
 	dead, err := net.ListenPacket("udp", "127.0.0.1:0")
 	if err != nil {

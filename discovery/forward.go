@@ -23,7 +23,7 @@ const (
 	resolvConfAge   = 5 * time.Second
 )
 
-// forwarder asks the host's name servers.
+// forwarder asks other name servers, normally the host's.
 type forwarder struct {
 	log   *slog.Logger
 	fixed []string
@@ -118,9 +118,9 @@ func (f *forwarder) run(ctx context.Context) error {
 }
 
 // exchange asks each name server in turn and returns the first answer, or a failure.
-func (f *forwarder) exchange(ctx context.Context, network string, query []byte) []byte {
+func (f *forwarder) exchange(ctx context.Context, network string, query []byte, servers []string) []byte {
 	for range upstreamRounds {
-		for _, u := range f.upstreams() {
+		for _, u := range servers {
 			answer, err := f.ask(ctx, network, u, query)
 			if err == nil {
 				return answer

@@ -12,6 +12,8 @@ import (
 type State struct {
 	Endpoints []*gantryv1.ServiceEndpoints
 	Networks  []*gantryv1.Network
+	// Upstreams has the name servers of instances that are to ask others than the host's, "192.0.2.1" or "192.0.2.1:53".
+	Upstreams map[string][]string
 }
 
 // Answers' lifetimes in seconds. A virtual address stays with its service; members come and go.
@@ -62,8 +64,9 @@ type service struct {
 
 // member is who has an address.
 type member struct {
-	service *service
-	host    string // its name inside of the app: "2.db", or "db" for the virtual address
+	service   *service
+	host      string   // its name inside of the app: "2.db", or "db" for the virtual address
+	upstreams []string // name servers of its own; nil for those of the host
 }
 
 // shares reports whether two services have a network in common.
@@ -116,7 +119,7 @@ func (s *Server) Apply(st State) {
 		if a == nil || !a.describes(endpoints) {
 			a = newApp(k, endpoints)
 		}
-		next.add(a)
+		next.add(a, st.Upstreams)
 	}
 	for _, apps := range next.networks {
 		slices.SortFunc(apps, func(a, b *app) int { return strings.Compare(a.name, b.name) })
@@ -124,7 +127,7 @@ func (s *Server) Apply(st State) {
 	s.known.Store(next)
 }
 
-func (n *snapshot) add(a *app) {
+func (n *snapshot) add(a *app, upstreams map[string][]string) {
 	n.apps[a.appKey] = a
 	for _, s := range a.services {
 		for _, network := range s.networks {
@@ -133,12 +136,12 @@ func (n *snapshot) add(a *app) {
 			}
 		}
 		if vip, err := netip.ParseAddr(s.source.VirtualIp); err == nil {
-			n.members[vip] = &member{s, s.name}
+			n.members[vip] = &member{service: s, host: s.name}
 		}
 		for _, ep := range s.source.Endpoints {
 			for _, text := range []string{ep.Address, ep.Address6} {
 				if addr, err := netip.ParseAddr(text); err == nil {
-					n.members[addr] = &member{s, s.host(ep)}
+					n.members[addr] = &member{s, s.host(ep), upstreams[ep.Instance]}
 				}
 			}
 		}

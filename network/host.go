@@ -102,6 +102,7 @@ func (n *Network) ensureBridge() (netlink.Link, error) {
 		if err := n.links.LinkAdd(&netlink.Bridge{LinkAttrs: attrs}); err != nil {
 			return nil, fault.Wrap(fault.Unsupported, err, "make the bridge %s", name).WithHint("modprobe bridge")
 		}
+		n.log.Info("the bridge was not there and is made", "device", name)
 		if link, err = n.links.LinkByName(name); err != nil {
 			return nil, fault.Wrap(fault.Internal, err, "find the bridge %s", name)
 		}
@@ -247,6 +248,9 @@ func (n *Network) recordSysctls() error {
 }
 
 func (n *Network) enableForwarding() error {
+	if v, _ := readSysctl(forward4); v != "1" {
+		n.log.Info("forwarding was off and is switched on", "sysctl", forward4)
+	}
 	if err := writeSysctl(forward4, "1"); err != nil {
 		return fault.Wrap(fault.Unsupported, err, "switch IPv4 forwarding on").WithHint("sysctl -w net.ipv4.ip_forward=1")
 	}
@@ -256,6 +260,7 @@ func (n *Network) enableForwarding() error {
 	if v, _ := readSysctl(forward6); v == "1" {
 		return nil
 	}
+	n.log.Info("forwarding was off and is switched on", "sysctl", forward6)
 	keepRouterAdvertisements()
 	if err := writeSysctl(forward6, "1"); err != nil {
 		return fault.Wrap(fault.Unsupported, err, "switch IPv6 forwarding on")

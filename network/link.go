@@ -264,6 +264,7 @@ func (n *Network) rewire(r *record) error {
 	if err == nil {
 		err = errors.Join(n.resize(link, h), n.wireHost(r, link.Attrs().Index))
 	} else {
+		n.log.Warn("a container's link was gone and is made anew", "container", r.ID, "address", r.Address)
 		err = n.wire(r, n.netnsPath(r.Address), h)
 	}
 	if err != nil {
