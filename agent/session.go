@@ -33,7 +33,7 @@ func (a *Agent) nodeStatus() *gantryv1.NodeStatus {
 	return &gantryv1.NodeStatus{
 		Meta: &gantryv1.Meta{Key: a.o.Node}, Clock: timestamppb.Now(), Os: info.GetOs(),
 		NanoCpus: int64(info.GetCpus()) * 1e9, Memory: info.GetMemory(), Architecture: info.GetArch(),
-		Kernel: info.GetKernel(), Version: info.GetVersion(),
+		Kernel: info.GetKernel(), Version: info.GetVersion(), Devices: info.GetDevices(), Pids: info.GetPids(),
 	}
 }
 

@@ -57,6 +57,7 @@ type Config struct {
 	VirtualIPs   netip.Prefix // addresses of services
 	Registry     string       // host:port of the embedded registry; empty for none
 	CgroupParent string
+	Devices      map[string]int // named devices that instances can reserve, with their number
 
 	Version *gantryv1.VersionResponse
 	Logger  *slog.Logger

@@ -97,6 +97,24 @@ func (d *daemon) info(n *gantryv1.Node) *gantryv1.InfoResponse {
 		Node: n.Meta.Key, Hostname: n.Name, Version: d.Version.GetVersion(), Kernel: unix.ByteSliceToString(uts.Release[:]),
 		Os: runtime.GOOS, Arch: runtime.GOARCH, Cpus: int32(runtime.NumCPU()), Memory: int64(mem.Totalram) * int64(mem.Unit),
 		Root: d.Root, Run: d.Config.Run, Subnet: n.Subnet, RegistryAddress: d.Registry, Checks: d.checks,
-		StartedAt: timestamppb.New(d.started),
+		StartedAt: timestamppb.New(d.started), Devices: devices(d.Devices), Pids: maxPids(),
 	}
+}
+
+func devices(numbers map[string]int) map[string]int32 {
+	out := make(map[string]int32, len(numbers))
+	for name, n := range numbers {
+		out[name] = int32(n)
+	}
+	return out
+}
+
+// maxPids is the kernel's limit of processes; 0 if it cannot be read.
+func maxPids() int64 {
+	b, err := os.ReadFile("/proc/sys/kernel/pid_max")
+	if err != nil {
+		return 0
+	}
+	n, _ := strconv.ParseInt(strings.TrimSpace(string(b)), 10, 64) // 0 is what is not known
+	return n
 }

@@ -61,9 +61,12 @@ func command() *cobra.Command {
 	f.StringVar(&vips, "virtual-ips", "10.224.0.0/16", "addresses of services")
 	f.StringVar(&c.Registry, "registry", "127.0.0.1:5050", "where the embedded registry listens; empty for none")
 	f.StringVar(&c.CgroupParent, "cgroup-parent", "", "cgroup of all instances (default one that hangs on the root)")
+	f.StringToIntVar(&c.Devices, "device", nil, "named device that instances can reserve, with its number: gpu=2")
 	f.StringVar(&level, "log-level", "info", "debug, info, warn or error")
 	return cmd
 }
+
+const maxDevices = 1 << 20 // of one name on one machine
 
 func complete(c *daemon.Config, subnet, nodes, vips, level string) error {
 	var err error
@@ -78,6 +81,11 @@ func complete(c *daemon.Config, subnet, nodes, vips, level string) error {
 	}
 	if c.VirtualIPs, err = netip.ParsePrefix(vips); err != nil {
 		return fault.Wrap(fault.Invalid, err, "--virtual-ips %q is not a range of addresses", vips)
+	}
+	for name, n := range c.Devices {
+		if name == "" || n < 0 || n > maxDevices {
+			return fault.New(fault.Invalid, "--device %s=%d cannot be", name, n).WithHint("write a name and a number: gpu=2")
+		}
 	}
 	var l slog.Level
 	if err := l.UnmarshalText([]byte(level)); err != nil {

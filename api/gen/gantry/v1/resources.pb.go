@@ -67,8 +67,10 @@ func (x *ListVolumesRequest) GetEnvironment() string {
 }
 
 type ListVolumesResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Volumes       []*VolumeView          `protobuf:"bytes,1,rep,name=volumes,proto3" json:"volumes,omitempty"`
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Volumes []*VolumeView          `protobuf:"bytes,1,rep,name=volumes,proto3" json:"volumes,omitempty"`
+	// All machines of the cluster.
+	Nodes         []*NodeBrief `protobuf:"bytes,2,rep,name=nodes,proto3" json:"nodes,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -106,6 +108,13 @@ func (*ListVolumesResponse) Descriptor() ([]byte, []int) {
 func (x *ListVolumesResponse) GetVolumes() []*VolumeView {
 	if x != nil {
 		return x.Volumes
+	}
+	return nil
+}
+
+func (x *ListVolumesResponse) GetNodes() []*NodeBrief {
+	if x != nil {
+		return x.Nodes
 	}
 	return nil
 }
@@ -1166,7 +1175,11 @@ type InfoResponse struct {
 	Checks          []*KernelCheck         `protobuf:"bytes,16,rep,name=checks,proto3" json:"checks,omitempty"`
 	StartedAt       *timestamppb.Timestamp `protobuf:"bytes,17,opt,name=started_at,json=startedAt,proto3" json:"started_at,omitempty"`
 	// All machines of the cluster.
-	Nodes         []*NodeBrief `protobuf:"bytes,18,rep,name=nodes,proto3" json:"nodes,omitempty"`
+	Nodes []*NodeBrief `protobuf:"bytes,18,rep,name=nodes,proto3" json:"nodes,omitempty"`
+	// Named devices that instances can ask for, with their number.
+	Devices map[string]int32 `protobuf:"bytes,19,rep,name=devices,proto3" json:"devices,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"`
+	// Most processes the machine can have; 0 if not known.
+	Pids          int64 `protobuf:"varint,20,opt,name=pids,proto3" json:"pids,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1325,6 +1338,20 @@ func (x *InfoResponse) GetNodes() []*NodeBrief {
 		return x.Nodes
 	}
 	return nil
+}
+
+func (x *InfoResponse) GetDevices() map[string]int32 {
+	if x != nil {
+		return x.Devices
+	}
+	return nil
+}
+
+func (x *InfoResponse) GetPids() int64 {
+	if x != nil {
+		return x.Pids
+	}
+	return 0
 }
 
 // KernelCheck is one line of the table that gantryd prints at its start.
@@ -1726,7 +1753,7 @@ type DiskUsageResponse_Row struct {
 
 func (x *DiskUsageResponse_Row) Reset() {
 	*x = DiskUsageResponse_Row{}
-	mi := &file_gantry_v1_resources_proto_msgTypes[33]
+	mi := &file_gantry_v1_resources_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1738,7 +1765,7 @@ func (x *DiskUsageResponse_Row) String() string {
 func (*DiskUsageResponse_Row) ProtoMessage() {}
 
 func (x *DiskUsageResponse_Row) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_v1_resources_proto_msgTypes[33]
+	mi := &file_gantry_v1_resources_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1802,9 +1829,10 @@ const file_gantry_v1_resources_proto_rawDesc = "" +
 	"\n" +
 	"\x19gantry/v1/resources.proto\x12\tgantry.v1\x1a\x13gantry/v1/app.proto\x1a\x19gantry/v1/instances.proto\x1a\x14gantry/v1/meta.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"6\n" +
 	"\x12ListVolumesRequest\x12 \n" +
-	"\venvironment\x18\x01 \x01(\tR\venvironment\"F\n" +
+	"\venvironment\x18\x01 \x01(\tR\venvironment\"r\n" +
 	"\x13ListVolumesResponse\x12/\n" +
-	"\avolumes\x18\x01 \x03(\v2\x15.gantry.v1.VolumeViewR\avolumes\"\x84\x01\n" +
+	"\avolumes\x18\x01 \x03(\v2\x15.gantry.v1.VolumeViewR\avolumes\x12*\n" +
+	"\x05nodes\x18\x02 \x03(\v2\x14.gantry.v1.NodeBriefR\x05nodes\"\x84\x01\n" +
 	"\n" +
 	"VolumeView\x12)\n" +
 	"\x06volume\x18\x01 \x01(\v2\x11.gantry.v1.VolumeR\x06volume\x12\x1e\n" +
@@ -1888,7 +1916,7 @@ const file_gantry_v1_resources_proto_rawDesc = "" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"!\n" +
 	"\vInfoRequest\x12\x12\n" +
-	"\x04node\x18\x01 \x01(\tR\x04node\"\x90\x04\n" +
+	"\x04node\x18\x01 \x01(\tR\x04node\"\xa0\x05\n" +
 	"\fInfoResponse\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12\x1a\n" +
 	"\bhostname\x18\x02 \x01(\tR\bhostname\x12\x18\n" +
@@ -1909,7 +1937,12 @@ const file_gantry_v1_resources_proto_rawDesc = "" +
 	"\x06checks\x18\x10 \x03(\v2\x16.gantry.v1.KernelCheckR\x06checks\x129\n" +
 	"\n" +
 	"started_at\x18\x11 \x01(\v2\x1a.google.protobuf.TimestampR\tstartedAt\x12*\n" +
-	"\x05nodes\x18\x12 \x03(\v2\x14.gantry.v1.NodeBriefR\x05nodes\"\x89\x01\n" +
+	"\x05nodes\x18\x12 \x03(\v2\x14.gantry.v1.NodeBriefR\x05nodes\x12>\n" +
+	"\adevices\x18\x13 \x03(\v2$.gantry.v1.InfoResponse.DevicesEntryR\adevices\x12\x12\n" +
+	"\x04pids\x18\x14 \x01(\x03R\x04pids\x1a:\n" +
+	"\fDevicesEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\x05R\x05value:\x028\x01\"\x89\x01\n" +
 	"\vKernelCheck\x12\x18\n" +
 	"\afeature\x18\x01 \x01(\tR\afeature\x12\x18\n" +
 	"\apresent\x18\x02 \x01(\bR\apresent\x12\x1a\n" +
@@ -1971,7 +2004,7 @@ func file_gantry_v1_resources_proto_rawDescGZIP() []byte {
 	return file_gantry_v1_resources_proto_rawDescData
 }
 
-var file_gantry_v1_resources_proto_msgTypes = make([]protoimpl.MessageInfo, 34)
+var file_gantry_v1_resources_proto_msgTypes = make([]protoimpl.MessageInfo, 35)
 var file_gantry_v1_resources_proto_goTypes = []any{
 	(*ListVolumesRequest)(nil),    // 0: gantry.v1.ListVolumesRequest
 	(*ListVolumesResponse)(nil),   // 1: gantry.v1.ListVolumesResponse
@@ -2006,78 +2039,81 @@ var file_gantry_v1_resources_proto_goTypes = []any{
 	(*NetworkView_Member)(nil),    // 30: gantry.v1.NetworkView.Member
 	nil,                           // 31: gantry.v1.CreateFileRequest.LabelsEntry
 	nil,                           // 32: gantry.v1.VersionResponse.ModulesEntry
-	(*DiskUsageResponse_Row)(nil), // 33: gantry.v1.DiskUsageResponse.Row
-	(*Volume)(nil),                // 34: gantry.v1.Volume
-	(*NodeFailure)(nil),           // 35: gantry.v1.NodeFailure
-	(*Network)(nil),               // 36: gantry.v1.Network
-	(*Meta)(nil),                  // 37: gantry.v1.Meta
-	(*timestamppb.Timestamp)(nil), // 38: google.protobuf.Timestamp
-	(*NodeBrief)(nil),             // 39: gantry.v1.NodeBrief
-	(*Environment)(nil),           // 40: gantry.v1.Environment
-	(*EnvironmentSpec)(nil),       // 41: gantry.v1.EnvironmentSpec
+	nil,                           // 33: gantry.v1.InfoResponse.DevicesEntry
+	(*DiskUsageResponse_Row)(nil), // 34: gantry.v1.DiskUsageResponse.Row
+	(*NodeBrief)(nil),             // 35: gantry.v1.NodeBrief
+	(*Volume)(nil),                // 36: gantry.v1.Volume
+	(*NodeFailure)(nil),           // 37: gantry.v1.NodeFailure
+	(*Network)(nil),               // 38: gantry.v1.Network
+	(*Meta)(nil),                  // 39: gantry.v1.Meta
+	(*timestamppb.Timestamp)(nil), // 40: google.protobuf.Timestamp
+	(*Environment)(nil),           // 41: gantry.v1.Environment
+	(*EnvironmentSpec)(nil),       // 42: gantry.v1.EnvironmentSpec
 }
 var file_gantry_v1_resources_proto_depIdxs = []int32{
 	2,  // 0: gantry.v1.ListVolumesResponse.volumes:type_name -> gantry.v1.VolumeView
-	34, // 1: gantry.v1.VolumeView.volume:type_name -> gantry.v1.Volume
-	28, // 2: gantry.v1.CreateVolumeRequest.driver_options:type_name -> gantry.v1.CreateVolumeRequest.DriverOptionsEntry
-	29, // 3: gantry.v1.CreateVolumeRequest.labels:type_name -> gantry.v1.CreateVolumeRequest.LabelsEntry
-	35, // 4: gantry.v1.PruneVolumesResponse.failures:type_name -> gantry.v1.NodeFailure
-	11, // 5: gantry.v1.ListNetworksResponse.networks:type_name -> gantry.v1.NetworkView
-	36, // 6: gantry.v1.NetworkView.network:type_name -> gantry.v1.Network
-	30, // 7: gantry.v1.NetworkView.members:type_name -> gantry.v1.NetworkView.Member
-	14, // 8: gantry.v1.ListFilesResponse.files:type_name -> gantry.v1.FileInfo
-	37, // 9: gantry.v1.FileInfo.meta:type_name -> gantry.v1.Meta
-	31, // 10: gantry.v1.CreateFileRequest.labels:type_name -> gantry.v1.CreateFileRequest.LabelsEntry
-	32, // 11: gantry.v1.VersionResponse.modules:type_name -> gantry.v1.VersionResponse.ModulesEntry
-	22, // 12: gantry.v1.InfoResponse.checks:type_name -> gantry.v1.KernelCheck
-	38, // 13: gantry.v1.InfoResponse.started_at:type_name -> google.protobuf.Timestamp
-	39, // 14: gantry.v1.InfoResponse.nodes:type_name -> gantry.v1.NodeBrief
-	33, // 15: gantry.v1.DiskUsageResponse.rows:type_name -> gantry.v1.DiskUsageResponse.Row
-	35, // 16: gantry.v1.DiskUsageResponse.failures:type_name -> gantry.v1.NodeFailure
-	39, // 17: gantry.v1.DiskUsageResponse.nodes:type_name -> gantry.v1.NodeBrief
-	40, // 18: gantry.v1.EnvironmentsResponse.environments:type_name -> gantry.v1.Environment
-	41, // 19: gantry.v1.SetEnvironmentRequest.spec:type_name -> gantry.v1.EnvironmentSpec
-	0,  // 20: gantry.v1.VolumeService.List:input_type -> gantry.v1.ListVolumesRequest
-	4,  // 21: gantry.v1.VolumeService.Create:input_type -> gantry.v1.CreateVolumeRequest
-	3,  // 22: gantry.v1.VolumeService.Inspect:input_type -> gantry.v1.VolumeTarget
-	3,  // 23: gantry.v1.VolumeService.Remove:input_type -> gantry.v1.VolumeTarget
-	6,  // 24: gantry.v1.VolumeService.Prune:input_type -> gantry.v1.PruneVolumesRequest
-	8,  // 25: gantry.v1.NetworkService.List:input_type -> gantry.v1.ListNetworksRequest
-	10, // 26: gantry.v1.NetworkService.Inspect:input_type -> gantry.v1.NetworkTarget
-	12, // 27: gantry.v1.SecretService.List:input_type -> gantry.v1.ListFilesRequest
-	15, // 28: gantry.v1.SecretService.Create:input_type -> gantry.v1.CreateFileRequest
-	16, // 29: gantry.v1.SecretService.Remove:input_type -> gantry.v1.FileTarget
-	12, // 30: gantry.v1.ConfigService.List:input_type -> gantry.v1.ListFilesRequest
-	15, // 31: gantry.v1.ConfigService.Create:input_type -> gantry.v1.CreateFileRequest
-	16, // 32: gantry.v1.ConfigService.Remove:input_type -> gantry.v1.FileTarget
-	18, // 33: gantry.v1.SystemService.Version:input_type -> gantry.v1.VersionRequest
-	20, // 34: gantry.v1.SystemService.Info:input_type -> gantry.v1.InfoRequest
-	23, // 35: gantry.v1.SystemService.DiskUsage:input_type -> gantry.v1.DiskUsageRequest
-	25, // 36: gantry.v1.SystemService.Environments:input_type -> gantry.v1.EnvironmentsRequest
-	27, // 37: gantry.v1.SystemService.SetEnvironment:input_type -> gantry.v1.SetEnvironmentRequest
-	1,  // 38: gantry.v1.VolumeService.List:output_type -> gantry.v1.ListVolumesResponse
-	34, // 39: gantry.v1.VolumeService.Create:output_type -> gantry.v1.Volume
-	2,  // 40: gantry.v1.VolumeService.Inspect:output_type -> gantry.v1.VolumeView
-	5,  // 41: gantry.v1.VolumeService.Remove:output_type -> gantry.v1.RemoveVolumeResponse
-	7,  // 42: gantry.v1.VolumeService.Prune:output_type -> gantry.v1.PruneVolumesResponse
-	9,  // 43: gantry.v1.NetworkService.List:output_type -> gantry.v1.ListNetworksResponse
-	11, // 44: gantry.v1.NetworkService.Inspect:output_type -> gantry.v1.NetworkView
-	13, // 45: gantry.v1.SecretService.List:output_type -> gantry.v1.ListFilesResponse
-	14, // 46: gantry.v1.SecretService.Create:output_type -> gantry.v1.FileInfo
-	17, // 47: gantry.v1.SecretService.Remove:output_type -> gantry.v1.RemoveFileResponse
-	13, // 48: gantry.v1.ConfigService.List:output_type -> gantry.v1.ListFilesResponse
-	14, // 49: gantry.v1.ConfigService.Create:output_type -> gantry.v1.FileInfo
-	17, // 50: gantry.v1.ConfigService.Remove:output_type -> gantry.v1.RemoveFileResponse
-	19, // 51: gantry.v1.SystemService.Version:output_type -> gantry.v1.VersionResponse
-	21, // 52: gantry.v1.SystemService.Info:output_type -> gantry.v1.InfoResponse
-	24, // 53: gantry.v1.SystemService.DiskUsage:output_type -> gantry.v1.DiskUsageResponse
-	26, // 54: gantry.v1.SystemService.Environments:output_type -> gantry.v1.EnvironmentsResponse
-	40, // 55: gantry.v1.SystemService.SetEnvironment:output_type -> gantry.v1.Environment
-	38, // [38:56] is the sub-list for method output_type
-	20, // [20:38] is the sub-list for method input_type
-	20, // [20:20] is the sub-list for extension type_name
-	20, // [20:20] is the sub-list for extension extendee
-	0,  // [0:20] is the sub-list for field type_name
+	35, // 1: gantry.v1.ListVolumesResponse.nodes:type_name -> gantry.v1.NodeBrief
+	36, // 2: gantry.v1.VolumeView.volume:type_name -> gantry.v1.Volume
+	28, // 3: gantry.v1.CreateVolumeRequest.driver_options:type_name -> gantry.v1.CreateVolumeRequest.DriverOptionsEntry
+	29, // 4: gantry.v1.CreateVolumeRequest.labels:type_name -> gantry.v1.CreateVolumeRequest.LabelsEntry
+	37, // 5: gantry.v1.PruneVolumesResponse.failures:type_name -> gantry.v1.NodeFailure
+	11, // 6: gantry.v1.ListNetworksResponse.networks:type_name -> gantry.v1.NetworkView
+	38, // 7: gantry.v1.NetworkView.network:type_name -> gantry.v1.Network
+	30, // 8: gantry.v1.NetworkView.members:type_name -> gantry.v1.NetworkView.Member
+	14, // 9: gantry.v1.ListFilesResponse.files:type_name -> gantry.v1.FileInfo
+	39, // 10: gantry.v1.FileInfo.meta:type_name -> gantry.v1.Meta
+	31, // 11: gantry.v1.CreateFileRequest.labels:type_name -> gantry.v1.CreateFileRequest.LabelsEntry
+	32, // 12: gantry.v1.VersionResponse.modules:type_name -> gantry.v1.VersionResponse.ModulesEntry
+	22, // 13: gantry.v1.InfoResponse.checks:type_name -> gantry.v1.KernelCheck
+	40, // 14: gantry.v1.InfoResponse.started_at:type_name -> google.protobuf.Timestamp
+	35, // 15: gantry.v1.InfoResponse.nodes:type_name -> gantry.v1.NodeBrief
+	33, // 16: gantry.v1.InfoResponse.devices:type_name -> gantry.v1.InfoResponse.DevicesEntry
+	34, // 17: gantry.v1.DiskUsageResponse.rows:type_name -> gantry.v1.DiskUsageResponse.Row
+	37, // 18: gantry.v1.DiskUsageResponse.failures:type_name -> gantry.v1.NodeFailure
+	35, // 19: gantry.v1.DiskUsageResponse.nodes:type_name -> gantry.v1.NodeBrief
+	41, // 20: gantry.v1.EnvironmentsResponse.environments:type_name -> gantry.v1.Environment
+	42, // 21: gantry.v1.SetEnvironmentRequest.spec:type_name -> gantry.v1.EnvironmentSpec
+	0,  // 22: gantry.v1.VolumeService.List:input_type -> gantry.v1.ListVolumesRequest
+	4,  // 23: gantry.v1.VolumeService.Create:input_type -> gantry.v1.CreateVolumeRequest
+	3,  // 24: gantry.v1.VolumeService.Inspect:input_type -> gantry.v1.VolumeTarget
+	3,  // 25: gantry.v1.VolumeService.Remove:input_type -> gantry.v1.VolumeTarget
+	6,  // 26: gantry.v1.VolumeService.Prune:input_type -> gantry.v1.PruneVolumesRequest
+	8,  // 27: gantry.v1.NetworkService.List:input_type -> gantry.v1.ListNetworksRequest
+	10, // 28: gantry.v1.NetworkService.Inspect:input_type -> gantry.v1.NetworkTarget
+	12, // 29: gantry.v1.SecretService.List:input_type -> gantry.v1.ListFilesRequest
+	15, // 30: gantry.v1.SecretService.Create:input_type -> gantry.v1.CreateFileRequest
+	16, // 31: gantry.v1.SecretService.Remove:input_type -> gantry.v1.FileTarget
+	12, // 32: gantry.v1.ConfigService.List:input_type -> gantry.v1.ListFilesRequest
+	15, // 33: gantry.v1.ConfigService.Create:input_type -> gantry.v1.CreateFileRequest
+	16, // 34: gantry.v1.ConfigService.Remove:input_type -> gantry.v1.FileTarget
+	18, // 35: gantry.v1.SystemService.Version:input_type -> gantry.v1.VersionRequest
+	20, // 36: gantry.v1.SystemService.Info:input_type -> gantry.v1.InfoRequest
+	23, // 37: gantry.v1.SystemService.DiskUsage:input_type -> gantry.v1.DiskUsageRequest
+	25, // 38: gantry.v1.SystemService.Environments:input_type -> gantry.v1.EnvironmentsRequest
+	27, // 39: gantry.v1.SystemService.SetEnvironment:input_type -> gantry.v1.SetEnvironmentRequest
+	1,  // 40: gantry.v1.VolumeService.List:output_type -> gantry.v1.ListVolumesResponse
+	36, // 41: gantry.v1.VolumeService.Create:output_type -> gantry.v1.Volume
+	2,  // 42: gantry.v1.VolumeService.Inspect:output_type -> gantry.v1.VolumeView
+	5,  // 43: gantry.v1.VolumeService.Remove:output_type -> gantry.v1.RemoveVolumeResponse
+	7,  // 44: gantry.v1.VolumeService.Prune:output_type -> gantry.v1.PruneVolumesResponse
+	9,  // 45: gantry.v1.NetworkService.List:output_type -> gantry.v1.ListNetworksResponse
+	11, // 46: gantry.v1.NetworkService.Inspect:output_type -> gantry.v1.NetworkView
+	13, // 47: gantry.v1.SecretService.List:output_type -> gantry.v1.ListFilesResponse
+	14, // 48: gantry.v1.SecretService.Create:output_type -> gantry.v1.FileInfo
+	17, // 49: gantry.v1.SecretService.Remove:output_type -> gantry.v1.RemoveFileResponse
+	13, // 50: gantry.v1.ConfigService.List:output_type -> gantry.v1.ListFilesResponse
+	14, // 51: gantry.v1.ConfigService.Create:output_type -> gantry.v1.FileInfo
+	17, // 52: gantry.v1.ConfigService.Remove:output_type -> gantry.v1.RemoveFileResponse
+	19, // 53: gantry.v1.SystemService.Version:output_type -> gantry.v1.VersionResponse
+	21, // 54: gantry.v1.SystemService.Info:output_type -> gantry.v1.InfoResponse
+	24, // 55: gantry.v1.SystemService.DiskUsage:output_type -> gantry.v1.DiskUsageResponse
+	26, // 56: gantry.v1.SystemService.Environments:output_type -> gantry.v1.EnvironmentsResponse
+	41, // 57: gantry.v1.SystemService.SetEnvironment:output_type -> gantry.v1.Environment
+	40, // [40:58] is the sub-list for method output_type
+	22, // [22:40] is the sub-list for method input_type
+	22, // [22:22] is the sub-list for extension type_name
+	22, // [22:22] is the sub-list for extension extendee
+	0,  // [0:22] is the sub-list for field type_name
 }
 
 func init() { file_gantry_v1_resources_proto_init() }
@@ -2094,7 +2130,7 @@ func file_gantry_v1_resources_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_gantry_v1_resources_proto_rawDesc), len(file_gantry_v1_resources_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   34,
+			NumMessages:   35,
 			NumExtensions: 0,
 			NumServices:   5,
 		},
