@@ -21,11 +21,14 @@ func (c *converter) extend(path []string, ext any, out *gantryv1.ServiceSpec) {
 	if !ok {
 		return
 	}
-	x.only("job", "placement", "priority", "version")
+	x.only("job", "placement", "priority", "update", "version")
 	out.Version = x.version()
 	out.Priority = int32(x.number("priority", -maxPriority, maxPriority))
 	if p, ok := x.below("placement"); ok {
 		c.extendPlacement(p, out)
+	}
+	if u, ok := x.below("update"); ok {
+		c.extendUpdate(u, out)
 	}
 	if j, ok := x.below("job"); ok {
 		c.extendJob(j, out)

@@ -14,7 +14,7 @@ import (
 	gantryv1 "github.com/gantryd/gantry/api/gen/gantry/v1"
 )
 
-const maxReplicas = 10000
+const maxReplicas = 100000
 
 func (c *converter) service(name string, s types.ServiceConfig) *gantryv1.ServiceSpec {
 	path := []string{"services", name}
@@ -41,7 +41,7 @@ func (c *converter) service(name string, s types.ServiceConfig) *gantryv1.Servic
 func (c *converter) replicas(path []string, s *types.ServiceConfig) int32 {
 	n := s.GetScale()
 	if n < 0 || n > maxReplicas {
-		c.report.invalid(append(path, "scale"), "choose a number from 0 to 10000", "%d instances cannot be had", n)
+		c.report.invalid(append(path, "scale"), "choose a number from 0 to 100000", "%d instances cannot be had", n)
 		return 0
 	}
 	return int32(n)
@@ -64,28 +64,9 @@ func (c *converter) deploy(path []string, d *types.DeployConfig, out *gantryv1.S
 	}
 	out.Labels = d.Labels
 	out.Update = c.update(append(path, "update_config"), d.UpdateConfig)
-}
-
-func (c *converter) update(path []string, u *types.UpdateConfig) *gantryv1.UpdateConfig {
-	if u == nil {
-		return nil
-	}
-	if !slices.Contains([]string{"", "start-first", "stop-first"}, u.Order) {
-		c.report.invalid(append(path, "order"), "use start-first or stop-first", "there is no order %q", u.Order)
-	}
-	if !slices.Contains([]string{"", "pause", "continue", "rollback"}, u.FailureAction) {
-		c.report.invalid(append(path, "failure_action"), "use pause, continue or rollback", "there is no action %q", u.FailureAction)
-	}
-	out := &gantryv1.UpdateConfig{
-		Delay: positive(time.Duration(u.Delay)), Order: u.Order, FailureAction: u.FailureAction,
-	}
-	if u.Parallelism != nil {
-		if *u.Parallelism == 0 {
-			c.report.warn(append(path, "parallelism"), "0 means one at a time here, not all at once")
-		}
-		out.Parallelism = int32(min(*u.Parallelism, maxReplicas))
-	}
-	return out
+	c.failureAction(append(path, "update_config"), out.Update, "pause", "continue", "rollback")
+	out.Rollback = c.update(append(path, "rollback_config"), d.RollbackConfig)
+	c.failureAction(append(path, "rollback_config"), out.Rollback, "pause", "continue")
 }
 
 // positive leaves a zero duration unset.
