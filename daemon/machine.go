@@ -20,6 +20,7 @@ import (
 	"github.com/gantryd/gantry/internal/atomicfile"
 	"github.com/gantryd/gantry/internal/ids"
 	"github.com/gantryd/gantry/internal/seal"
+	"github.com/gantryd/gantry/network"
 	"github.com/gantryd/gantry/server/machines"
 )
 
@@ -154,9 +155,21 @@ func (m *machine) settle(c Config) error {
 	if err != nil {
 		return err
 	}
+	key, err := m.overlayKey(c)
+	if err != nil {
+		return err
+	}
 	return m.update(func(r *gantryv1.MachineRecord) {
-		r.Node.Name, r.Node.Address, r.Node.ApiAddress = name, c.Advertise, c.apiAddress()
+		r.Node.Name, r.Node.Address, r.Node.ApiAddress, r.Node.OverlayKey = name, c.Advertise, c.apiAddress(), key
 	})
+}
+
+// overlayKey is the public key by which other machines know this one where traffic between them is encrypted.
+func (m *machine) overlayKey(c Config) (string, error) {
+	if c.Advertise == "" || m.Cluster().GetOverlay() != "wireguard" {
+		return "", nil
+	}
+	return network.OverlayKey(filepath.Join(c.Root, "network"))
 }
 
 // Node is this machine's own object, as it knows it.
