@@ -122,7 +122,9 @@ func (f forbidden) Fetcher(context.Context, string) (remotes.Fetcher, error) {
 }
 
 // Pusher refuses.
-func (f forbidden) Pusher(context.Context, string) (remotes.Pusher, error) { return nil, missing(f.name) }
+func (f forbidden) Pusher(context.Context, string) (remotes.Pusher, error) {
+	return nil, missing(f.name)
+}
 
 // both adds to a registry's error why no other node helped.
 func (p *puller) both(err, peers error) error {

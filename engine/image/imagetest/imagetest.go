@@ -68,6 +68,14 @@ func Open(t testing.TB, root string) *Rig {
 	return r
 }
 
+// Copy opens a copy of the rig's directory as it is now, which is what a process that is killed now leaves.
+func (r *Rig) Copy(t testing.TB) *Rig {
+	t.Helper()
+	root := t.TempDir()
+	must(t, os.CopyFS(root, os.DirFS(r.Root)))
+	return Open(t, root)
+}
+
 // Context returns a context in the rig's namespace.
 func (r *Rig) Context(t testing.TB) context.Context {
 	return namespaces.WithNamespace(t.Context(), Namespace)

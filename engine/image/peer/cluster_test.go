@@ -464,3 +464,9 @@ func TestWithoutLeaderTheRegistryIsAsked(t *testing.T) {
 		t.Errorf("%v names not both the registry and the leader", err)
 	}
 }
+
+func contextOf(t *testing.T) (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithCancel(t.Context())
+	t.Cleanup(cancel)
+	return ctx, cancel
+}
