@@ -4,6 +4,7 @@ import (
 	"archive/tar"
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"strings"
 
@@ -87,6 +88,9 @@ func (f fakeInstances) Create(_ context.Context, r *connect.Request[gantryv1.Cre
 }
 
 func (f fakeInstances) List(_ context.Context, r *connect.Request[gantryv1.ListInstancesRequest]) (*connect.Response[gantryv1.ListInstancesResponse], error) {
+	if r.Msg.GetEnvironment() == wide {
+		return answer(wideInstances(), nil)
+	}
 	return answer(&gantryv1.ListInstancesResponse{Instances: f.all(r.Msg.GetApp())}, nil)
 }
 
@@ -128,6 +132,11 @@ func (f fakeInstances) Wait(_ context.Context, r *connect.Request[gantryv1.Insta
 }
 
 func (f fakeInstances) Logs(ctx context.Context, r *connect.Request[gantryv1.LogsRequest], s *connect.ServerStream[gantryv1.LogEntry]) error {
+	if r.Msg.GetEnvironment() == wide {
+		return errors.Join(
+			s.Send(&gantryv1.LogEntry{Instance: "a", Name: "web.1", Stream: "stdout", Line: []byte("here\n"), Time: timestamppb.New(start)}),
+			s.Send(&gantryv1.LogEntry{Instance: "b", Name: "web.2", Time: timestamppb.New(start), Failure: lost()}))
+	}
 	targets := r.Msg.GetTargets()
 	if len(targets) == 0 {
 		targets = []string{"web.1", "longname.1"}
@@ -235,7 +244,10 @@ func (f fakeInstances) listen(s *connect.BidiStream[gantryv1.ExecInput, gantryv1
 	}
 }
 
-func (f fakeInstances) Stats(_ context.Context, _ *connect.Request[gantryv1.StatsRequest], s *connect.ServerStream[gantryv1.StatsResponse]) error {
+func (f fakeInstances) Stats(_ context.Context, r *connect.Request[gantryv1.StatsRequest], s *connect.ServerStream[gantryv1.StatsResponse]) error {
+	if r.Msg.GetEnvironment() == wide {
+		return s.Send(&gantryv1.StatsResponse{Stats: []*gantryv1.InstanceStats{{Name: "web.1"}}, Failures: []*gantryv1.NodeFailure{lost()}})
+	}
 	return s.Send(&gantryv1.StatsResponse{Stats: []*gantryv1.InstanceStats{
 		{Name: "web.1", Instance: "abc", CpuPercent: 12.345, Memory: 13107200, MemoryLimit: 1 << 30, NetworkRx: 1000, NetworkTx: 2_500_000, Pids: 3},
 	}})
@@ -394,6 +406,35 @@ func (f fakeSystem) Info(context.Context, *connect.Request[gantryv1.InfoRequest]
 	}}, nil)
 }
 
-func (f fakeSystem) DiskUsage(context.Context, *connect.Request[gantryv1.DiskUsageRequest]) (*connect.Response[gantryv1.DiskUsageResponse], error) {
+func (f fakeSystem) DiskUsage(_ context.Context, r *connect.Request[gantryv1.DiskUsageRequest]) (*connect.Response[gantryv1.DiskUsageResponse], error) {
+	if r.Msg.GetNode() == wide {
+		return answer(&gantryv1.DiskUsageResponse{
+			Rows: []*gantryv1.DiskUsageResponse_Row{{Kind: "images", Node: "n1"}}, Nodes: wideNodes(), Failures: []*gantryv1.NodeFailure{lost()},
+		}, nil)
+	}
 	return answer(&gantryv1.DiskUsageResponse{Rows: []*gantryv1.DiskUsageResponse_Row{{Kind: "images", Count: 3, Active: 1, Size: 3_000_000, Reclaimable: 1_000_000}}}, nil)
+}
+
+// wide is the environment, or node, that stands for a cluster of two machines, one of which is down.
+const wide = "wide"
+
+func wideNodes() []*gantryv1.NodeBrief {
+	return []*gantryv1.NodeBrief{{Id: "n1", Name: "alpha", State: "ready"}, {Id: "n2", Name: "beta", State: "down"}}
+}
+
+func lost() *gantryv1.NodeFailure {
+	return &gantryv1.NodeFailure{Node: "n2", Name: "beta", Message: "node beta is down", Hint: "gantry node show beta"}
+}
+
+func wideInstances() *gantryv1.ListInstancesResponse {
+	out := &gantryv1.ListInstancesResponse{Nodes: wideNodes()}
+	for n, node := range []string{"n1", "n2"} {
+		out.Instances = append(out.Instances, &gantryv1.InstanceView{
+			Instance: &gantryv1.Instance{
+				Meta: &gantryv1.Meta{Key: "id" + node}, Service: "box" + itoa(n), Node: node, Spec: &gantryv1.ContainerSpec{Image: "here"},
+			},
+			Status: &gantryv1.InstanceStatus{Phase: gantryv1.InstanceStatus_PHASE_RUNNING, StartedAt: timestamppb.New(start)},
+		})
+	}
+	return out
 }

@@ -86,7 +86,13 @@ func (s *session) logs(ctx context.Context, f logFlags, targets []string) error 
 		return err
 	}
 	w := s.newLogWriter(f, targets)
-	err = client.Each(ctx, c.Instances.Logs, req, w.write)
+	err = client.Each(ctx, c.Instances.Logs, req, func(e *gantryv1.LogEntry) error {
+		if f := e.GetFailure(); f != nil {
+			s.Warn("%s is silent: %s", e.GetName(), f.GetMessage())
+			return nil
+		}
+		return w.write(e)
+	})
 	if f.follow && ctx.Err() != nil {
 		// Ctrl-C is how one leaves.
 		return &verb.Exit{Code: verb.ExitInterrupted}

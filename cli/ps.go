@@ -34,11 +34,11 @@ func (s *session) psCommand() *cobra.Command {
 					return err
 				}
 			}
-			found, images, err := s.psRead(cmd.Context(), app, all, args)
-			if err != nil {
+			p := &psView{app: app, quiet: quiet, noTrunc: noTrunc, images: map[string]string{}}
+			if err := s.psRead(cmd.Context(), p, all, args); err != nil {
 				return err
 			}
-			return verb.List(s.Session, found, func() error { return s.psPrint(found, images, app, quiet, noTrunc) })
+			return verb.List(s.Session, p.found, func() error { return s.psPrint(p) })
 		},
 	}
 	s.Compose.Register(cmd.Flags(), "f", "p")
@@ -49,30 +49,38 @@ func (s *session) psCommand() *cobra.Command {
 	return s.OutputFlag(cmd, "table")
 }
 
-// psRead lists instances, and the image of each service by "app/service".
-func (s *session) psRead(ctx context.Context, app string, all bool, services []string) ([]*gantryv1.InstanceView, map[string]string, error) {
+// psView is what ps shows, and how.
+type psView struct {
+	app            string
+	quiet, noTrunc bool
+	found          []*gantryv1.InstanceView
+	images         map[string]string // of services, by "app/service"
+	nodes          verb.Nodes
+}
+
+// psRead lists instances.
+func (s *session) psRead(ctx context.Context, p *psView, all bool, services []string) error {
 	c, err := s.Client()
 	if err != nil {
-		return nil, nil, err
+		return err
 	}
-	got, err := client.Call(ctx, c.Instances.List, &gantryv1.ListInstancesRequest{Environment: s.Environment, App: app, All: all})
+	got, err := client.Call(ctx, c.Instances.List, &gantryv1.ListInstancesRequest{Environment: s.Environment, App: p.app, All: all})
 	if err != nil {
-		return nil, nil, err
+		return err
 	}
-	var found []*gantryv1.InstanceView
+	p.nodes = got.GetNodes()
 	needImages := false
 	for _, v := range got.GetInstances() {
 		if i := v.GetInstance(); len(services) == 0 || contains(services, i.GetService()) {
-			found = append(found, v)
+			p.found = append(p.found, v)
 			needImages = needImages || i.GetSpec() == nil
 		}
 	}
-	sort.SliceStable(found, func(a, b int) bool { return sortKey(found[a]) < sortKey(found[b]) })
-	images := map[string]string{}
+	sort.SliceStable(p.found, func(a, b int) bool { return sortKey(p.found[a]) < sortKey(p.found[b]) })
 	if needImages && s.Output != "json" {
-		err = s.imagesOf(ctx, app, images)
+		err = s.imagesOf(ctx, p.app, p.images)
 	}
-	return found, images, err
+	return err
 }
 
 func contains(list []string, word string) bool {
@@ -117,31 +125,46 @@ func (s *session) imagesOf(ctx context.Context, app string, images map[string]st
 	return nil
 }
 
-func (s *session) psPrint(found []*gantryv1.InstanceView, images map[string]string, app string, quiet, noTrunc bool) error {
-	tab := table.New("NAME", "ID", "IMAGE", "STATUS", "ADDRESS", "PORTS")
-	for _, v := range found {
-		i, st := v.GetInstance(), v.GetStatus()
-		id := i.GetMeta().GetKey()
-		if !noTrunc {
-			id = verb.Short(id)
+func (s *session) psPrint(p *psView) error {
+	if p.quiet {
+		for _, v := range p.found {
+			s.Put("%s", p.id(v))
 		}
-		if quiet {
-			s.Put("%s", id)
-			continue
-		}
-		image := verb.ImageOf(i.GetSpec())
-		if image == "" {
-			image = images[i.GetApp()+"/"+i.GetService()]
-		}
-		if !noTrunc {
-			image = verb.ShortImage(image)
-		}
-		tab.Row(instanceName(i, app), id, image, status(v, time.Now()), st.GetAddress(), ports(st.GetPorts()))
-	}
-	if quiet {
 		return nil
 	}
+	head := []string{"NAME", "ID", "IMAGE", "STATUS", "ADDRESS", "PORTS"}
+	if p.nodes.Many() {
+		head = append(head, "NODE")
+	}
+	tab := table.New(head...)
+	for _, v := range p.found {
+		i, st := v.GetInstance(), v.GetStatus()
+		row := []string{instanceName(i, p.app), p.id(v), p.image(i), status(v, time.Now()), st.GetAddress(), ports(st.GetPorts())}
+		if p.nodes.Many() {
+			row = append(row, p.nodes.Name(i.GetNode()))
+		}
+		tab.Row(row...)
+	}
 	return tab.Write(s.Out)
+}
+
+func (p *psView) id(v *gantryv1.InstanceView) string {
+	id := v.GetInstance().GetMeta().GetKey()
+	if p.noTrunc {
+		return id
+	}
+	return verb.Short(id)
+}
+
+func (p *psView) image(i *gantryv1.Instance) string {
+	image := verb.ImageOf(i.GetSpec())
+	if image == "" {
+		image = p.images[i.GetApp()+"/"+i.GetService()]
+	}
+	if p.noTrunc {
+		return image
+	}
+	return verb.ShortImage(image)
 }
 
 // instanceName gives the name by which other commands find an instance from the same place.

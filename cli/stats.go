@@ -2,6 +2,7 @@ package cli
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"sort"
 	"strings"
@@ -47,14 +48,16 @@ func (s *session) stats(ctx context.Context, req *gantryv1.StatsRequest) error {
 	if !req.GetOnce() && s.Output == "table" && !s.Plain && terminal.Is(s.Out) {
 		live = terminal.NewLive(s.Out)
 	}
+	var lost []*gantryv1.NodeFailure // of the last sample
 	err = client.Each(ctx, c.Instances.Stats, req, func(r *gantryv1.StatsResponse) error {
+		lost = r.GetFailures()
 		switch {
 		case s.Output == "json" && req.GetOnce():
 			return verb.List(s.Session, r.GetStats(), nil)
 		case s.Output == "json":
 			return verb.OneLine(s.Session, r)
 		case live != nil:
-			live.Draw(strings.Split(strings.TrimSuffix(statsTable(r).String(), "\n"), "\n"))
+			live.Draw(append(strings.Split(strings.TrimSuffix(statsTable(r).String(), "\n"), "\n"), notes(lost)...))
 			return nil
 		}
 		return statsTable(r).Write(s.Out)
@@ -62,7 +65,16 @@ func (s *session) stats(ctx context.Context, req *gantryv1.StatsRequest) error {
 	if ctx.Err() != nil {
 		return &verb.Exit{Code: verb.ExitInterrupted}
 	}
-	return err
+	return errors.Join(err, s.Missing(lost))
+}
+
+// notes says below the table which nodes are missing from it.
+func notes(failures []*gantryv1.NodeFailure) []string {
+	var out []string
+	for _, f := range failures {
+		out = append(out, verb.Line("missing: %s", f.GetMessage()))
+	}
+	return out
 }
 
 func statsTable(r *gantryv1.StatsResponse) *table.Table {

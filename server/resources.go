@@ -71,7 +71,7 @@ func fileKeys(refs []*gantryv1.FileRef) []string {
 func (h *volumes) List(_ context.Context, req *connect.Request[gantryv1.ListVolumesRequest]) (*connect.Response[gantryv1.ListVolumesResponse], error) {
 	snap := h.s.store.Snapshot()
 	used := users(snap, volumeKeys)
-	out := &gantryv1.ListVolumesResponse{}
+	out := &gantryv1.ListVolumesResponse{Nodes: briefs(snap)}
 	for _, v := range store.List[*gantryv1.Volume](snap, inEnvironment(req.Msg.Environment)) {
 		out.Volumes = append(out.Volumes, &gantryv1.VolumeView{Volume: v, Size: -1, UsedBy: used[v.Meta.Key]})
 	}

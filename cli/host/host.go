@@ -3,8 +3,10 @@ package host
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"runtime"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -30,14 +32,15 @@ func System(session *verb.Session) *cobra.Command {
 }
 
 func (s verbs) systemInfo() *cobra.Command {
-	return s.OutputFlag(&cobra.Command{
+	var node string
+	cmd := &cobra.Command{
 		Use: "info", Short: "Print what the daemon knows of itself and its machine", Args: verb.Between(0, 0),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			c, err := s.Client()
 			if err != nil {
 				return err
 			}
-			info, err := client.Call(cmd.Context(), c.System.Info, &gantryv1.InfoRequest{})
+			info, err := client.Call(cmd.Context(), c.System.Info, &gantryv1.InfoRequest{Node: node})
 			if err != nil {
 				return err
 			}
@@ -46,10 +49,24 @@ func (s verbs) systemInfo() *cobra.Command {
 			}
 			return s.printInfo(info)
 		},
-	}, "table")
+	}
+	nodeFlag(cmd, &node, "ask this node in place of the server")
+	return s.OutputFlag(cmd, "table")
+}
+
+func nodeFlag(cmd *cobra.Command, node *string, what string) {
+	cmd.Flags().StringVar(node, "node", "", what+": its name or ID")
 }
 
 func (s verbs) printInfo(i *gantryv1.InfoResponse) error {
+	nodes := ""
+	if all := verb.Nodes(i.GetNodes()); all.Many() {
+		names := make([]string, 0, len(all))
+		for _, n := range all {
+			names = append(names, all.Name(n.GetId()))
+		}
+		nodes = strings.Join(names, ", ")
+	}
 	for _, row := range [][2]string{
 		{"Node", i.GetNode()},
 		{"Host", i.GetHostname()},
@@ -64,7 +81,11 @@ func (s verbs) printInfo(i *gantryv1.InfoResponse) error {
 		{"Registry", i.GetRegistryAddress()},
 		{"Instances", fmt.Sprintf("%d, %d running", i.GetInstances(), i.GetRunning())},
 		{"Images", fmt.Sprint(i.GetImages())},
+		{"Nodes", nodes},
 	} {
+		if row[0] == "Nodes" && nodes == "" {
+			continue // there is but this one
+		}
 		s.Put("%-10s %s", row[0]+":", verb.Dash(row[1]))
 	}
 	if len(i.GetChecks()) == 0 {
@@ -86,26 +107,41 @@ func (s verbs) printInfo(i *gantryv1.InfoResponse) error {
 }
 
 func (s verbs) systemDf() *cobra.Command {
-	return s.OutputFlag(&cobra.Command{
-		Use: "df", Short: "Print what takes how much of the disk", Args: verb.Between(0, 0),
+	var node string
+	cmd := &cobra.Command{
+		Use: "df", Short: "Print what takes how much of the disk, on each node", Args: verb.Between(0, 0),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			c, err := s.Client()
 			if err != nil {
 				return err
 			}
-			got, err := client.Call(cmd.Context(), c.System.DiskUsage, &gantryv1.DiskUsageRequest{})
+			got, err := client.Call(cmd.Context(), c.System.DiskUsage, &gantryv1.DiskUsageRequest{Node: node})
 			if err != nil {
 				return err
 			}
-			return verb.List(s.Session, got.GetRows(), func() error {
-				tab := table.New("KIND", "COUNT", "ACTIVE", "SIZE", "RECLAIMABLE")
-				for _, r := range got.GetRows() {
-					tab.Row(r.GetKind(), fmt.Sprint(r.GetCount()), fmt.Sprint(r.GetActive()), human.Size(r.GetSize()), human.Size(r.GetReclaimable()))
-				}
-				return tab.Write(s.Out)
-			})
+			err = verb.List(s.Session, got.GetRows(), func() error { return diskTable(got).Write(s.Out) })
+			return errors.Join(err, s.Missing(got.GetFailures()))
 		},
-	}, "table")
+	}
+	nodeFlag(cmd, &node, "only this node")
+	return s.OutputFlag(cmd, "table")
+}
+
+func diskTable(got *gantryv1.DiskUsageResponse) *table.Table {
+	nodes := verb.Nodes(got.GetNodes())
+	head := []string{"KIND", "COUNT", "ACTIVE", "SIZE", "RECLAIMABLE"}
+	if nodes.Many() {
+		head = append(head, "NODE")
+	}
+	tab := table.New(head...)
+	for _, r := range got.GetRows() {
+		row := []string{r.GetKind(), fmt.Sprint(r.GetCount()), fmt.Sprint(r.GetActive()), human.Size(r.GetSize()), human.Size(r.GetReclaimable())}
+		if nodes.Many() {
+			row = append(row, nodes.Name(r.GetNode()))
+		}
+		tab.Row(row...)
+	}
+	return tab
 }
 
 func (s verbs) systemPrune() *cobra.Command {
@@ -142,17 +178,15 @@ func (s verbs) systemPrune() *cobra.Command {
 }
 
 func (s verbs) prune(ctx context.Context, all, volumes bool, keep int64) error {
-	if err := s.pruneInstances(ctx); err != nil {
-		return err
-	}
-	if err := images.Prune(ctx, s.Session, all); err != nil {
-		return err
-	}
+	failed := []error{s.pruneInstances(ctx), images.Prune(ctx, s.Session, all)}
 	if volumes {
-		if err := kept.PruneVolumes(ctx, s.Session, false); err != nil {
-			return err
-		}
+		failed = append(failed, kept.PruneVolumes(ctx, s.Session, false))
 	}
+	failed = append(failed, s.pruneBuildCache(ctx, all, keep))
+	return s.Join(slices.DeleteFunc(failed, func(err error) bool { return err == nil }))
+}
+
+func (s verbs) pruneBuildCache(ctx context.Context, all bool, keep int64) error {
 	c, err := s.Client()
 	if err != nil {
 		return err
@@ -161,7 +195,7 @@ func (s verbs) prune(ctx context.Context, all, volumes bool, keep int64) error {
 	if err == nil {
 		s.Say("%s of build cache removed, %s reclaimed", verb.Count(int(got.GetRecords()), "record"), human.Size(got.GetReclaimed()))
 	}
-	return err
+	return errors.Join(err, s.Missing(got.GetFailures()))
 }
 
 // pruneInstances removes containers of run that have ended. Those of services belong to their apps.

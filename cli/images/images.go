@@ -370,7 +370,7 @@ func Prune(ctx context.Context, s *verb.Session, all bool) error {
 		s.Put("%s", name)
 	}
 	s.Say("%s removed, %s reclaimed", verb.Count(len(got.GetRemoved()), "image"), human.Size(got.GetReclaimed()))
-	return nil
+	return s.Missing(got.GetFailures())
 }
 
 func (s verbs) inspectImages(ctx context.Context, names []string, platform string) ([]*gantryv1.InspectImageResponse, error) {

@@ -45,14 +45,23 @@ func (s verbs) volumeLs() *cobra.Command {
 				return err
 			}
 			return verb.List(s.Session, got.GetVolumes(), func() error {
-				tab := table.New("NAME", "DRIVER", "SIZE", "USED BY", "CREATED")
+				nodes := verb.Nodes(got.GetNodes())
+				head := []string{"NAME", "DRIVER", "SIZE", "USED BY", "CREATED"}
+				if nodes.Many() {
+					head = append(head, "NODE")
+				}
+				tab := table.New(head...)
 				for _, v := range got.GetVolumes() {
 					name := s.InEnv(v.GetVolume().GetMeta().GetKey())
 					if quiet {
 						s.Put("%s", name)
 						continue
 					}
-					tab.Row(name, v.GetVolume().GetDriver(), human.Size(v.GetSize()), verb.Dash(strings.Join(v.GetUsedBy(), ", ")), verb.Ago(v.GetVolume().GetMeta().GetCreatedAt()))
+					row := []string{name, v.GetVolume().GetDriver(), human.Size(v.GetSize()), verb.Dash(strings.Join(v.GetUsedBy(), ", ")), verb.Ago(v.GetVolume().GetMeta().GetCreatedAt())}
+					if nodes.Many() {
+						row = append(row, nodes.Name(v.GetVolume().GetNode()))
+					}
+					tab.Row(row...)
 				}
 				if quiet {
 					return nil
@@ -165,7 +174,7 @@ func PruneVolumes(ctx context.Context, s *verb.Session, all bool) error {
 		s.Put("%s", s.InEnv(name))
 	}
 	s.Say("%s removed, %s reclaimed", verb.Count(len(got.GetRemoved()), "volume"), human.Size(got.GetReclaimed()))
-	return nil
+	return s.Missing(got.GetFailures())
 }
 
 // Network is `gantry network`.
