@@ -11,6 +11,7 @@ package nodesession
 import (
 	"context"
 	"log/slog"
+	"math"
 	"sync/atomic"
 	"time"
 
@@ -116,6 +117,9 @@ func (h *Hub) Session(ctx context.Context, stream *stream) error {
 	}
 	return err
 }
+
+// HandlerOption is for the handler of the sessions: what many nodes are sent alike would be compressed again for each.
+func HandlerOption() connect.HandlerOption { return connect.WithCompressMinBytes(math.MaxInt) }
 
 func (h *Hub) admit(ctx context.Context, node string) (*term, error) {
 	if h.o.Admit != nil {

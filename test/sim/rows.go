@@ -1,0 +1,284 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"time"
+
+	gantryv1 "github.com/gantryd/gantry/api/gen/gantry/v1"
+)
+
+// mostReplicas is what the API allows one service.
+const mostReplicas = 10_000
+
+// loadServices is the number of services that hold the instances of a row.
+func (o options) loadServices() int { return (o.instances + mostReplicas - 1) / mostReplicas }
+
+// measureScale brings up all instances by one scale, then watches the quiet cluster, then loses a node.
+func measureScale(ctx context.Context, o options) ([]line, error) {
+	forgetPeak()
+	p, err := startPlatform(ctx, o, o.nodes)
+	if err != nil {
+		return nil, err
+	}
+	defer p.stop()
+	if err := p.apply(ctx, "load", "sim:1", o.loadServices(), 0, nil); err != nil {
+		return nil, err
+	}
+	var lines []line
+	for _, part := range []func(context.Context, options) ([]line, error){p.scaleUp, p.spread, p.quiet, p.latency, p.loss} {
+		measured, err := part(ctx, o)
+		if err != nil {
+			return lines, err
+		}
+		lines = append(lines, measured...)
+		fmt.Fprint(os.Stderr, table(measured))
+	}
+	return lines, nil
+}
+
+func (p *platform) scaleUp(ctx context.Context, o options) ([]line, error) {
+	var took, created, placed, cpu time.Duration
+	err := o.profiled("scale", func() error {
+		cpu = cpuTime()
+		began := time.Now()
+		if err := p.scale(ctx, "load", o.loadServices(), o.instances); err != nil {
+			return err
+		}
+		if err := p.watch.await(ctx, "all instances to exist", func(w *watcher) bool { return w.objects >= o.instances }); err != nil {
+			return err
+		}
+		created = time.Since(began)
+		if err := p.watch.await(ctx, "all instances to be placed", func(w *watcher) bool { return w.placed >= o.instances }); err != nil {
+			return err
+		}
+		placed = time.Since(began)
+		err := p.watch.await(ctx, "all instances to run", func(w *watcher) bool { return w.running >= o.instances })
+		took, cpu = time.Since(began), cpuTime()-cpu
+		return err
+	})
+	if err != nil {
+		s, _ := p.machines.do(command{Do: "stats"})
+		return nil, fmt.Errorf("%w\nnodes: %+v", err, s)
+	}
+	what := fmt.Sprintf("%d instances of %d services on %d nodes, from one scale to all reported running", o.instances, o.loadServices(), o.nodes)
+	return []line{
+		{what: what, value: took.Seconds(), unit: "s", goal: 60, must: true,
+			note: fmt.Sprintf("created after %.1f s, placed after %.1f s; %.1f s of the server's CPU time", created.Seconds(), placed.Seconds(), cpu.Seconds())},
+	}, nil
+}
+
+// spread waits until the nodes that keep endpoints know all of them.
+func (p *platform) spread(ctx context.Context, o options) ([]line, error) {
+	began := time.Now()
+	for {
+		s, err := p.machines.do(command{Do: "stats"})
+		if err != nil {
+			return nil, err
+		}
+		all := len(s.Ready) > 0
+		for _, n := range s.Ready {
+			all = all && n == o.instances
+		}
+		if all {
+			note := fmt.Sprintf("%d MiB were sent to nodes in %d updates", s.Bytes>>20, s.Updates)
+			return []line{
+				{what: "after that, until every node knows every endpoint", value: time.Since(began).Seconds(), unit: "s", note: note},
+				{what: "server's memory, most since its start", value: memory("VmHWM"), unit: "MiB", goal: 2048, must: true},
+			}, nil
+		}
+		if time.Since(began) > awaitTimeout {
+			return nil, fmt.Errorf("the nodes know %v of %d endpoints", s.Ready, o.instances)
+		}
+		select {
+		case <-time.After(100 * time.Millisecond):
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
+}
+
+// quiet measures the server when nothing happens.
+func (p *platform) quiet(ctx context.Context, o options) ([]line, error) {
+	var cores float64
+	err := o.profiled("steady", func() error {
+		began, cpu := time.Now(), cpuTime()
+		select {
+		case <-time.After(o.steady):
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+		cores = (cpuTime() - cpu).Seconds() / time.Since(began).Seconds()
+		return nil
+	})
+	return []line{
+		{what: "steady state of the server", value: cores, unit: "cores", goal: 0.3, must: true},
+		{what: "server's memory then", value: memory("VmRSS"), unit: "MiB", goal: 2048},
+	}, err
+}
+
+// latency is from a request for one more instance until it has a node.
+func (p *platform) latency(ctx context.Context, o options) ([]line, error) {
+	var took []time.Duration
+	err := o.profiled("latency", func() error {
+		for n := range o.rounds {
+			d, err := p.createOne(ctx, fmt.Sprintf("one%d", n))
+			if err != nil {
+				return err
+			}
+			took = append(took, d)
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	what := fmt.Sprintf("create a service → instance assigned, %d nodes, %d instances", o.nodes, o.instances)
+	return []line{
+		{what: what + ", p50", value: quantile(took, 0.5), unit: "ms", goal: 10},
+		{what: what + ", p99", value: quantile(took, 0.99), unit: "ms", goal: 25},
+	}, nil
+}
+
+func (p *platform) createOne(ctx context.Context, app string) (time.Duration, error) {
+	p.watch.forgetPlacements()
+	began := time.Now()
+	if err := p.apply(ctx, app, "sim:1", 1, 1, nil); err != nil {
+		return 0, err
+	}
+	var at time.Time
+	err := p.watch.await(ctx, "an instance to be placed", func(w *watcher) bool {
+		for _, t := range w.placedAt {
+			at = t
+		}
+		return len(w.placedAt) > 0
+	})
+	if err != nil {
+		return 0, err
+	}
+	// The next round begins on an idle cluster.
+	return at.Sub(began), p.watch.await(ctx, "it to run", func(w *watcher) bool { return w.running == w.objects })
+}
+
+// loss silences one node and measures from the moment it is called down.
+func (p *platform) loss(ctx context.Context, o options) ([]line, error) {
+	p.watch.mu.Lock()
+	wanted, there := p.watch.running, 0
+	victim := o.nodes / 2
+	for _, s := range p.watch.instances {
+		if s.object.GetNode() == nodeID(victim) {
+			there++
+		}
+	}
+	clear(p.watch.placedAt)
+	p.watch.downAt = time.Time{}
+	p.watch.mu.Unlock()
+	if _, err := p.machines.do(command{Do: "lose", Node: victim}); err != nil {
+		return nil, err
+	}
+	var took time.Duration
+	err := o.profiled("loss", func() error {
+		return p.watch.await(ctx, "the instances of a lost node to be placed elsewhere", func(w *watcher) bool {
+			if len(w.placedAt) < there || w.downAt.IsZero() {
+				return false
+			}
+			var last time.Time
+			for _, t := range w.placedAt {
+				if t.After(last) {
+					last = t
+				}
+			}
+			took = last.Sub(w.downAt)
+			return true
+		})
+	})
+	if err != nil {
+		return nil, err
+	}
+	err = p.watch.await(ctx, "the instances of a lost node to run elsewhere", func(w *watcher) bool { return w.running >= wanted })
+	what := fmt.Sprintf("one node of %d lost with %d instances: from called down to all assigned elsewhere", o.nodes, there)
+	return []line{{what: what, value: ms(took), unit: "ms", goal: 100}}, err
+}
+
+const replicasPerService = 20
+
+// measureRolling replaces every instance of many services, a tenth at a time.
+func measureRolling(ctx context.Context, o options) ([]line, error) {
+	forgetPeak()
+	p, err := startPlatform(ctx, o, o.nodes)
+	if err != nil {
+		return nil, err
+	}
+	defer p.stop()
+	update := &gantryv1.UpdateConfig{Parallelism: replicasPerService / 10}
+	instances := o.services * replicasPerService
+	began := time.Now()
+	for n := range o.services / servicesPerApp {
+		if err := p.apply(ctx, fmt.Sprintf("app%d", n), "sim:1", servicesPerApp, replicasPerService, update); err != nil {
+			return nil, err
+		}
+	}
+	if err := p.watch.await(ctx, "all instances to run", func(w *watcher) bool { return w.running == instances }); err != nil {
+		return nil, err
+	}
+	up := time.Since(began)
+	var took, cpu time.Duration
+	err = o.profiled("rolling", func() error {
+		began, cpu = time.Now(), cpuTime()
+		for n := range o.services / servicesPerApp {
+			if err := p.apply(ctx, fmt.Sprintf("app%d", n), "sim:2", servicesPerApp, replicasPerService, update); err != nil {
+				return err
+			}
+		}
+		err := p.watch.await(ctx, "all instances to be replaced", func(w *watcher) bool {
+			return w.byRelease[2] == instances && w.objects == instances
+		})
+		took, cpu = time.Since(began), cpuTime()-cpu
+		return err
+	})
+	what := fmt.Sprintf("%d services of %d instances on %d nodes", o.services, replicasPerService, o.nodes)
+	return []line{
+		{what: what + ", all started", value: up.Seconds(), unit: "s"},
+		{what: what + ", every instance replaced, 10 % at a time", value: took.Seconds(), unit: "s", goal: 30,
+			note: fmt.Sprintf("%.1f s of the server's CPU time", cpu.Seconds())},
+	}, err
+}
+
+const servicesPerApp = 10
+
+// measureGrowth measures one more instance on clusters of three sizes.
+func measureGrowth(ctx context.Context, o options) ([]line, error) {
+	var lines []line
+	for _, size := range [][2]int{{o.nodes / 100, o.instances / 100}, {o.nodes / 10, o.instances / 10}, {o.nodes, o.instances}} {
+		o.nodes, o.instances = max(size[0], 1), size[1]
+		measured, err := latencyAt(ctx, o)
+		lines = append(lines, measured...)
+		if err != nil {
+			return lines, err
+		}
+	}
+	ratio := lines[len(lines)-2].value / lines[0].value
+	return append(lines, line{what: "growth of the p50 from the smallest to the largest", value: ratio, goal: 2}), nil
+}
+
+func latencyAt(ctx context.Context, o options) ([]line, error) {
+	p, err := startPlatform(ctx, o, o.nodes)
+	if err != nil {
+		return nil, err
+	}
+	defer p.stop()
+	if err := p.apply(ctx, "load", "sim:1", o.loadServices(), 0, nil); err != nil {
+		return nil, err
+	}
+	if err := p.scale(ctx, "load", o.loadServices(), o.instances); err != nil {
+		return nil, err
+	}
+	if err := p.watch.await(ctx, "all instances to run", func(w *watcher) bool { return w.running >= o.instances }); err != nil {
+		return nil, err
+	}
+	if _, err := p.spread(ctx, o); err != nil {
+		return nil, err
+	}
+	return p.latency(ctx, o)
+}
