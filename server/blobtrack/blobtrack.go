@@ -9,7 +9,6 @@ package blobtrack
 import (
 	"cmp"
 	"log/slog"
-	"math/rand/v2"
 	"slices"
 	"sync"
 	"time"
@@ -168,30 +167,52 @@ type candidate struct {
 	*holder
 }
 
-// candidates lists whom a node can be sent to: those who send to the fewest, have sent the least, and have all of it.
+// before orders candidates: those who send to the fewest, have sent the least, have all of it, and have the least to do.
+func (c candidate) before(d candidate) bool {
+	whole := func(h *holder) int {
+		if h.whole {
+			return 0
+		}
+		return 1
+	}
+	return cmp.Or(cmp.Compare(c.active, d.active), cmp.Compare(c.sent, d.sent), cmp.Compare(whole(c.holder), whole(d.holder)),
+		cmp.Compare(c.load, d.load)) < 0
+}
+
+// candidates lists whom a node can be sent to, best first. Equals come by chance, or all nodes would flock to one.
 func (t *Tracker) candidates(node string, req *gantryv1.LocateRequest) []candidate {
-	var out []candidate
-	for id, h := range t.blobs[req.Digest] {
+	var rest, out []candidate
+	for id, h := range t.blobs[req.Digest] { // the order of a map is by chance
 		if id == node || !h.whole && req.Complete || slices.Contains(req.Exclude, id) || h.accusers[node] || len(h.accusers) >= accusers {
 			continue
 		}
-		n, ok := t.o.Node(id)
-		if !ok || n.Down || n.Address == "" {
-			continue
-		}
-		depth, ok := t.depth(req.Digest, id, node)
-		if !ok {
-			continue
-		}
-		out = append(out, candidate{node: id, address: n.Address, depth: depth, load: t.nodes[id].active, holder: h})
+		rest = append(rest, candidate{node: id, load: t.nodes[id].active, holder: h})
 	}
-	// Among equals the order is by chance, or all nodes would flock to one.
-	rand.Shuffle(len(out), func(i, j int) { out[i], out[j] = out[j], out[i] })
-	slices.SortStableFunc(out, func(a, b candidate) int {
-		return cmp.Or(cmp.Compare(a.active, b.active), cmp.Compare(a.sent, b.sent), cmp.Compare(min(a.depth, 1), min(b.depth, 1)),
-			cmp.Compare(a.load, b.load))
-	})
-	return out[:min(len(out), maxPeers)]
+	for len(rest) > 0 && len(out) < maxPeers {
+		best := 0
+		for i := range rest {
+			if rest[i].before(rest[best]) {
+				best = i
+			}
+		}
+		if c, ok := t.usable(rest[best], node, req.Digest); ok {
+			out = append(out, c)
+		}
+		rest[best] = rest[len(rest)-1]
+		rest = rest[:len(rest)-1]
+	}
+	return out
+}
+
+// usable completes a candidate that can be reached and does not itself wait for the node that asks.
+func (t *Tracker) usable(c candidate, asks, digest string) (candidate, bool) {
+	n, ok := t.o.Node(c.node)
+	if !ok || n.Down || n.Address == "" {
+		return c, false
+	}
+	c.address = n.Address
+	c.depth, ok = t.depth(digest, c.node, asks)
+	return c, ok
 }
 
 // depth counts the nodes that are still fetching on the way to a holder. A way that is too long, that leads through the node
@@ -236,10 +257,10 @@ func (t *Tracker) Announce(node string, req *gantryv1.AnnounceRequest) *gantryv1
 	t.sweep()
 	m := t.machine(node)
 	m.seen = t.o.Now()
-	if m.boot != req.Boot {
+	if m.boot != req.Boot && m.boot != "" {
 		t.interrupted(node, m)
-		m.boot = req.Boot
 	}
+	m.boot = req.Boot
 	if req.Full {
 		t.forgetAllBut(node, m, req)
 	}
