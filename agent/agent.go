@@ -37,11 +37,13 @@ type Parts struct {
 
 // Options says which node this is and where it keeps its records.
 type Options struct {
-	Node   string // ID
-	Name   string
-	Root   string // the agent's own directory
-	Info   *gantryv1.InfoResponse
-	Server gantryv1connect.NodeSessionServiceClient
+	Node string // ID
+	Name string
+	Root string // the agent's own directory
+	Info *gantryv1.InfoResponse
+	// Guarded are directories of the daemon, which no container is given unless its environment permits all.
+	Guarded []string
+	Server  gantryv1connect.NodeSessionServiceClient
 	// Heard is called with every update of a server, before it is acted on. May be nil.
 	Heard  func(*gantryv1.NodeUpdate)
 	Logger *slog.Logger

@@ -16,17 +16,16 @@ import (
 	"github.com/gantryd/gantry/engine"
 	"github.com/gantryd/gantry/fault"
 	"github.com/gantryd/gantry/network"
-	"github.com/gantryd/gantry/store/demands"
 )
 
 // create makes the container of an instance: image, volumes, network, files. What it made is found again by the next
 // attempt, or removed with the instance.
 func (w *worker) create(ctx context.Context, as *gantryv1.Assignment) error {
-	spec := as.Spec
-	if demand := demands.Privileged(spec, nil); demand != "" && !as.AllowPrivileged {
-		return fault.New(fault.Denied, "%s is not permitted in the environment %q", demand, as.Instance.Environment).
-			WithHint("gantry system set-environment %s --allow-privileged", as.Instance.Environment)
+	as, err := w.permitted(as)
+	if err != nil {
+		return err
 	}
+	spec := as.Spec
 	if err := w.haveImage(ctx, spec); err != nil {
 		return err
 	}
@@ -34,7 +33,6 @@ func (w *worker) create(ctx context.Context, as *gantryv1.Assignment) error {
 	req := engine.CreateRequest{
 		ID: w.id, Name: instanceName(as.Instance), Spec: spec, Group: shimGroup(as.Instance), Labels: labels(as.Instance),
 	}
-	var err error
 	if req.Mounts, err = w.mounts(ctx, as); err != nil {
 		return err
 	}
@@ -155,7 +153,7 @@ func (w *worker) mount(ctx context.Context, as *gantryv1.Assignment, m *gantryv1
 		return r, nil
 	case gantryv1.Mount_TYPE_BIND:
 		r.Source = m.Source
-		return r, bindSource(m)
+		return r, createBindSource(m)
 	}
 	key, driver, options := m.Source, "", map[string]string(nil)
 	if key == "" {
@@ -168,26 +166,16 @@ func (w *worker) mount(ctx context.Context, as *gantryv1.Assignment, m *gantryv1
 		return r, err
 	}
 	r.Type, r.CopyUp = "volume", !m.NoCopy && m.Subpath == ""
-	r.Source = path
-	if m.Subpath != "" {
-		r.Source, err = w.a.Volumes.Subpath(ctx, key, m.Subpath)
+	r.Source, r.Subpath = path, m.Subpath
+	if m.Subpath == "" {
+		return r, nil
 	}
-	return r, err
-}
-
-func bindSource(m *gantryv1.Mount) error {
-	_, err := os.Stat(m.Source)
-	if err == nil {
-		return nil
+	// Only to say early and well what is wrong with it: the engine opens it again when it mounts it.
+	f, err := w.a.Volumes.OpenSubpath(ctx, key, m.Subpath)
+	if err != nil {
+		return r, err
 	}
-	if os.IsNotExist(err) && m.CreateHostPath {
-		if err := os.MkdirAll(m.Source, 0o755); err != nil {
-			return fault.Wrap(fault.Unavailable, err, "cannot make the directory %s that is mounted at %s", m.Source, m.Target)
-		}
-		return nil
-	}
-	return fault.Wrap(fault.NotFound, err, "the path %s that is to be mounted at %s is not on this machine", m.Source, m.Target).
-		WithHint("make it, or set bind.create_host_path: true")
+	return r, f.Close()
 }
 
 const anonymousPrefix = "anonymous/"

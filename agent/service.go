@@ -206,7 +206,7 @@ func (h *nodeService) InspectVolume(ctx context.Context, req *connect.Request[ga
 
 // RemoveVolume implements the API.
 func (h *nodeService) RemoveVolume(ctx context.Context, req *connect.Request[gantryv1.VolumeTarget]) (*connect.Response[gantryv1.RemoveVolumeResponse], error) {
-	if err := h.a.Volumes.Remove(ctx, req.Msg.Name); err != nil {
+	if err := h.a.Volumes.RemoveUnless(ctx, req.Msg.Name, h.a.volumeInUse(req.Msg.Name)); err != nil {
 		return nil, err
 	}
 	return connect.NewResponse(&gantryv1.RemoveVolumeResponse{}), nil

@@ -210,6 +210,7 @@ func (d *daemon) agent(m *machine, ways *servers, parts agent.Parts) (*agent.Age
 	n := m.Node()
 	return agent.New(agent.Options{
 		Node: n.Meta.Key, Name: n.Name, Root: filepath.Join(d.Root, "agent"), Info: d.info(n), Logger: d.Logger, Server: ways,
+		Guarded: []string{d.Root, d.Config.Run},
 		Heard: func(u *gantryv1.NodeUpdate) {
 			if err := m.heard(u); err != nil {
 				d.Logger.Warn("what the server said of this machine could not be kept", "err", err)

@@ -71,6 +71,7 @@ type config struct {
 	WorkingDir  string
 	Env         []string
 	NetworkHost bool
+	Pins        []pin
 	remapping
 }
 

@@ -2,16 +2,12 @@ package engine
 
 import (
 	"context"
-	"errors"
-	"os"
 	"path/filepath"
 	"regexp"
 	"slices"
 	"time"
 
 	"github.com/containerd/containerd/v2/core/containers"
-	"github.com/containerd/containerd/v2/core/mount"
-	"github.com/containerd/continuity/fs"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/typeurl/v2"
 	imagespec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -19,7 +15,6 @@ import (
 
 	gantryv1 "github.com/gantryd/gantry/api/gen/gantry/v1"
 	"github.com/gantryd/gantry/engine/embedded"
-	"github.com/gantryd/gantry/engine/inroot"
 	"github.com/gantryd/gantry/engine/ocispec"
 	"github.com/gantryd/gantry/fault"
 )
@@ -126,6 +121,8 @@ func (e *Engine) create(ctx context.Context, c *container, r CreateRequest) erro
 	if err != nil {
 		return err
 	}
+	var pins []pin
+	r.Mounts, pins = e.pins(r)
 	spec, err := ocispec.Build(e.input(r, base, user, ids))
 	if err != nil {
 		return err
@@ -135,7 +132,7 @@ func (e *Engine) create(ctx context.Context, c *container, r CreateRequest) erro
 		Rootfs: r.Spec.GetRootfs(), Tty: r.Spec.GetTty(), Stdin: r.Spec.GetStdinOpen(),
 		StopSignal: stopSignal(r.Spec, base.config), Log: logging, Group: r.Group, Files: targets(r.Files),
 		User: userOf(r.Spec, base.config), WorkingDir: spec.Process.Cwd, Env: spec.Process.Env,
-		NetworkHost: r.Netns == "host", remapping: ids,
+		NetworkHost: r.Netns == "host", remapping: ids, Pins: pins,
 	}
 	if _, err := parseSignal(c.StopSignal); err != nil {
 		return err
@@ -167,7 +164,7 @@ func (e *Engine) base(ctx context.Context, c *container, r CreateRequest, ids re
 	if err != nil {
 		return nil, fault.Wrap(diskFault(err), err, "container %s: writable layer", c.ID).WithHint("gantry system df")
 	}
-	return info, copyUp(ctx, unmapped(mounts), r.Mounts)
+	return info, e.fillVolumes(ctx, unmapped(mounts), r.Mounts)
 }
 
 func rootfsBase(dir string) (*imageInfo, error) {
@@ -228,48 +225,4 @@ func (e *Engine) createRecord(ctx context.Context, c *container, spec *specs.Spe
 		return fault.Wrap(diskFault(err), err, "container %s: record", c.ID)
 	}
 	return nil
-}
-
-// copyUp fills empty volumes with what the image has at their targets.
-func copyUp(ctx context.Context, rootfs []mount.Mount, mounts []Mount) error {
-	for _, m := range mounts {
-		if m.Type != "volume" || !m.CopyUp || !isEmpty(m.Source) {
-			continue
-		}
-		err := mount.WithTempMount(ctx, rootfs, func(dir string) error { return copyDir(dir, m) })
-		if err != nil {
-			return fault.Wrap(diskFault(err), err, "volume at %s: copy of the image's content", m.Target)
-		}
-	}
-	return nil
-}
-
-func isEmpty(dir string) bool {
-	entries, err := os.ReadDir(dir)
-	return err == nil && !slices.ContainsFunc(entries, func(d os.DirEntry) bool { return d.Name() != "lost+found" })
-}
-
-func copyDir(rootDir string, m Mount) error {
-	root, err := os.Open(rootDir)
-	if err != nil {
-		return err
-	}
-	defer root.Close()
-	from, err := inroot.Open(root, m.Target, os.O_RDONLY, 0)
-	if errors.Is(err, os.ErrNotExist) {
-		return nil // the image has nothing there
-	}
-	if err != nil {
-		return err
-	}
-	defer from.Close()
-	if st, err := from.Stat(); err != nil || !st.IsDir() {
-		return err
-	}
-	// Nothing runs on this file system yet, so the path cannot change under us.
-	resolved, err := os.Readlink(filepath.Join("/proc/self/fd", fdName(from)))
-	if err != nil {
-		return err
-	}
-	return fs.CopyDir(m.Source, resolved)
 }

@@ -74,6 +74,8 @@ type Engine struct {
 	cancel context.CancelFunc
 	group  errgroup.Group
 
+	filling sync.Mutex // held while a volume is being filled
+
 	mu         sync.Mutex
 	containers map[string]*container
 }
@@ -112,6 +114,7 @@ func (e *Engine) startContainerd(ctx context.Context) error {
 	if e.runtime, err = e.writeRuntime(ctx); err != nil {
 		return err
 	}
+	e.unpinAll()
 	used := e.usedShims()
 	e.server, err = embedded.Start(ctx, embedded.Options{
 		Root: filepath.Join(e.o.Root, "containerd"), Run: e.o.Run, Runtime: e.runtime, Logger: e.o.Logger,

@@ -119,7 +119,7 @@ func TestWhatCannotStartSaysWhy(t *testing.T) {
 		}, fault.NotFound, "sha256:0000"},
 		{"missing volume", func(r *engine.CreateRequest) {
 			r.Mounts = []engine.Mount{{Type: "bind", Source: "/no/such/dir", Target: "/m"}}
-		}, fault.Invalid, "/no/such/dir"},
+		}, fault.NotFound, "/no/such/dir"},
 		{"missing device", func(r *engine.CreateRequest) { r.Spec.Devices = []*gantryv1.Device{{Source: "/dev/none"}} }, fault.NotFound, "/dev/none"},
 		{"unknown capability", func(r *engine.CreateRequest) { r.Spec.CapAdd = []string{"FLY"} }, fault.Invalid, "FLY"},
 		{"unknown signal", func(r *engine.CreateRequest) { r.Spec.StopSignal = "SIGNOPE" }, fault.Invalid, "SIGNOPE"},

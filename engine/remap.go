@@ -82,7 +82,7 @@ func needsHostIDs(r CreateRequest) string {
 		}
 	}
 	for _, m := range r.Mounts {
-		if strings.TrimPrefix(m.Propagation, "r") == "shared" || strings.TrimPrefix(m.Propagation, "r") == "slave" {
+		if propagates(m) {
 			return "mount propagation " + m.Propagation
 		}
 	}

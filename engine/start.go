@@ -45,6 +45,11 @@ func (e *Engine) Start(ctx context.Context, id string) (pid uint32, err error) {
 		return 0, err
 	}
 	defer release()
+	unpin, err := e.pinMounts(c)
+	if err != nil {
+		return 0, err
+	}
+	defer unpin()
 	defer e.shims.starting()()
 	r := newRun()
 	if err := e.prepareRun(c, r); err != nil {

@@ -3,7 +3,6 @@ package volume
 import (
 	"context"
 	"errors"
-	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -12,18 +11,6 @@ import (
 
 	"github.com/gantryd/gantry/fault"
 )
-
-// Subpath returns the real path of sub inside the volume, free of links. It never leaves the volume, whatever links a
-// container has put there. A container that swaps folders while the path is being mounted can still win that race;
-// OpenSubpath has no such window.
-func (s *Store) Subpath(ctx context.Context, key, sub string) (string, error) {
-	f, err := s.OpenSubpath(ctx, key, sub)
-	if err != nil {
-		return "", err
-	}
-	defer f.Close()
-	return os.Readlink(fmt.Sprintf("/proc/self/fd/%d", f.Fd()))
-}
 
 // OpenSubpath opens sub inside the volume as a handle (O_PATH) that can be mounted as /proc/self/fd/N.
 func (s *Store) OpenSubpath(ctx context.Context, key, sub string) (*os.File, error) {

@@ -172,10 +172,19 @@ func (s *Store) existing(ctx context.Context, key string) (string, record, error
 
 // Remove deletes the volume and its data. A volume that is gone already is no error.
 func (s *Store) Remove(ctx context.Context, key string) error {
+	return s.RemoveUnless(ctx, key, func() error { return nil })
+}
+
+// RemoveUnless is Remove for a volume that somebody may be using: inUse says who is, and while it is asked and the data goes,
+// Ensure of the same volume waits.
+func (s *Store) RemoveUnless(ctx context.Context, key string, inUse func() error) error {
 	defer s.keys.lock(key)()
 	r, ok := s.record(key)
 	if !ok {
 		return nil
+	}
+	if err := inUse(); err != nil {
+		return err
 	}
 	r.Removing = true
 	if err := s.save(r); err != nil {

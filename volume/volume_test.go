@@ -38,6 +38,13 @@ func TestStoreLife(t *testing.T) {
 	if err != nil || len(infos) != 1 || infos[0].Key != "production/voting/db" || infos[0].Created.IsZero() {
 		t.Fatalf("list: %+v, %v", infos, err)
 	}
+	used := fault.New(fault.Conflict, "used")
+	if err := s.RemoveUnless(t.Context(), "production/voting/db", func() error { return used }); !fault.Is(err, fault.Conflict) {
+		t.Fatalf("removal of a volume in use: %v", err)
+	}
+	if b, err := os.ReadFile(filepath.Join(path, "f")); err != nil || string(b) != "kept" {
+		t.Fatalf("a volume in use lost its data: %q, %v", b, err)
+	}
 	must(t, s.Remove(t.Context(), "production/voting/db"))
 	must(t, s.Remove(t.Context(), "production/voting/db"))
 	if _, err := os.Lstat(path); !os.IsNotExist(err) {
@@ -163,6 +170,17 @@ func TestHostileKeysAreRefused(t *testing.T) {
 	}
 }
 
+// subpath opens a path in the volume "v" and says where it leads.
+func subpath(t *testing.T, s *Store, sub string) (string, error) {
+	t.Helper()
+	f, err := s.OpenSubpath(t.Context(), "v", sub)
+	if err != nil {
+		return "", err
+	}
+	defer f.Close()
+	return os.Readlink(fmt.Sprintf("/proc/self/fd/%d", f.Fd()))
+}
+
 func TestSubpathStaysInside(t *testing.T) {
 	s := openStore(t, t.TempDir())
 	path, _, err := s.Ensure(t.Context(), "v", "", nil)
@@ -172,7 +190,7 @@ func TestSubpathStaysInside(t *testing.T) {
 		must(t, os.Symlink(to, filepath.Join(path, link)))
 	}
 	for sub, want := range map[string]string{"a/b": "a/b", "a/../a": "a", "in": "a/b", ".": "", "": ""} {
-		got, err := s.Subpath(t.Context(), "v", sub)
+		got, err := subpath(t, s, sub)
 		if err != nil || got != filepath.Join(path, want) {
 			t.Errorf("%q: %q, %v", sub, got, err)
 		}
@@ -182,7 +200,7 @@ func TestSubpathStaysInside(t *testing.T) {
 		"out": fault.Denied, "abs": fault.Denied, "abs/passwd": fault.Denied, "loop": fault.Denied, "a/up": fault.Denied,
 		"missing": fault.NotFound,
 	} {
-		if got, err := s.Subpath(t.Context(), "v", sub); !fault.Is(err, kind) {
+		if got, err := subpath(t, s, sub); !fault.Is(err, kind) {
 			t.Errorf("%q: %q, %v; want %v", sub, got, err, kind)
 		}
 	}

@@ -66,7 +66,9 @@ type Mount struct {
 	Type string
 	// Source is a host path; unused for tmpfs.
 	Source, Target string
-	ReadOnly       bool
+	// Subpath is what of a volume is mounted, a path inside of Source; empty for all of it. The engine resolves it.
+	Subpath  string
+	ReadOnly bool
 	// Propagation of a bind, "rprivate" if empty.
 	Propagation string
 	// Options of a tmpfs ("size=64m", "exec", "uid=1000").
