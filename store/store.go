@@ -15,6 +15,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/google/btree"
 	"go.etcd.io/etcd/api/v3/mvccpb"
@@ -172,20 +173,32 @@ func (s *Store) decode(key string, value []byte, rev int64) (entry, error) {
 func (s *Store) Run(ctx context.Context) error {
 	for {
 		err := s.follow(ctx)
+		for err != nil && ctx.Err() == nil {
+			if fault.Is(err, fault.Corrupt) {
+				s.fail(err)
+				return err
+			}
+			// Without a leader there is nothing to follow: reads stay as they are until there is one again.
+			s.log.Warn("lost the state's watch, reading again", "err", err)
+			err = s.reload(ctx)
+		}
 		if ctx.Err() != nil {
 			return nil
 		}
-		if fault.Is(err, fault.Corrupt) {
-			s.fail(err)
-			return err
-		}
-		s.log.Warn("lost the state's watch, reading again", "err", err)
-		if err := s.load(ctx); err != nil && ctx.Err() == nil {
-			s.fail(err)
-			return err
-		}
 	}
 }
+
+// reload reads everything again, after a pause.
+func (s *Store) reload(ctx context.Context) error {
+	select {
+	case <-time.After(reloadPause):
+		return s.load(ctx)
+	case <-ctx.Done():
+		return nil
+	}
+}
+
+const reloadPause = 200 * time.Millisecond
 
 func (s *Store) follow(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
