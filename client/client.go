@@ -42,6 +42,7 @@ type Client struct {
 	System     gantryv1connect.SystemServiceClient
 	Cluster    gantryv1connect.ClusterServiceClient
 	Nodes      gantryv1connect.NodeAdminServiceClient
+	Recovery   gantryv1connect.RecoveryServiceClient
 	Operations gantryv1connect.OperationServiceClient
 	Explain    gantryv1connect.ExplainServiceClient
 
@@ -80,6 +81,7 @@ func New(opts Options) (*Client, error) {
 	c.System = gantryv1connect.NewSystemServiceClient(hc, base, with)
 	c.Cluster = gantryv1connect.NewClusterServiceClient(hc, base, with)
 	c.Nodes = gantryv1connect.NewNodeAdminServiceClient(hc, base, with)
+	c.Recovery = gantryv1connect.NewRecoveryServiceClient(hc, base, with)
 	c.Operations = gantryv1connect.NewOperationServiceClient(hc, base, with)
 	c.Explain = gantryv1connect.NewExplainServiceClient(hc, base, with)
 	return c, nil

@@ -25,14 +25,15 @@ import (
 // front takes what comes in on this machine and passes it to whoever can answer: this machine's server if it leads, else the
 // leader.
 type front struct {
-	machine *machine
-	role    *serverRole
-	node    http.Handler // what servers call on this node
-	blobs   http.Handler // parts of images, for other nodes
-	metrics http.Handler
-	alone   http.Handler // what a machine without the server role answers of itself
-	remote  http.RoundTripper
-	errors  *connect.ErrorWriter
+	machine  *machine
+	role     *serverRole
+	node     http.Handler // what servers call on this node
+	blobs    http.Handler // parts of images, for other nodes
+	metrics  http.Handler
+	recovery http.Handler
+	alone    http.Handler // what a machine without the server role answers of itself
+	remote   http.RoundTripper
+	errors   *connect.ErrorWriter
 }
 
 const (
@@ -51,6 +52,7 @@ func newFront(m *machine, role *serverRole, node http.Handler, images *peer.Exch
 	if images != nil {
 		f.blobs = images.Handler()
 	}
+	_, f.recovery = gantryv1connect.NewRecoveryServiceHandler(&recovery{role}, server.HandlerOptions()...)
 	_, f.alone = gantryv1connect.NewSystemServiceHandler(&nodeSystem{front: f, local: role.local, version: role.d.Version}, server.HandlerOptions()...)
 	return f
 }
@@ -98,6 +100,10 @@ func (f *front) Operators() http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.URL.Path == metricsPath {
 			f.metrics.ServeHTTP(w, r) // of this machine, whoever leads
+			return
+		}
+		if strings.HasPrefix(r.URL.Path, "/"+gantryv1connect.RecoveryServiceName+"/") {
+			f.recovery.ServeHTTP(w, r)
 			return
 		}
 		if !f.machine.isServer() && strings.HasPrefix(r.URL.Path, "/"+gantryv1connect.SystemServiceName+"/") {

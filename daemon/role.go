@@ -38,6 +38,8 @@ type serverRole struct {
 	servers *servers
 	local   server.Node
 
+	orders chan order // to be done while no member runs
+
 	mu    sync.Mutex
 	now   *serving      // nil while there is none
 	moved chan struct{} // closed and replaced when now changes
@@ -56,7 +58,7 @@ type serving struct {
 }
 
 func newServerRole(d *daemon, m *machine, s *servers, local server.Node) *serverRole {
-	return &serverRole{d: d, machine: m, servers: s, local: local, moved: make(chan struct{})}
+	return &serverRole{d: d, machine: m, servers: s, local: local, orders: make(chan order), moved: make(chan struct{})}
 }
 
 // run follows the machine's role until ctx ends.
@@ -86,10 +88,24 @@ func (r *serverRole) serve(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	group, ctx := errgroup.WithContext(ctx)
+	var given *order
 	group.Go(func() error { return r.awaitDemotion(ctx) })
+	group.Go(func() error {
+		select {
+		case o := <-r.orders:
+			given = &o
+			return errInterrupted
+		case <-ctx.Done():
+			return nil
+		}
+	})
 	group.Go(func() error { return r.work(ctx) })
 	err := group.Wait()
 	r.set(nil)
+	if errors.Is(err, errInterrupted) {
+		given.done <- given.do(r.memberOptions())
+		return nil
+	}
 	if !errors.Is(err, errDemoted) {
 		return err
 	}
@@ -99,6 +115,9 @@ func (r *serverRole) serve(ctx context.Context) error {
 
 // errDemoted ends a time of being a server.
 var errDemoted = errors.New("this machine is no server any more")
+
+// errInterrupted ends one too, and another begins.
+var errInterrupted = errors.New("the state is being replaced")
 
 func (r *serverRole) awaitDemotion(ctx context.Context) error {
 	for {
@@ -134,7 +153,7 @@ func (r *serverRole) work(ctx context.Context) error {
 		return err
 	}
 	defer member.Stop()
-	st, err := store.New(ctx, member.Client(), r.d.Logger)
+	st, err := r.openStore(ctx, member)
 	if err != nil {
 		return err
 	}
@@ -155,6 +174,22 @@ func (r *serverRole) work(ctx context.Context) error {
 	})
 	r.set(s)
 	return group.Wait()
+}
+
+// openStore reads the state, for which a majority must be there.
+func (r *serverRole) openStore(ctx context.Context, member *cluster.Member) (*store.Store, error) {
+	for {
+		st, err := store.New(ctx, member.Client(), r.d.Logger)
+		if err == nil || !fault.Is(err, fault.Unavailable) || ctx.Err() != nil {
+			return st, err
+		}
+		r.d.Logger.Warn("the state cannot be read yet: do enough servers reach one another?", "err", err)
+		select {
+		case <-time.After(memberRetry):
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
 }
 
 // admit gets a member for a server that joins others.
@@ -190,6 +225,7 @@ func (r *serverRole) memberOptions() cluster.Options {
 	d, rec := r.d, r.machine.Record()
 	o := cluster.Options{
 		Root: r.stateDir(), Run: filepath.Join(d.Config.Run, "etcd"), Logger: d.Logger, Initial: rec.InitialCluster,
+		Force: rec.Recovering,
 	}
 	if d.Advertise == "" {
 		return o
@@ -279,6 +315,9 @@ func (r *serverRole) lead(ctx context.Context, s *serving, srv *server.Server, s
 	// First of all no write of an earlier leader can follow those of this one.
 	s.store.SetGuard(cluster.EpochKey, epoch)
 	if err := s.store.Await(ctx, epoch); err != nil {
+		return err
+	}
+	if err := r.reclaim(ctx, s, sealer); err != nil {
 		return err
 	}
 	if err := r.found(ctx, s, sealer); err != nil {

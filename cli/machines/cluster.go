@@ -16,7 +16,7 @@ import (
 // Cluster is `gantry cluster`.
 func Cluster(session *verb.Session) *cobra.Command {
 	s := verbs{session}
-	return verb.Group("cluster", "The cluster as a whole", s.status(), s.token(), s.configure(), s.rotateCA())
+	return verb.Group("cluster", "The cluster as a whole", s.status(), s.token(), s.configure(), s.rotateCA(), s.backup(), s.restore(), s.recover())
 }
 
 // exitFindings is the exit code of `cluster status` when something is wrong.

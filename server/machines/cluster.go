@@ -195,7 +195,7 @@ func (h *clusterService) Status(context.Context, *connect.Request[gantryv1.Clust
 			out.Leader = n.GetMeta().GetKey()
 		}
 	}
-	out.Findings = Examine(input(snap, nodes, out, lifeOf(c)))
+	out.Findings = Examine(input(snap, nodes, out, Life(c)))
 	return connect.NewResponse(out), nil
 }
 
@@ -290,4 +290,3 @@ func examineNode(n *gantryv1.Node, st *gantryv1.NodeStatus, h Health) []*gantryv
 	}
 	return out
 }
-

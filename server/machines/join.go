@@ -135,7 +135,7 @@ func (a *API) certificate(c *gantryv1.Cluster, n *gantryv1.Node, request []byte)
 	if err != nil {
 		return nil, err
 	}
-	return ca.Sign(request, n.Meta.Key, identity.Role(n.Role), n.Address, lifeOf(c))
+	return ca.Sign(request, n.Meta.Key, identity.Role(n.Role), n.Address, Life(c))
 }
 
 // FreeRange is the first range of addresses for instances that no node has and that no virtual address lies in.

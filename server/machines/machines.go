@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"connectrpc.com/connect"
+	"google.golang.org/protobuf/proto"
 
 	gantryv1 "github.com/gantryd/gantry/api/gen/gantry/v1"
 	"github.com/gantryd/gantry/api/gen/gantry/v1/gantryv1connect"
@@ -119,16 +120,61 @@ func (a *API) cluster(r store.Reader) (*gantryv1.Cluster, error) {
 	return c, nil
 }
 
-// authority opens the cluster's certificate authority.
-func (a *API) authority(c *gantryv1.Cluster) (*identity.Authority, error) {
-	key, err := a.o.Sealer.Open(signingKey, c.SealedKey)
+// Authority opens a cluster's certificate authority.
+func Authority(c *gantryv1.Cluster, sealer Sealer) (*identity.Authority, error) {
+	key, err := sealer.Open(signingKey, c.SealedKey)
 	if err != nil {
 		return nil, err
 	}
 	return identity.OpenAuthority(c.Roots, key)
 }
 
-func lifeOf(c *gantryv1.Cluster) time.Duration {
+func (a *API) authority(c *gantryv1.Cluster) (*identity.Authority, error) {
+	return Authority(c, a.o.Sealer)
+}
+
+// TakeOver makes a machine the only server of a cluster whose others are lost; those that come back begin again as nodes.
+func TakeOver(ctx context.Context, s *store.Store, n *gantryv1.Node) (*gantryv1.Cluster, error) {
+	var c *gantryv1.Cluster
+	err := s.Update(ctx, func(tx *store.Tx) error {
+		var ok bool
+		if c, ok = store.Get[*gantryv1.Cluster](tx, ClusterKey); !ok {
+			return fault.New(fault.Corrupt, "the restored state holds no cluster").WithHint("use another backup")
+		}
+		c = proto.Clone(c).(*gantryv1.Cluster)
+		for _, o := range store.List[*gantryv1.Node](tx, "") {
+			if err := retire(tx, o, n); err != nil {
+				return err
+			}
+		}
+		own := proto.Clone(n).(*gantryv1.Node)
+		if old, ok := store.Get[*gantryv1.Node](tx, n.Meta.Key); ok {
+			own.Meta, own.Subnet, own.Availability = old.Meta, old.Subnet, old.Availability
+		}
+		store.Put(tx, own)
+		return nil
+	})
+	return c, err
+}
+
+// retire makes another server of a lost majority a node. One at the address of the machine that takes over is that machine
+// as it was: it is gone.
+func retire(tx *store.Tx, o, by *gantryv1.Node) error {
+	switch {
+	case o.Meta.Key == by.Meta.Key:
+	case o.ApiAddress == by.ApiAddress:
+		store.Delete[*gantryv1.Node](tx, o.Meta.Key)
+	case o.Role == string(identity.Server):
+		return store.Modify(tx, o.Meta.Key, func(x *gantryv1.Node) error {
+			x.Role, x.Member = string(identity.Node), ""
+			return nil
+		})
+	}
+	return nil
+}
+
+// Life is how long a cluster's certificates are good for.
+func Life(c *gantryv1.Cluster) time.Duration {
 	if d := c.GetCertificateLife().AsDuration(); d > 0 {
 		return d
 	}

@@ -603,8 +603,10 @@ type MachineRecord struct {
 	Member string `protobuf:"bytes,5,opt,name=member,proto3" json:"member,omitempty"`
 	// "name=url" of the members that a new one starts with.
 	InitialCluster []string `protobuf:"bytes,6,rep,name=initial_cluster,json=initialCluster,proto3" json:"initial_cluster,omitempty"`
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
+	// The state was restored or forced to a cluster of one: the other servers have to begin again as nodes.
+	Recovering    bool `protobuf:"varint,7,opt,name=recovering,proto3" json:"recovering,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *MachineRecord) Reset() {
@@ -679,6 +681,94 @@ func (x *MachineRecord) GetInitialCluster() []string {
 	return nil
 }
 
+func (x *MachineRecord) GetRecovering() bool {
+	if x != nil {
+		return x.Recovering
+	}
+	return false
+}
+
+type ForceNewClusterRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ForceNewClusterRequest) Reset() {
+	*x = ForceNewClusterRequest{}
+	mi := &file_gantry_v1_cluster_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ForceNewClusterRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ForceNewClusterRequest) ProtoMessage() {}
+
+func (x *ForceNewClusterRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_gantry_v1_cluster_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ForceNewClusterRequest.ProtoReflect.Descriptor instead.
+func (*ForceNewClusterRequest) Descriptor() ([]byte, []int) {
+	return file_gantry_v1_cluster_proto_rawDescGZIP(), []int{11}
+}
+
+type RecoveryResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Where the state is kept that was replaced; empty if none was.
+	Kept          string `protobuf:"bytes,1,opt,name=kept,proto3" json:"kept,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RecoveryResponse) Reset() {
+	*x = RecoveryResponse{}
+	mi := &file_gantry_v1_cluster_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RecoveryResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RecoveryResponse) ProtoMessage() {}
+
+func (x *RecoveryResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_gantry_v1_cluster_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RecoveryResponse.ProtoReflect.Descriptor instead.
+func (*RecoveryResponse) Descriptor() ([]byte, []int) {
+	return file_gantry_v1_cluster_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *RecoveryResponse) GetKept() string {
+	if x != nil {
+		return x.Kept
+	}
+	return ""
+}
+
 type ClusterStatusRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -687,7 +777,7 @@ type ClusterStatusRequest struct {
 
 func (x *ClusterStatusRequest) Reset() {
 	*x = ClusterStatusRequest{}
-	mi := &file_gantry_v1_cluster_proto_msgTypes[11]
+	mi := &file_gantry_v1_cluster_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -699,7 +789,7 @@ func (x *ClusterStatusRequest) String() string {
 func (*ClusterStatusRequest) ProtoMessage() {}
 
 func (x *ClusterStatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_v1_cluster_proto_msgTypes[11]
+	mi := &file_gantry_v1_cluster_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -712,7 +802,7 @@ func (x *ClusterStatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClusterStatusRequest.ProtoReflect.Descriptor instead.
 func (*ClusterStatusRequest) Descriptor() ([]byte, []int) {
-	return file_gantry_v1_cluster_proto_rawDescGZIP(), []int{11}
+	return file_gantry_v1_cluster_proto_rawDescGZIP(), []int{13}
 }
 
 type ClusterStatusResponse struct {
@@ -732,7 +822,7 @@ type ClusterStatusResponse struct {
 
 func (x *ClusterStatusResponse) Reset() {
 	*x = ClusterStatusResponse{}
-	mi := &file_gantry_v1_cluster_proto_msgTypes[12]
+	mi := &file_gantry_v1_cluster_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -744,7 +834,7 @@ func (x *ClusterStatusResponse) String() string {
 func (*ClusterStatusResponse) ProtoMessage() {}
 
 func (x *ClusterStatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_v1_cluster_proto_msgTypes[12]
+	mi := &file_gantry_v1_cluster_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -757,7 +847,7 @@ func (x *ClusterStatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClusterStatusResponse.ProtoReflect.Descriptor instead.
 func (*ClusterStatusResponse) Descriptor() ([]byte, []int) {
-	return file_gantry_v1_cluster_proto_rawDescGZIP(), []int{12}
+	return file_gantry_v1_cluster_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *ClusterStatusResponse) GetId() string {
@@ -831,7 +921,7 @@ type MemberStatus struct {
 
 func (x *MemberStatus) Reset() {
 	*x = MemberStatus{}
-	mi := &file_gantry_v1_cluster_proto_msgTypes[13]
+	mi := &file_gantry_v1_cluster_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -843,7 +933,7 @@ func (x *MemberStatus) String() string {
 func (*MemberStatus) ProtoMessage() {}
 
 func (x *MemberStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_v1_cluster_proto_msgTypes[13]
+	mi := &file_gantry_v1_cluster_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -856,7 +946,7 @@ func (x *MemberStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MemberStatus.ProtoReflect.Descriptor instead.
 func (*MemberStatus) Descriptor() ([]byte, []int) {
-	return file_gantry_v1_cluster_proto_rawDescGZIP(), []int{13}
+	return file_gantry_v1_cluster_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *MemberStatus) GetMember() string {
@@ -922,7 +1012,7 @@ type Finding struct {
 
 func (x *Finding) Reset() {
 	*x = Finding{}
-	mi := &file_gantry_v1_cluster_proto_msgTypes[14]
+	mi := &file_gantry_v1_cluster_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -934,7 +1024,7 @@ func (x *Finding) String() string {
 func (*Finding) ProtoMessage() {}
 
 func (x *Finding) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_v1_cluster_proto_msgTypes[14]
+	mi := &file_gantry_v1_cluster_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -947,7 +1037,7 @@ func (x *Finding) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Finding.ProtoReflect.Descriptor instead.
 func (*Finding) Descriptor() ([]byte, []int) {
-	return file_gantry_v1_cluster_proto_rawDescGZIP(), []int{14}
+	return file_gantry_v1_cluster_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Finding) GetSeverity() string {
@@ -990,7 +1080,7 @@ type CreateTokenRequest struct {
 
 func (x *CreateTokenRequest) Reset() {
 	*x = CreateTokenRequest{}
-	mi := &file_gantry_v1_cluster_proto_msgTypes[15]
+	mi := &file_gantry_v1_cluster_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1002,7 +1092,7 @@ func (x *CreateTokenRequest) String() string {
 func (*CreateTokenRequest) ProtoMessage() {}
 
 func (x *CreateTokenRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_v1_cluster_proto_msgTypes[15]
+	mi := &file_gantry_v1_cluster_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1015,7 +1105,7 @@ func (x *CreateTokenRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateTokenRequest.ProtoReflect.Descriptor instead.
 func (*CreateTokenRequest) Descriptor() ([]byte, []int) {
-	return file_gantry_v1_cluster_proto_rawDescGZIP(), []int{15}
+	return file_gantry_v1_cluster_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *CreateTokenRequest) GetRole() string {
@@ -1045,7 +1135,7 @@ type CreateTokenResponse struct {
 
 func (x *CreateTokenResponse) Reset() {
 	*x = CreateTokenResponse{}
-	mi := &file_gantry_v1_cluster_proto_msgTypes[16]
+	mi := &file_gantry_v1_cluster_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1057,7 +1147,7 @@ func (x *CreateTokenResponse) String() string {
 func (*CreateTokenResponse) ProtoMessage() {}
 
 func (x *CreateTokenResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_v1_cluster_proto_msgTypes[16]
+	mi := &file_gantry_v1_cluster_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1070,7 +1160,7 @@ func (x *CreateTokenResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateTokenResponse.ProtoReflect.Descriptor instead.
 func (*CreateTokenResponse) Descriptor() ([]byte, []int) {
-	return file_gantry_v1_cluster_proto_rawDescGZIP(), []int{16}
+	return file_gantry_v1_cluster_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *CreateTokenResponse) GetId() string {
@@ -1109,7 +1199,7 @@ type ListTokensRequest struct {
 
 func (x *ListTokensRequest) Reset() {
 	*x = ListTokensRequest{}
-	mi := &file_gantry_v1_cluster_proto_msgTypes[17]
+	mi := &file_gantry_v1_cluster_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1121,7 +1211,7 @@ func (x *ListTokensRequest) String() string {
 func (*ListTokensRequest) ProtoMessage() {}
 
 func (x *ListTokensRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_v1_cluster_proto_msgTypes[17]
+	mi := &file_gantry_v1_cluster_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1134,7 +1224,7 @@ func (x *ListTokensRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListTokensRequest.ProtoReflect.Descriptor instead.
 func (*ListTokensRequest) Descriptor() ([]byte, []int) {
-	return file_gantry_v1_cluster_proto_rawDescGZIP(), []int{17}
+	return file_gantry_v1_cluster_proto_rawDescGZIP(), []int{19}
 }
 
 type ListTokensResponse struct {
@@ -1147,7 +1237,7 @@ type ListTokensResponse struct {
 
 func (x *ListTokensResponse) Reset() {
 	*x = ListTokensResponse{}
-	mi := &file_gantry_v1_cluster_proto_msgTypes[18]
+	mi := &file_gantry_v1_cluster_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1159,7 +1249,7 @@ func (x *ListTokensResponse) String() string {
 func (*ListTokensResponse) ProtoMessage() {}
 
 func (x *ListTokensResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_v1_cluster_proto_msgTypes[18]
+	mi := &file_gantry_v1_cluster_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1172,7 +1262,7 @@ func (x *ListTokensResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListTokensResponse.ProtoReflect.Descriptor instead.
 func (*ListTokensResponse) Descriptor() ([]byte, []int) {
-	return file_gantry_v1_cluster_proto_rawDescGZIP(), []int{18}
+	return file_gantry_v1_cluster_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *ListTokensResponse) GetTokens() []*JoinToken {
@@ -1191,7 +1281,7 @@ type RevokeTokenRequest struct {
 
 func (x *RevokeTokenRequest) Reset() {
 	*x = RevokeTokenRequest{}
-	mi := &file_gantry_v1_cluster_proto_msgTypes[19]
+	mi := &file_gantry_v1_cluster_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1203,7 +1293,7 @@ func (x *RevokeTokenRequest) String() string {
 func (*RevokeTokenRequest) ProtoMessage() {}
 
 func (x *RevokeTokenRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_v1_cluster_proto_msgTypes[19]
+	mi := &file_gantry_v1_cluster_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1216,7 +1306,7 @@ func (x *RevokeTokenRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeTokenRequest.ProtoReflect.Descriptor instead.
 func (*RevokeTokenRequest) Descriptor() ([]byte, []int) {
-	return file_gantry_v1_cluster_proto_rawDescGZIP(), []int{19}
+	return file_gantry_v1_cluster_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *RevokeTokenRequest) GetId() string {
@@ -1234,7 +1324,7 @@ type RevokeTokenResponse struct {
 
 func (x *RevokeTokenResponse) Reset() {
 	*x = RevokeTokenResponse{}
-	mi := &file_gantry_v1_cluster_proto_msgTypes[20]
+	mi := &file_gantry_v1_cluster_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1246,7 +1336,7 @@ func (x *RevokeTokenResponse) String() string {
 func (*RevokeTokenResponse) ProtoMessage() {}
 
 func (x *RevokeTokenResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_v1_cluster_proto_msgTypes[20]
+	mi := &file_gantry_v1_cluster_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1259,7 +1349,7 @@ func (x *RevokeTokenResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeTokenResponse.ProtoReflect.Descriptor instead.
 func (*RevokeTokenResponse) Descriptor() ([]byte, []int) {
-	return file_gantry_v1_cluster_proto_rawDescGZIP(), []int{20}
+	return file_gantry_v1_cluster_proto_rawDescGZIP(), []int{22}
 }
 
 type BackupRequest struct {
@@ -1270,7 +1360,7 @@ type BackupRequest struct {
 
 func (x *BackupRequest) Reset() {
 	*x = BackupRequest{}
-	mi := &file_gantry_v1_cluster_proto_msgTypes[21]
+	mi := &file_gantry_v1_cluster_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1282,7 +1372,7 @@ func (x *BackupRequest) String() string {
 func (*BackupRequest) ProtoMessage() {}
 
 func (x *BackupRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_v1_cluster_proto_msgTypes[21]
+	mi := &file_gantry_v1_cluster_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1295,7 +1385,7 @@ func (x *BackupRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BackupRequest.ProtoReflect.Descriptor instead.
 func (*BackupRequest) Descriptor() ([]byte, []int) {
-	return file_gantry_v1_cluster_proto_rawDescGZIP(), []int{21}
+	return file_gantry_v1_cluster_proto_rawDescGZIP(), []int{23}
 }
 
 // BackupChunk is a piece of a backup. The first has everything but data.
@@ -1314,7 +1404,7 @@ type BackupChunk struct {
 
 func (x *BackupChunk) Reset() {
 	*x = BackupChunk{}
-	mi := &file_gantry_v1_cluster_proto_msgTypes[22]
+	mi := &file_gantry_v1_cluster_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1326,7 +1416,7 @@ func (x *BackupChunk) String() string {
 func (*BackupChunk) ProtoMessage() {}
 
 func (x *BackupChunk) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_v1_cluster_proto_msgTypes[22]
+	mi := &file_gantry_v1_cluster_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1339,7 +1429,7 @@ func (x *BackupChunk) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BackupChunk.ProtoReflect.Descriptor instead.
 func (*BackupChunk) Descriptor() ([]byte, []int) {
-	return file_gantry_v1_cluster_proto_rawDescGZIP(), []int{22}
+	return file_gantry_v1_cluster_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *BackupChunk) GetData() []byte {
@@ -1385,7 +1475,7 @@ type RotateCARequest struct {
 
 func (x *RotateCARequest) Reset() {
 	*x = RotateCARequest{}
-	mi := &file_gantry_v1_cluster_proto_msgTypes[23]
+	mi := &file_gantry_v1_cluster_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1397,7 +1487,7 @@ func (x *RotateCARequest) String() string {
 func (*RotateCARequest) ProtoMessage() {}
 
 func (x *RotateCARequest) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_v1_cluster_proto_msgTypes[23]
+	mi := &file_gantry_v1_cluster_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1410,7 +1500,7 @@ func (x *RotateCARequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RotateCARequest.ProtoReflect.Descriptor instead.
 func (*RotateCARequest) Descriptor() ([]byte, []int) {
-	return file_gantry_v1_cluster_proto_rawDescGZIP(), []int{23}
+	return file_gantry_v1_cluster_proto_rawDescGZIP(), []int{25}
 }
 
 type RotateCAResponse struct {
@@ -1423,7 +1513,7 @@ type RotateCAResponse struct {
 
 func (x *RotateCAResponse) Reset() {
 	*x = RotateCAResponse{}
-	mi := &file_gantry_v1_cluster_proto_msgTypes[24]
+	mi := &file_gantry_v1_cluster_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1435,7 +1525,7 @@ func (x *RotateCAResponse) String() string {
 func (*RotateCAResponse) ProtoMessage() {}
 
 func (x *RotateCAResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_v1_cluster_proto_msgTypes[24]
+	mi := &file_gantry_v1_cluster_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1448,7 +1538,7 @@ func (x *RotateCAResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RotateCAResponse.ProtoReflect.Descriptor instead.
 func (*RotateCAResponse) Descriptor() ([]byte, []int) {
-	return file_gantry_v1_cluster_proto_rawDescGZIP(), []int{24}
+	return file_gantry_v1_cluster_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *RotateCAResponse) GetRootHash() string {
@@ -1469,7 +1559,7 @@ type ConfigureClusterRequest struct {
 
 func (x *ConfigureClusterRequest) Reset() {
 	*x = ConfigureClusterRequest{}
-	mi := &file_gantry_v1_cluster_proto_msgTypes[25]
+	mi := &file_gantry_v1_cluster_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1481,7 +1571,7 @@ func (x *ConfigureClusterRequest) String() string {
 func (*ConfigureClusterRequest) ProtoMessage() {}
 
 func (x *ConfigureClusterRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_v1_cluster_proto_msgTypes[25]
+	mi := &file_gantry_v1_cluster_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1494,7 +1584,7 @@ func (x *ConfigureClusterRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConfigureClusterRequest.ProtoReflect.Descriptor instead.
 func (*ConfigureClusterRequest) Descriptor() ([]byte, []int) {
-	return file_gantry_v1_cluster_proto_rawDescGZIP(), []int{25}
+	return file_gantry_v1_cluster_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *ConfigureClusterRequest) GetCertificateLife() *durationpb.Duration {
@@ -1527,7 +1617,7 @@ type NodeRequest struct {
 
 func (x *NodeRequest) Reset() {
 	*x = NodeRequest{}
-	mi := &file_gantry_v1_cluster_proto_msgTypes[26]
+	mi := &file_gantry_v1_cluster_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1539,7 +1629,7 @@ func (x *NodeRequest) String() string {
 func (*NodeRequest) ProtoMessage() {}
 
 func (x *NodeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_v1_cluster_proto_msgTypes[26]
+	mi := &file_gantry_v1_cluster_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1552,7 +1642,7 @@ func (x *NodeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeRequest.ProtoReflect.Descriptor instead.
 func (*NodeRequest) Descriptor() ([]byte, []int) {
-	return file_gantry_v1_cluster_proto_rawDescGZIP(), []int{26}
+	return file_gantry_v1_cluster_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *NodeRequest) GetNode() string {
@@ -1570,7 +1660,7 @@ type ListNodesRequest struct {
 
 func (x *ListNodesRequest) Reset() {
 	*x = ListNodesRequest{}
-	mi := &file_gantry_v1_cluster_proto_msgTypes[27]
+	mi := &file_gantry_v1_cluster_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1582,7 +1672,7 @@ func (x *ListNodesRequest) String() string {
 func (*ListNodesRequest) ProtoMessage() {}
 
 func (x *ListNodesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_v1_cluster_proto_msgTypes[27]
+	mi := &file_gantry_v1_cluster_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1595,7 +1685,7 @@ func (x *ListNodesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListNodesRequest.ProtoReflect.Descriptor instead.
 func (*ListNodesRequest) Descriptor() ([]byte, []int) {
-	return file_gantry_v1_cluster_proto_rawDescGZIP(), []int{27}
+	return file_gantry_v1_cluster_proto_rawDescGZIP(), []int{29}
 }
 
 type ListNodesResponse struct {
@@ -1607,7 +1697,7 @@ type ListNodesResponse struct {
 
 func (x *ListNodesResponse) Reset() {
 	*x = ListNodesResponse{}
-	mi := &file_gantry_v1_cluster_proto_msgTypes[28]
+	mi := &file_gantry_v1_cluster_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1619,7 +1709,7 @@ func (x *ListNodesResponse) String() string {
 func (*ListNodesResponse) ProtoMessage() {}
 
 func (x *ListNodesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_v1_cluster_proto_msgTypes[28]
+	mi := &file_gantry_v1_cluster_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1632,7 +1722,7 @@ func (x *ListNodesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListNodesResponse.ProtoReflect.Descriptor instead.
 func (*ListNodesResponse) Descriptor() ([]byte, []int) {
-	return file_gantry_v1_cluster_proto_rawDescGZIP(), []int{28}
+	return file_gantry_v1_cluster_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *ListNodesResponse) GetNodes() []*NodeView {
@@ -1659,7 +1749,7 @@ type NodeView struct {
 
 func (x *NodeView) Reset() {
 	*x = NodeView{}
-	mi := &file_gantry_v1_cluster_proto_msgTypes[29]
+	mi := &file_gantry_v1_cluster_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1671,7 +1761,7 @@ func (x *NodeView) String() string {
 func (*NodeView) ProtoMessage() {}
 
 func (x *NodeView) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_v1_cluster_proto_msgTypes[29]
+	mi := &file_gantry_v1_cluster_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1684,7 +1774,7 @@ func (x *NodeView) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeView.ProtoReflect.Descriptor instead.
 func (*NodeView) Descriptor() ([]byte, []int) {
-	return file_gantry_v1_cluster_proto_rawDescGZIP(), []int{29}
+	return file_gantry_v1_cluster_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *NodeView) GetNode() *Node {
@@ -1746,7 +1836,7 @@ type LabelNodeRequest struct {
 
 func (x *LabelNodeRequest) Reset() {
 	*x = LabelNodeRequest{}
-	mi := &file_gantry_v1_cluster_proto_msgTypes[30]
+	mi := &file_gantry_v1_cluster_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1758,7 +1848,7 @@ func (x *LabelNodeRequest) String() string {
 func (*LabelNodeRequest) ProtoMessage() {}
 
 func (x *LabelNodeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_v1_cluster_proto_msgTypes[30]
+	mi := &file_gantry_v1_cluster_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1771,7 +1861,7 @@ func (x *LabelNodeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LabelNodeRequest.ProtoReflect.Descriptor instead.
 func (*LabelNodeRequest) Descriptor() ([]byte, []int) {
-	return file_gantry_v1_cluster_proto_rawDescGZIP(), []int{30}
+	return file_gantry_v1_cluster_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *LabelNodeRequest) GetNode() string {
@@ -1798,7 +1888,7 @@ type SetAvailabilityRequest struct {
 
 func (x *SetAvailabilityRequest) Reset() {
 	*x = SetAvailabilityRequest{}
-	mi := &file_gantry_v1_cluster_proto_msgTypes[31]
+	mi := &file_gantry_v1_cluster_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1810,7 +1900,7 @@ func (x *SetAvailabilityRequest) String() string {
 func (*SetAvailabilityRequest) ProtoMessage() {}
 
 func (x *SetAvailabilityRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_v1_cluster_proto_msgTypes[31]
+	mi := &file_gantry_v1_cluster_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1823,7 +1913,7 @@ func (x *SetAvailabilityRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetAvailabilityRequest.ProtoReflect.Descriptor instead.
 func (*SetAvailabilityRequest) Descriptor() ([]byte, []int) {
-	return file_gantry_v1_cluster_proto_rawDescGZIP(), []int{31}
+	return file_gantry_v1_cluster_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *SetAvailabilityRequest) GetNode() string {
@@ -1851,7 +1941,7 @@ type RemoveNodeRequest struct {
 
 func (x *RemoveNodeRequest) Reset() {
 	*x = RemoveNodeRequest{}
-	mi := &file_gantry_v1_cluster_proto_msgTypes[32]
+	mi := &file_gantry_v1_cluster_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1863,7 +1953,7 @@ func (x *RemoveNodeRequest) String() string {
 func (*RemoveNodeRequest) ProtoMessage() {}
 
 func (x *RemoveNodeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_v1_cluster_proto_msgTypes[32]
+	mi := &file_gantry_v1_cluster_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1876,7 +1966,7 @@ func (x *RemoveNodeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveNodeRequest.ProtoReflect.Descriptor instead.
 func (*RemoveNodeRequest) Descriptor() ([]byte, []int) {
-	return file_gantry_v1_cluster_proto_rawDescGZIP(), []int{32}
+	return file_gantry_v1_cluster_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *RemoveNodeRequest) GetNode() string {
@@ -1901,7 +1991,7 @@ type RemoveNodeResponse struct {
 
 func (x *RemoveNodeResponse) Reset() {
 	*x = RemoveNodeResponse{}
-	mi := &file_gantry_v1_cluster_proto_msgTypes[33]
+	mi := &file_gantry_v1_cluster_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1913,7 +2003,7 @@ func (x *RemoveNodeResponse) String() string {
 func (*RemoveNodeResponse) ProtoMessage() {}
 
 func (x *RemoveNodeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_v1_cluster_proto_msgTypes[33]
+	mi := &file_gantry_v1_cluster_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1926,7 +2016,7 @@ func (x *RemoveNodeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveNodeResponse.ProtoReflect.Descriptor instead.
 func (*RemoveNodeResponse) Descriptor() ([]byte, []int) {
-	return file_gantry_v1_cluster_proto_rawDescGZIP(), []int{33}
+	return file_gantry_v1_cluster_proto_rawDescGZIP(), []int{35}
 }
 
 var File_gantry_v1_cluster_proto protoreflect.FileDescriptor
@@ -1976,14 +2066,20 @@ const file_gantry_v1_cluster_proto_rawDesc = "" +
 	"\x0finitial_cluster\x18\x02 \x03(\tR\x0einitialCluster\".\n" +
 	"\x14PromoteMemberRequest\x12\x16\n" +
 	"\x06member\x18\x01 \x01(\tR\x06member\"\x17\n" +
-	"\x15PromoteMemberResponse\"\xd9\x01\n" +
+	"\x15PromoteMemberResponse\"\xf9\x01\n" +
 	"\rMachineRecord\x12#\n" +
 	"\x04node\x18\x01 \x01(\v2\x0f.gantry.v1.NodeR\x04node\x12,\n" +
 	"\acluster\x18\x02 \x01(\v2\x12.gantry.v1.ClusterR\acluster\x12\x18\n" +
 	"\aservers\x18\x03 \x03(\tR\aservers\x12\x1a\n" +
 	"\bfounding\x18\x04 \x01(\bR\bfounding\x12\x16\n" +
 	"\x06member\x18\x05 \x01(\tR\x06member\x12'\n" +
-	"\x0finitial_cluster\x18\x06 \x03(\tR\x0einitialCluster\"\x16\n" +
+	"\x0finitial_cluster\x18\x06 \x03(\tR\x0einitialCluster\x12\x1e\n" +
+	"\n" +
+	"recovering\x18\a \x01(\bR\n" +
+	"recovering\"\x18\n" +
+	"\x16ForceNewClusterRequest\"&\n" +
+	"\x10RecoveryResponse\x12\x12\n" +
+	"\x04kept\x18\x01 \x01(\tR\x04kept\"\x16\n" +
 	"\x14ClusterStatusRequest\"\x94\x02\n" +
 	"\x15ClusterStatusResponse\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x16\n" +
@@ -2072,7 +2168,10 @@ const file_gantry_v1_cluster_proto_rawDesc = "" +
 	"\bDescribe\x12\x1a.gantry.v1.DescribeRequest\x1a\x1b.gantry.v1.DescribeResponse\x12:\n" +
 	"\x05Renew\x12\x17.gantry.v1.RenewRequest\x1a\x18.gantry.v1.RenewResponse\x12F\n" +
 	"\tAddMember\x12\x1b.gantry.v1.AddMemberRequest\x1a\x1c.gantry.v1.AddMemberResponse\x12R\n" +
-	"\rPromoteMember\x12\x1f.gantry.v1.PromoteMemberRequest\x1a .gantry.v1.PromoteMemberResponse2\x8c\x04\n" +
+	"\rPromoteMember\x12\x1f.gantry.v1.PromoteMemberRequest\x1a .gantry.v1.PromoteMemberResponse2\xa6\x01\n" +
+	"\x0fRecoveryService\x12@\n" +
+	"\aRestore\x12\x16.gantry.v1.BackupChunk\x1a\x1b.gantry.v1.RecoveryResponse(\x01\x12Q\n" +
+	"\x0fForceNewCluster\x12!.gantry.v1.ForceNewClusterRequest\x1a\x1b.gantry.v1.RecoveryResponse2\x8c\x04\n" +
 	"\x0eClusterService\x12K\n" +
 	"\x06Status\x12\x1f.gantry.v1.ClusterStatusRequest\x1a .gantry.v1.ClusterStatusResponse\x12L\n" +
 	"\vCreateToken\x12\x1d.gantry.v1.CreateTokenRequest\x1a\x1e.gantry.v1.CreateTokenResponse\x12I\n" +
@@ -2103,7 +2202,7 @@ func file_gantry_v1_cluster_proto_rawDescGZIP() []byte {
 	return file_gantry_v1_cluster_proto_rawDescData
 }
 
-var file_gantry_v1_cluster_proto_msgTypes = make([]protoimpl.MessageInfo, 36)
+var file_gantry_v1_cluster_proto_msgTypes = make([]protoimpl.MessageInfo, 38)
 var file_gantry_v1_cluster_proto_goTypes = []any{
 	(*JoinRequest)(nil),             // 0: gantry.v1.JoinRequest
 	(*JoinResponse)(nil),            // 1: gantry.v1.JoinResponse
@@ -2116,98 +2215,104 @@ var file_gantry_v1_cluster_proto_goTypes = []any{
 	(*PromoteMemberRequest)(nil),    // 8: gantry.v1.PromoteMemberRequest
 	(*PromoteMemberResponse)(nil),   // 9: gantry.v1.PromoteMemberResponse
 	(*MachineRecord)(nil),           // 10: gantry.v1.MachineRecord
-	(*ClusterStatusRequest)(nil),    // 11: gantry.v1.ClusterStatusRequest
-	(*ClusterStatusResponse)(nil),   // 12: gantry.v1.ClusterStatusResponse
-	(*MemberStatus)(nil),            // 13: gantry.v1.MemberStatus
-	(*Finding)(nil),                 // 14: gantry.v1.Finding
-	(*CreateTokenRequest)(nil),      // 15: gantry.v1.CreateTokenRequest
-	(*CreateTokenResponse)(nil),     // 16: gantry.v1.CreateTokenResponse
-	(*ListTokensRequest)(nil),       // 17: gantry.v1.ListTokensRequest
-	(*ListTokensResponse)(nil),      // 18: gantry.v1.ListTokensResponse
-	(*RevokeTokenRequest)(nil),      // 19: gantry.v1.RevokeTokenRequest
-	(*RevokeTokenResponse)(nil),     // 20: gantry.v1.RevokeTokenResponse
-	(*BackupRequest)(nil),           // 21: gantry.v1.BackupRequest
-	(*BackupChunk)(nil),             // 22: gantry.v1.BackupChunk
-	(*RotateCARequest)(nil),         // 23: gantry.v1.RotateCARequest
-	(*RotateCAResponse)(nil),        // 24: gantry.v1.RotateCAResponse
-	(*ConfigureClusterRequest)(nil), // 25: gantry.v1.ConfigureClusterRequest
-	(*NodeRequest)(nil),             // 26: gantry.v1.NodeRequest
-	(*ListNodesRequest)(nil),        // 27: gantry.v1.ListNodesRequest
-	(*ListNodesResponse)(nil),       // 28: gantry.v1.ListNodesResponse
-	(*NodeView)(nil),                // 29: gantry.v1.NodeView
-	(*LabelNodeRequest)(nil),        // 30: gantry.v1.LabelNodeRequest
-	(*SetAvailabilityRequest)(nil),  // 31: gantry.v1.SetAvailabilityRequest
-	(*RemoveNodeRequest)(nil),       // 32: gantry.v1.RemoveNodeRequest
-	(*RemoveNodeResponse)(nil),      // 33: gantry.v1.RemoveNodeResponse
-	nil,                             // 34: gantry.v1.JoinRequest.LabelsEntry
-	nil,                             // 35: gantry.v1.LabelNodeRequest.LabelsEntry
-	(*Node)(nil),                    // 36: gantry.v1.Node
-	(*Cluster)(nil),                 // 37: gantry.v1.Cluster
-	(*durationpb.Duration)(nil),     // 38: google.protobuf.Duration
-	(*timestamppb.Timestamp)(nil),   // 39: google.protobuf.Timestamp
-	(*JoinToken)(nil),               // 40: gantry.v1.JoinToken
-	(*NodeStatus)(nil),              // 41: gantry.v1.NodeStatus
+	(*ForceNewClusterRequest)(nil),  // 11: gantry.v1.ForceNewClusterRequest
+	(*RecoveryResponse)(nil),        // 12: gantry.v1.RecoveryResponse
+	(*ClusterStatusRequest)(nil),    // 13: gantry.v1.ClusterStatusRequest
+	(*ClusterStatusResponse)(nil),   // 14: gantry.v1.ClusterStatusResponse
+	(*MemberStatus)(nil),            // 15: gantry.v1.MemberStatus
+	(*Finding)(nil),                 // 16: gantry.v1.Finding
+	(*CreateTokenRequest)(nil),      // 17: gantry.v1.CreateTokenRequest
+	(*CreateTokenResponse)(nil),     // 18: gantry.v1.CreateTokenResponse
+	(*ListTokensRequest)(nil),       // 19: gantry.v1.ListTokensRequest
+	(*ListTokensResponse)(nil),      // 20: gantry.v1.ListTokensResponse
+	(*RevokeTokenRequest)(nil),      // 21: gantry.v1.RevokeTokenRequest
+	(*RevokeTokenResponse)(nil),     // 22: gantry.v1.RevokeTokenResponse
+	(*BackupRequest)(nil),           // 23: gantry.v1.BackupRequest
+	(*BackupChunk)(nil),             // 24: gantry.v1.BackupChunk
+	(*RotateCARequest)(nil),         // 25: gantry.v1.RotateCARequest
+	(*RotateCAResponse)(nil),        // 26: gantry.v1.RotateCAResponse
+	(*ConfigureClusterRequest)(nil), // 27: gantry.v1.ConfigureClusterRequest
+	(*NodeRequest)(nil),             // 28: gantry.v1.NodeRequest
+	(*ListNodesRequest)(nil),        // 29: gantry.v1.ListNodesRequest
+	(*ListNodesResponse)(nil),       // 30: gantry.v1.ListNodesResponse
+	(*NodeView)(nil),                // 31: gantry.v1.NodeView
+	(*LabelNodeRequest)(nil),        // 32: gantry.v1.LabelNodeRequest
+	(*SetAvailabilityRequest)(nil),  // 33: gantry.v1.SetAvailabilityRequest
+	(*RemoveNodeRequest)(nil),       // 34: gantry.v1.RemoveNodeRequest
+	(*RemoveNodeResponse)(nil),      // 35: gantry.v1.RemoveNodeResponse
+	nil,                             // 36: gantry.v1.JoinRequest.LabelsEntry
+	nil,                             // 37: gantry.v1.LabelNodeRequest.LabelsEntry
+	(*Node)(nil),                    // 38: gantry.v1.Node
+	(*Cluster)(nil),                 // 39: gantry.v1.Cluster
+	(*durationpb.Duration)(nil),     // 40: google.protobuf.Duration
+	(*timestamppb.Timestamp)(nil),   // 41: google.protobuf.Timestamp
+	(*JoinToken)(nil),               // 42: gantry.v1.JoinToken
+	(*NodeStatus)(nil),              // 43: gantry.v1.NodeStatus
 }
 var file_gantry_v1_cluster_proto_depIdxs = []int32{
-	34, // 0: gantry.v1.JoinRequest.labels:type_name -> gantry.v1.JoinRequest.LabelsEntry
-	36, // 1: gantry.v1.JoinResponse.node:type_name -> gantry.v1.Node
-	37, // 2: gantry.v1.JoinResponse.cluster:type_name -> gantry.v1.Cluster
-	36, // 3: gantry.v1.DescribeResponse.node:type_name -> gantry.v1.Node
-	36, // 4: gantry.v1.MachineRecord.node:type_name -> gantry.v1.Node
-	37, // 5: gantry.v1.MachineRecord.cluster:type_name -> gantry.v1.Cluster
-	13, // 6: gantry.v1.ClusterStatusResponse.members:type_name -> gantry.v1.MemberStatus
-	14, // 7: gantry.v1.ClusterStatusResponse.findings:type_name -> gantry.v1.Finding
-	38, // 8: gantry.v1.CreateTokenRequest.life:type_name -> google.protobuf.Duration
-	39, // 9: gantry.v1.CreateTokenResponse.expires_at:type_name -> google.protobuf.Timestamp
-	40, // 10: gantry.v1.ListTokensResponse.tokens:type_name -> gantry.v1.JoinToken
-	39, // 11: gantry.v1.BackupChunk.time:type_name -> google.protobuf.Timestamp
-	38, // 12: gantry.v1.ConfigureClusterRequest.certificate_life:type_name -> google.protobuf.Duration
-	38, // 13: gantry.v1.ConfigureClusterRequest.suspect_after:type_name -> google.protobuf.Duration
-	38, // 14: gantry.v1.ConfigureClusterRequest.down_after:type_name -> google.protobuf.Duration
-	29, // 15: gantry.v1.ListNodesResponse.nodes:type_name -> gantry.v1.NodeView
-	36, // 16: gantry.v1.NodeView.node:type_name -> gantry.v1.Node
-	41, // 17: gantry.v1.NodeView.status:type_name -> gantry.v1.NodeStatus
-	35, // 18: gantry.v1.LabelNodeRequest.labels:type_name -> gantry.v1.LabelNodeRequest.LabelsEntry
+	36, // 0: gantry.v1.JoinRequest.labels:type_name -> gantry.v1.JoinRequest.LabelsEntry
+	38, // 1: gantry.v1.JoinResponse.node:type_name -> gantry.v1.Node
+	39, // 2: gantry.v1.JoinResponse.cluster:type_name -> gantry.v1.Cluster
+	38, // 3: gantry.v1.DescribeResponse.node:type_name -> gantry.v1.Node
+	38, // 4: gantry.v1.MachineRecord.node:type_name -> gantry.v1.Node
+	39, // 5: gantry.v1.MachineRecord.cluster:type_name -> gantry.v1.Cluster
+	15, // 6: gantry.v1.ClusterStatusResponse.members:type_name -> gantry.v1.MemberStatus
+	16, // 7: gantry.v1.ClusterStatusResponse.findings:type_name -> gantry.v1.Finding
+	40, // 8: gantry.v1.CreateTokenRequest.life:type_name -> google.protobuf.Duration
+	41, // 9: gantry.v1.CreateTokenResponse.expires_at:type_name -> google.protobuf.Timestamp
+	42, // 10: gantry.v1.ListTokensResponse.tokens:type_name -> gantry.v1.JoinToken
+	41, // 11: gantry.v1.BackupChunk.time:type_name -> google.protobuf.Timestamp
+	40, // 12: gantry.v1.ConfigureClusterRequest.certificate_life:type_name -> google.protobuf.Duration
+	40, // 13: gantry.v1.ConfigureClusterRequest.suspect_after:type_name -> google.protobuf.Duration
+	40, // 14: gantry.v1.ConfigureClusterRequest.down_after:type_name -> google.protobuf.Duration
+	31, // 15: gantry.v1.ListNodesResponse.nodes:type_name -> gantry.v1.NodeView
+	38, // 16: gantry.v1.NodeView.node:type_name -> gantry.v1.Node
+	43, // 17: gantry.v1.NodeView.status:type_name -> gantry.v1.NodeStatus
+	37, // 18: gantry.v1.LabelNodeRequest.labels:type_name -> gantry.v1.LabelNodeRequest.LabelsEntry
 	0,  // 19: gantry.v1.JoinService.Join:input_type -> gantry.v1.JoinRequest
 	2,  // 20: gantry.v1.MachineService.Describe:input_type -> gantry.v1.DescribeRequest
 	4,  // 21: gantry.v1.MachineService.Renew:input_type -> gantry.v1.RenewRequest
 	6,  // 22: gantry.v1.MachineService.AddMember:input_type -> gantry.v1.AddMemberRequest
 	8,  // 23: gantry.v1.MachineService.PromoteMember:input_type -> gantry.v1.PromoteMemberRequest
-	11, // 24: gantry.v1.ClusterService.Status:input_type -> gantry.v1.ClusterStatusRequest
-	15, // 25: gantry.v1.ClusterService.CreateToken:input_type -> gantry.v1.CreateTokenRequest
-	17, // 26: gantry.v1.ClusterService.ListTokens:input_type -> gantry.v1.ListTokensRequest
-	19, // 27: gantry.v1.ClusterService.RevokeToken:input_type -> gantry.v1.RevokeTokenRequest
-	21, // 28: gantry.v1.ClusterService.Backup:input_type -> gantry.v1.BackupRequest
-	23, // 29: gantry.v1.ClusterService.RotateCA:input_type -> gantry.v1.RotateCARequest
-	25, // 30: gantry.v1.ClusterService.Configure:input_type -> gantry.v1.ConfigureClusterRequest
-	27, // 31: gantry.v1.NodeAdminService.List:input_type -> gantry.v1.ListNodesRequest
-	26, // 32: gantry.v1.NodeAdminService.Get:input_type -> gantry.v1.NodeRequest
-	30, // 33: gantry.v1.NodeAdminService.Label:input_type -> gantry.v1.LabelNodeRequest
-	31, // 34: gantry.v1.NodeAdminService.SetAvailability:input_type -> gantry.v1.SetAvailabilityRequest
-	26, // 35: gantry.v1.NodeAdminService.Promote:input_type -> gantry.v1.NodeRequest
-	26, // 36: gantry.v1.NodeAdminService.Demote:input_type -> gantry.v1.NodeRequest
-	32, // 37: gantry.v1.NodeAdminService.Remove:input_type -> gantry.v1.RemoveNodeRequest
-	1,  // 38: gantry.v1.JoinService.Join:output_type -> gantry.v1.JoinResponse
-	3,  // 39: gantry.v1.MachineService.Describe:output_type -> gantry.v1.DescribeResponse
-	5,  // 40: gantry.v1.MachineService.Renew:output_type -> gantry.v1.RenewResponse
-	7,  // 41: gantry.v1.MachineService.AddMember:output_type -> gantry.v1.AddMemberResponse
-	9,  // 42: gantry.v1.MachineService.PromoteMember:output_type -> gantry.v1.PromoteMemberResponse
-	12, // 43: gantry.v1.ClusterService.Status:output_type -> gantry.v1.ClusterStatusResponse
-	16, // 44: gantry.v1.ClusterService.CreateToken:output_type -> gantry.v1.CreateTokenResponse
-	18, // 45: gantry.v1.ClusterService.ListTokens:output_type -> gantry.v1.ListTokensResponse
-	20, // 46: gantry.v1.ClusterService.RevokeToken:output_type -> gantry.v1.RevokeTokenResponse
-	22, // 47: gantry.v1.ClusterService.Backup:output_type -> gantry.v1.BackupChunk
-	24, // 48: gantry.v1.ClusterService.RotateCA:output_type -> gantry.v1.RotateCAResponse
-	37, // 49: gantry.v1.ClusterService.Configure:output_type -> gantry.v1.Cluster
-	28, // 50: gantry.v1.NodeAdminService.List:output_type -> gantry.v1.ListNodesResponse
-	29, // 51: gantry.v1.NodeAdminService.Get:output_type -> gantry.v1.NodeView
-	29, // 52: gantry.v1.NodeAdminService.Label:output_type -> gantry.v1.NodeView
-	29, // 53: gantry.v1.NodeAdminService.SetAvailability:output_type -> gantry.v1.NodeView
-	29, // 54: gantry.v1.NodeAdminService.Promote:output_type -> gantry.v1.NodeView
-	29, // 55: gantry.v1.NodeAdminService.Demote:output_type -> gantry.v1.NodeView
-	33, // 56: gantry.v1.NodeAdminService.Remove:output_type -> gantry.v1.RemoveNodeResponse
-	38, // [38:57] is the sub-list for method output_type
-	19, // [19:38] is the sub-list for method input_type
+	24, // 24: gantry.v1.RecoveryService.Restore:input_type -> gantry.v1.BackupChunk
+	11, // 25: gantry.v1.RecoveryService.ForceNewCluster:input_type -> gantry.v1.ForceNewClusterRequest
+	13, // 26: gantry.v1.ClusterService.Status:input_type -> gantry.v1.ClusterStatusRequest
+	17, // 27: gantry.v1.ClusterService.CreateToken:input_type -> gantry.v1.CreateTokenRequest
+	19, // 28: gantry.v1.ClusterService.ListTokens:input_type -> gantry.v1.ListTokensRequest
+	21, // 29: gantry.v1.ClusterService.RevokeToken:input_type -> gantry.v1.RevokeTokenRequest
+	23, // 30: gantry.v1.ClusterService.Backup:input_type -> gantry.v1.BackupRequest
+	25, // 31: gantry.v1.ClusterService.RotateCA:input_type -> gantry.v1.RotateCARequest
+	27, // 32: gantry.v1.ClusterService.Configure:input_type -> gantry.v1.ConfigureClusterRequest
+	29, // 33: gantry.v1.NodeAdminService.List:input_type -> gantry.v1.ListNodesRequest
+	28, // 34: gantry.v1.NodeAdminService.Get:input_type -> gantry.v1.NodeRequest
+	32, // 35: gantry.v1.NodeAdminService.Label:input_type -> gantry.v1.LabelNodeRequest
+	33, // 36: gantry.v1.NodeAdminService.SetAvailability:input_type -> gantry.v1.SetAvailabilityRequest
+	28, // 37: gantry.v1.NodeAdminService.Promote:input_type -> gantry.v1.NodeRequest
+	28, // 38: gantry.v1.NodeAdminService.Demote:input_type -> gantry.v1.NodeRequest
+	34, // 39: gantry.v1.NodeAdminService.Remove:input_type -> gantry.v1.RemoveNodeRequest
+	1,  // 40: gantry.v1.JoinService.Join:output_type -> gantry.v1.JoinResponse
+	3,  // 41: gantry.v1.MachineService.Describe:output_type -> gantry.v1.DescribeResponse
+	5,  // 42: gantry.v1.MachineService.Renew:output_type -> gantry.v1.RenewResponse
+	7,  // 43: gantry.v1.MachineService.AddMember:output_type -> gantry.v1.AddMemberResponse
+	9,  // 44: gantry.v1.MachineService.PromoteMember:output_type -> gantry.v1.PromoteMemberResponse
+	12, // 45: gantry.v1.RecoveryService.Restore:output_type -> gantry.v1.RecoveryResponse
+	12, // 46: gantry.v1.RecoveryService.ForceNewCluster:output_type -> gantry.v1.RecoveryResponse
+	14, // 47: gantry.v1.ClusterService.Status:output_type -> gantry.v1.ClusterStatusResponse
+	18, // 48: gantry.v1.ClusterService.CreateToken:output_type -> gantry.v1.CreateTokenResponse
+	20, // 49: gantry.v1.ClusterService.ListTokens:output_type -> gantry.v1.ListTokensResponse
+	22, // 50: gantry.v1.ClusterService.RevokeToken:output_type -> gantry.v1.RevokeTokenResponse
+	24, // 51: gantry.v1.ClusterService.Backup:output_type -> gantry.v1.BackupChunk
+	26, // 52: gantry.v1.ClusterService.RotateCA:output_type -> gantry.v1.RotateCAResponse
+	39, // 53: gantry.v1.ClusterService.Configure:output_type -> gantry.v1.Cluster
+	30, // 54: gantry.v1.NodeAdminService.List:output_type -> gantry.v1.ListNodesResponse
+	31, // 55: gantry.v1.NodeAdminService.Get:output_type -> gantry.v1.NodeView
+	31, // 56: gantry.v1.NodeAdminService.Label:output_type -> gantry.v1.NodeView
+	31, // 57: gantry.v1.NodeAdminService.SetAvailability:output_type -> gantry.v1.NodeView
+	31, // 58: gantry.v1.NodeAdminService.Promote:output_type -> gantry.v1.NodeView
+	31, // 59: gantry.v1.NodeAdminService.Demote:output_type -> gantry.v1.NodeView
+	35, // 60: gantry.v1.NodeAdminService.Remove:output_type -> gantry.v1.RemoveNodeResponse
+	40, // [40:61] is the sub-list for method output_type
+	19, // [19:40] is the sub-list for method input_type
 	19, // [19:19] is the sub-list for extension type_name
 	19, // [19:19] is the sub-list for extension extendee
 	0,  // [0:19] is the sub-list for field type_name
@@ -2225,9 +2330,9 @@ func file_gantry_v1_cluster_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_gantry_v1_cluster_proto_rawDesc), len(file_gantry_v1_cluster_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   36,
+			NumMessages:   38,
 			NumExtensions: 0,
-			NumServices:   4,
+			NumServices:   5,
 		},
 		GoTypes:           file_gantry_v1_cluster_proto_goTypes,
 		DependencyIndexes: file_gantry_v1_cluster_proto_depIdxs,

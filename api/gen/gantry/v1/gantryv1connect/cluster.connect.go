@@ -25,6 +25,8 @@ const (
 	JoinServiceName = "gantry.v1.JoinService"
 	// MachineServiceName is the fully-qualified name of the MachineService service.
 	MachineServiceName = "gantry.v1.MachineService"
+	// RecoveryServiceName is the fully-qualified name of the RecoveryService service.
+	RecoveryServiceName = "gantry.v1.RecoveryService"
 	// ClusterServiceName is the fully-qualified name of the ClusterService service.
 	ClusterServiceName = "gantry.v1.ClusterService"
 	// NodeAdminServiceName is the fully-qualified name of the NodeAdminService service.
@@ -51,6 +53,11 @@ const (
 	// MachineServicePromoteMemberProcedure is the fully-qualified name of the MachineService's
 	// PromoteMember RPC.
 	MachineServicePromoteMemberProcedure = "/gantry.v1.MachineService/PromoteMember"
+	// RecoveryServiceRestoreProcedure is the fully-qualified name of the RecoveryService's Restore RPC.
+	RecoveryServiceRestoreProcedure = "/gantry.v1.RecoveryService/Restore"
+	// RecoveryServiceForceNewClusterProcedure is the fully-qualified name of the RecoveryService's
+	// ForceNewCluster RPC.
+	RecoveryServiceForceNewClusterProcedure = "/gantry.v1.RecoveryService/ForceNewCluster"
 	// ClusterServiceStatusProcedure is the fully-qualified name of the ClusterService's Status RPC.
 	ClusterServiceStatusProcedure = "/gantry.v1.ClusterService/Status"
 	// ClusterServiceCreateTokenProcedure is the fully-qualified name of the ClusterService's
@@ -311,6 +318,106 @@ func (UnimplementedMachineServiceHandler) AddMember(context.Context, *connect.Re
 
 func (UnimplementedMachineServiceHandler) PromoteMember(context.Context, *connect.Request[v1.PromoteMemberRequest]) (*connect.Response[v1.PromoteMemberResponse], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("gantry.v1.MachineService.PromoteMember is not implemented"))
+}
+
+// RecoveryServiceClient is a client for the gantry.v1.RecoveryService service.
+type RecoveryServiceClient interface {
+	// Restore replaces the state by a backup. The first message has everything but data.
+	Restore(context.Context) *connect.ClientStreamForClient[v1.BackupChunk, v1.RecoveryResponse]
+	// ForceNewCluster makes a cluster of one out of what this server has, when the majority is lost for good.
+	ForceNewCluster(context.Context, *connect.Request[v1.ForceNewClusterRequest]) (*connect.Response[v1.RecoveryResponse], error)
+}
+
+// NewRecoveryServiceClient constructs a client for the gantry.v1.RecoveryService service. By
+// default, it uses the Connect protocol with the binary Protobuf Codec, asks for gzipped responses,
+// and sends uncompressed requests. To use the gRPC or gRPC-Web protocols, supply the
+// connect.WithGRPC() or connect.WithGRPCWeb() options.
+//
+// The URL supplied here should be the base URL for the Connect or gRPC server (for example,
+// http://api.acme.com or https://acme.com/grpc).
+func NewRecoveryServiceClient(httpClient connect.HTTPClient, baseURL string, opts ...connect.ClientOption) RecoveryServiceClient {
+	baseURL = strings.TrimRight(baseURL, "/")
+	recoveryServiceMethods := v1.File_gantry_v1_cluster_proto.Services().ByName("RecoveryService").Methods()
+	return &recoveryServiceClient{
+		restore: connect.NewClient[v1.BackupChunk, v1.RecoveryResponse](
+			httpClient,
+			baseURL+RecoveryServiceRestoreProcedure,
+			connect.WithSchema(recoveryServiceMethods.ByName("Restore")),
+			connect.WithClientOptions(opts...),
+		),
+		forceNewCluster: connect.NewClient[v1.ForceNewClusterRequest, v1.RecoveryResponse](
+			httpClient,
+			baseURL+RecoveryServiceForceNewClusterProcedure,
+			connect.WithSchema(recoveryServiceMethods.ByName("ForceNewCluster")),
+			connect.WithClientOptions(opts...),
+		),
+	}
+}
+
+// recoveryServiceClient implements RecoveryServiceClient.
+type recoveryServiceClient struct {
+	restore         *connect.Client[v1.BackupChunk, v1.RecoveryResponse]
+	forceNewCluster *connect.Client[v1.ForceNewClusterRequest, v1.RecoveryResponse]
+}
+
+// Restore calls gantry.v1.RecoveryService.Restore.
+func (c *recoveryServiceClient) Restore(ctx context.Context) *connect.ClientStreamForClient[v1.BackupChunk, v1.RecoveryResponse] {
+	return c.restore.CallClientStream(ctx)
+}
+
+// ForceNewCluster calls gantry.v1.RecoveryService.ForceNewCluster.
+func (c *recoveryServiceClient) ForceNewCluster(ctx context.Context, req *connect.Request[v1.ForceNewClusterRequest]) (*connect.Response[v1.RecoveryResponse], error) {
+	return c.forceNewCluster.CallUnary(ctx, req)
+}
+
+// RecoveryServiceHandler is an implementation of the gantry.v1.RecoveryService service.
+type RecoveryServiceHandler interface {
+	// Restore replaces the state by a backup. The first message has everything but data.
+	Restore(context.Context, *connect.ClientStream[v1.BackupChunk]) (*connect.Response[v1.RecoveryResponse], error)
+	// ForceNewCluster makes a cluster of one out of what this server has, when the majority is lost for good.
+	ForceNewCluster(context.Context, *connect.Request[v1.ForceNewClusterRequest]) (*connect.Response[v1.RecoveryResponse], error)
+}
+
+// NewRecoveryServiceHandler builds an HTTP handler from the service implementation. It returns the
+// path on which to mount the handler and the handler itself.
+//
+// By default, handlers support the Connect, gRPC, and gRPC-Web protocols with the binary Protobuf
+// and JSON codecs. They also support gzip compression.
+func NewRecoveryServiceHandler(svc RecoveryServiceHandler, opts ...connect.HandlerOption) (string, http.Handler) {
+	recoveryServiceMethods := v1.File_gantry_v1_cluster_proto.Services().ByName("RecoveryService").Methods()
+	recoveryServiceRestoreHandler := connect.NewClientStreamHandler(
+		RecoveryServiceRestoreProcedure,
+		svc.Restore,
+		connect.WithSchema(recoveryServiceMethods.ByName("Restore")),
+		connect.WithHandlerOptions(opts...),
+	)
+	recoveryServiceForceNewClusterHandler := connect.NewUnaryHandler(
+		RecoveryServiceForceNewClusterProcedure,
+		svc.ForceNewCluster,
+		connect.WithSchema(recoveryServiceMethods.ByName("ForceNewCluster")),
+		connect.WithHandlerOptions(opts...),
+	)
+	return "/gantry.v1.RecoveryService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		switch r.URL.Path {
+		case RecoveryServiceRestoreProcedure:
+			recoveryServiceRestoreHandler.ServeHTTP(w, r)
+		case RecoveryServiceForceNewClusterProcedure:
+			recoveryServiceForceNewClusterHandler.ServeHTTP(w, r)
+		default:
+			http.NotFound(w, r)
+		}
+	})
+}
+
+// UnimplementedRecoveryServiceHandler returns CodeUnimplemented from all methods.
+type UnimplementedRecoveryServiceHandler struct{}
+
+func (UnimplementedRecoveryServiceHandler) Restore(context.Context, *connect.ClientStream[v1.BackupChunk]) (*connect.Response[v1.RecoveryResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("gantry.v1.RecoveryService.Restore is not implemented"))
+}
+
+func (UnimplementedRecoveryServiceHandler) ForceNewCluster(context.Context, *connect.Request[v1.ForceNewClusterRequest]) (*connect.Response[v1.RecoveryResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("gantry.v1.RecoveryService.ForceNewCluster is not implemented"))
 }
 
 // ClusterServiceClient is a client for the gantry.v1.ClusterService service.
