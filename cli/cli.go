@@ -80,7 +80,7 @@ func newRoot(s *session) *cobra.Command {
 		s.restartCommand(), s.killCommand(), s.rmCommand(), s.pauseCommand(), s.unpauseCommand(), s.cpCommand(),
 		s.diffCommand(), s.inspectCommand(), s.statsCommand(), s.topCommand(), s.waitCommand(), s.portCommand())
 	add(groupKeep, images.Command(s.Session), kept.Volume(s.Session), kept.Network(s.Session), kept.Secret(s.Session), kept.Config(s.Session))
-	add(groupHost, machines.Node(s.Session), machines.Cluster(s.Session), host.System(s.Session), s.initCommand(), host.Version(s.Session), host.Completion(s.Session))
+	add(groupHost, machines.Node(s.Session), machines.Cluster(s.Session), host.System(s.Session), s.initCommand(), s.joinCommand(), host.Version(s.Session), host.Completion(s.Session))
 	root.SetHelpCommandGroupID(groupHost)
 	return root
 }

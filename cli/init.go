@@ -15,9 +15,20 @@ import (
 	"github.com/gantryd/gantry/fault"
 )
 
+// hostFlags are those of init and join.
+func hostFlags(cmd *cobra.Command, o *hostinit.Options, advertise, timeout *string) {
+	cmd.Flags().StringVar(&o.Root, "root", "/var/lib/gantry", "directory for all that the daemon keeps")
+	cmd.Flags().StringVar(&o.Run, "run", "/run/gantry", "directory for what is gone after a reboot")
+	cmd.Flags().StringVar(&o.Listen, "listen", "", "where the daemon listens (unix://RUN/gantry.sock)")
+	cmd.Flags().StringVar(&o.Daemon, "daemon", "", "path of gantryd")
+	cmd.Flags().StringVar(advertise, "advertise", "auto", "address that other machines reach this one at; none for a machine that stands alone")
+	cmd.Flags().StringVarP(timeout, "timeout", "t", "60s", "how long to wait for the daemon's first answer")
+}
+
 func (s *session) initCommand() *cobra.Command {
 	var o hostinit.Options
-	var timeout string
+	var timeout, advertise string
+	var encrypt bool
 	cmd := &cobra.Command{
 		Use:   "init",
 		Short: "Install and start the daemon on this machine (needs root)",
@@ -28,22 +39,83 @@ func (s *session) initCommand() *cobra.Command {
 				return err
 			}
 			o.Say = s.Say
+			if advertise == "auto" {
+				advertise = hostinit.AddressTowards(anywhere)
+			}
+			if advertise != "" && advertise != "none" {
+				o.Extra = append(o.Extra, "--advertise", advertise)
+			}
+			if encrypt {
+				o.Extra = append(o.Extra, "--overlay", "wireguard")
+			}
+			if err := s.initHost(cmd.Context(), o, limit); err != nil {
+				return err
+			}
+			return s.tellJoin(cmd.Context(), o, advertise)
+		},
+	}
+	hostFlags(cmd, &o, &advertise, &timeout)
+	cmd.Flags().BoolVar(&encrypt, "encrypt", false, "encrypt what instances on different machines say to one another (WireGuard)")
+	return cmd
+}
+
+// anywhere is an address that no machine has (RFC 5737): the way to it is the way to the outside.
+const anywhere = "192.0.2.1:9"
+
+// tellJoin ends an init with the command for the next machine.
+func (s *session) tellJoin(ctx context.Context, o hostinit.Options, advertise string) error {
+	if advertise == "" || advertise == "none" {
+		s.Say("this machine stands alone; for more than one: gantryd --advertise ADDRESS")
+		return nil
+	}
+	c, err := client.New(client.Options{Host: o.Socket()})
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	t, err := client.Call(ctx, c.Cluster.CreateToken, &gantryv1.CreateTokenRequest{Role: "node"})
+	if err != nil {
+		return err
+	}
+	s.Say("to add a machine, run there as root, within a day:")
+	s.Put("gantry join %s --token %s", t.GetAddress(), t.GetToken())
+	return nil
+}
+
+func (s *session) joinCommand() *cobra.Command {
+	var o hostinit.Options
+	var timeout, advertise, token string
+	var asServer bool
+	var labels []string
+	cmd := &cobra.Command{
+		Use:   "join ADDRESS --token TOKEN",
+		Short: "Install and start the daemon on this machine as part of a cluster (needs root)",
+		Args:  verb.Between(1, 1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			limit, err := verb.Timeout(timeout)
+			if err != nil {
+				return err
+			}
+			o.Say = s.Say
+			if advertise == "auto" {
+				advertise = hostinit.AddressTowards(args[0])
+			}
+			if err := o.Join(args[0], advertise, token, asServer, labels); err != nil {
+				return err
+			}
 			return s.initHost(cmd.Context(), o, limit)
 		},
 	}
-	cmd.Flags().StringVar(&o.Root, "root", "/var/lib/gantry", "directory for all that the daemon keeps")
-	cmd.Flags().StringVar(&o.Run, "run", "/run/gantry", "directory for what is gone after a reboot")
-	cmd.Flags().StringVar(&o.Listen, "listen", "", "where the daemon listens (unix://RUN/gantry.sock)")
-	cmd.Flags().StringVar(&o.Daemon, "daemon", "", "path of gantryd")
-	cmd.Flags().StringVarP(&timeout, "timeout", "t", "60s", "how long to wait for the daemon's first answer")
+	hostFlags(cmd, &o, &advertise, &timeout)
+	cmd.Flags().StringVar(&token, "token", "", "token from `gantry cluster token create`")
+	cmd.Flags().BoolVar(&asServer, "server", false, "become a server; the token must be one for servers")
+	cmd.Flags().StringArrayVar(&labels, "label", nil, "label of the node, KEY=VALUE")
+	_ = cmd.MarkFlagRequired("token") // the flag is there
 	return cmd
 }
 
 func (s *session) initHost(ctx context.Context, o hostinit.Options, timeout time.Duration) error {
-	listen := o.Listen
-	if listen == "" {
-		listen = "unix://" + o.Run + "/gantry.sock"
-	}
+	listen := o.Socket()
 	c, err := client.New(client.Options{Host: listen})
 	if err != nil {
 		return err

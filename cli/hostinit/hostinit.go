@@ -28,6 +28,8 @@ const unitName = "gantryd.service"
 type Options struct {
 	// Root, Run and Listen as gantryd takes them; empty for its defaults.
 	Root, Run, Listen string
+	// Extra is further arguments of gantryd.
+	Extra []string
 	// Daemon is the path of gantryd; empty to look beside this program and in PATH.
 	Daemon string
 	// UnitDir and Systemd are where units go and what exists while systemd runs; empty for the usual places.
@@ -55,6 +57,10 @@ func (o *Options) defaults() {
 	if o.Say == nil {
 		o.Say = func(string, ...any) {}
 	}
+}
+
+func (o *Options) args() []string {
+	return append([]string{"--root", o.Root, "--run", o.Run, "--listen", o.Listen}, o.Extra...)
 }
 
 // Result says where the daemon will answer and where it says what it does.
@@ -131,7 +137,7 @@ func makeGroup(ctx context.Context, o Options) error {
 // Unit gives the text of the systemd unit.
 func Unit(daemon string, o Options) string {
 	o.defaults()
-	args := []string{daemon, "--root", o.Root, "--run", o.Run, "--listen", o.Listen}
+	args := append([]string{daemon}, o.args()...)
 	for i, a := range args {
 		args[i] = unitQuote(a)
 	}
@@ -207,7 +213,7 @@ func inBackground(o Options, daemon string) (*Result, error) {
 		return nil, fault.Wrap(fault.Denied, err, "the daemon's log cannot be opened")
 	}
 	defer out.Close()
-	cmd := exec.Command(daemon, "--root", o.Root, "--run", o.Run, "--listen", o.Listen)
+	cmd := exec.Command(daemon, o.args()...)
 	cmd.Stdout, cmd.Stderr, cmd.Dir = out, out, "/"
 	detach(cmd)
 	if err := cmd.Start(); err != nil {
