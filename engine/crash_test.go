@@ -32,7 +32,7 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// daemon opens an engine, does what its input says line by line ("create ID", "start ID", "remove ID") and answers each.
+// daemon opens an engine, does what its input says line by line ("create ID", "start ID", "remove ID", "fill VOLUME") and answers each.
 func daemon(encoded string) {
 	var o engine.Options
 	err := json.Unmarshal([]byte(encoded), &o)
@@ -57,6 +57,8 @@ func daemon(encoded string) {
 			_, err = e.Start(ctx, id)
 		case "remove":
 			err = e.Remove(ctx, id)
+		case "fill":
+			err = e.Create(ctx, fullVolume("filler", id))
 		case "create":
 			err = e.Create(ctx, engine.CreateRequest{ID: id, Spec: enginetest.Spec(enginetest.BusyboxName, "sleep 1000")})
 		}

@@ -92,6 +92,16 @@ func TestRootInsideIsNotRootOutside(t *testing.T) {
 			if out, code := exec(t, e, name, "id -u; ls -ln /made-"+name+" | awk '{print $3, $4}'; ls -nd /bin | awk '{print $3}'"); out != "0\n7 8\n0\n" || code != 0 {
 				t.Errorf("inside: %q, %d", out, code)
 			}
+			bringUp(t, e, name)
+			// Root's ping opens a raw socket: its capability counts, as the network is its user namespace's. Others have ping
+			// sockets, and groups are counted as inside.
+			if out, code := execAs(t, e, name, "root", "ping -c1 127.0.0.1"); code != 0 {
+				t.Errorf("ping: %q", out)
+			}
+			out, code := execAs(t, e, name, "app", "id -u; cd /proc/sys/net/ipv4; cat ping_group_range ip_unprivileged_port_start")
+			if out != "1000\n0\t65535\n0\n" || code != 0 {
+				t.Errorf("low ports and ping of a plain user: %q", out)
+			}
 			if uid, gid := ownerOf(t, onDisk(t, o, "made-"+name)); uid != base+7 || gid != base+8 {
 				t.Errorf("the file is %d:%d's on disk", uid, gid)
 			}
@@ -100,6 +110,27 @@ func TestRootInsideIsNotRootOutside(t *testing.T) {
 			}
 		})
 	}
+}
+
+// bringUp gives a container's network a loopback device that is up, which the pool's have.
+func bringUp(t *testing.T, e *engine.Engine, id string) {
+	t.Helper()
+	var out bytes.Buffer
+	code, err := e.Exec(t.Context(), id, engine.ExecRequest{Command: []string{"ip", "link", "set", "lo", "up"}, Privileged: true}, engine.IO{Stderr: &out})
+	if err != nil || code != 0 {
+		t.Fatalf("lo: %v, %d, %s", err, code, &out)
+	}
+}
+
+func execAs(t *testing.T, e *engine.Engine, id, user, script string) (string, int32) {
+	t.Helper()
+	var out bytes.Buffer
+	req := engine.ExecRequest{Command: []string{"sh", "-c", script}, User: user}
+	code, err := e.Exec(t.Context(), id, req, engine.IO{Stdout: &out, Stderr: &out})
+	if err != nil {
+		t.Fatalf("exec %q: %v", script, err)
+	}
+	return out.String(), code
 }
 
 // onDisk finds a file of a container's writable layer.
