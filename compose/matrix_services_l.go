@@ -78,7 +78,7 @@ func matrixServicesL() []Entry {
 		{"services.*.umask", Refused, "a process sets its own; call umask in the entrypoint"},
 		{"services.*.use_api_socket", Refused, "a container does not get the socket of the daemon"},
 		{"services.*.user", Supported, ""},
-		{"services.*.userns_mode", Supported, "host, which is so for every container: there are no user namespaces yet"},
+		{"services.*.userns_mode", Supported, "host: root inside is root of the machine"},
 		{"services.*.uts", Supported, "host"},
 		{"services.*.volumes", Supported, ""},
 		{"services.*.volumes.[].bind", Supported, ""},

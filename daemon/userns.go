@@ -1,9 +1,11 @@
 package daemon
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
 
+	gantryv1 "github.com/gantryd/gantry/api/gen/gantry/v1"
 	"github.com/gantryd/gantry/engine/userns"
 	"github.com/gantryd/gantry/fault"
 )
@@ -23,13 +25,19 @@ func (d *daemon) userNamespaces() (*userns.Maker, error) {
 	m, err := userns.Open(userns.Options{
 		Root: d.Root, Run: filepath.Join(d.Config.Run, "userns"), Helper: filepath.Join(d.Helpers, "gantry-init"), Logger: d.Logger,
 	})
+	check := &gantryv1.KernelCheck{
+		Feature: "remapped root of containers", Present: err == nil, Cost: "root in containers is root of the machine",
+	}
+	d.checks = append(d.checks, check)
 	if fault.Is(err, fault.Unsupported) {
+		check.Detail = err.Error()
 		d.Logger.Warn("root in containers is root of the machine", "because", err)
 		return nil, nil
 	}
 	if err != nil {
 		return nil, err
 	}
+	check.Detail = fmt.Sprintf("to ID %d of the machine", m.Base())
 	d.onStop("user namespaces", m.Close)
 	return m, nil
 }
