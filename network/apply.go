@@ -4,35 +4,57 @@ import (
 	"context"
 	"errors"
 	"net/netip"
-	"slices"
 
 	"github.com/gantryd/gantry/fault"
+	"github.com/gantryd/gantry/network/overlay"
 )
 
 // Apply makes the kernel say what the state says, in one transaction, and cuts connections of instances that are gone.
-// Connections of an instance that is merely not ready any more go on; new ones go elsewhere at once. It costs next to
-// nothing when nothing changed. Published ports must carry their host port, as Publish returns them.
+// Connections of an instance that is merely not ready any more go on; new ones go elsewhere at once. It keeps what it is given,
+// which must not be changed afterwards; an object that is the same as in the call before costs next to nothing. Published ports must carry their host port, as Publish returns them.
 func (n *Network) Apply(_ context.Context, s State) error {
 	n.applying.Lock()
 	defer n.applying.Unlock()
-	want := newModel(s, n.peers(s.Nodes), n.opts.Subnet, n.opts.VirtualIPs, n.segments)
-	old := n.applied
-	if old == nil {
-		// The table may be an earlier daemon's: replace it whole, which does not disturb what is connected.
-		if err := n.nft.replace(want); err != nil {
-			return err
-		}
-	} else if c := compare(old, want); !c.empty() {
-		if err := n.nft.change(c); err != nil {
-			n.log.Warn("the nftables table did not take a change and is written anew", "err", err)
-			if err := n.nft.replace(want); err != nil {
-				return err
-			}
-		}
+	peers := n.peers(s.Nodes)
+	if n.applied == nil {
+		return n.applyAnew(s, peers)
+	}
+	c, ok := n.applied.advance(s, peers)
+	if !ok {
+		want := newModel(s, peers, n.opts.Subnet, n.opts.VirtualIPs, n.segments)
+		c = compare(&n.applied.model, &want.model)
+		n.applied = want
+	}
+	if err := n.write(c); err != nil {
+		n.applied = nil // nobody knows what the kernel has: the next Apply replaces it
+		return err
+	}
+	n.ports.route(n.applied.ports)
+	return errors.Join(n.meet(&n.applied.model), n.cut(staleFlows(c, &n.applied.model)))
+}
+
+// applyAnew replaces the whole table: it may be an earlier daemon's. That does not disturb what is connected.
+func (n *Network) applyAnew(s State, peers []overlay.Peer) error {
+	want := newModel(s, peers, n.opts.Subnet, n.opts.VirtualIPs, n.segments)
+	if err := n.nft.replace(&want.model); err != nil {
+		return err
 	}
 	n.applied = want
-	n.ports.route(want)
-	return errors.Join(n.meet(want), n.cut(staleFlows(old, want)))
+	n.ports.route(want.ports)
+	return n.meet(&want.model)
+}
+
+// write brings the kernel's table from one model to the next, which is applied already.
+func (n *Network) write(c changes) error {
+	if c.empty() {
+		return nil
+	}
+	err := n.nft.change(c)
+	if err == nil {
+		return nil
+	}
+	n.log.Warn("the nftables table did not take a change and is written anew", "err", err)
+	return n.nft.replace(&n.applied.model)
 }
 
 // reassert writes the whole table again.
@@ -45,7 +67,7 @@ func (n *Network) reassert() error {
 	if n.applied == nil {
 		return n.nft.ensureBase()
 	}
-	return n.nft.replace(n.applied)
+	return n.nft.replace(&n.applied.model)
 }
 
 // delta is the difference of two maps: what to take out (with its old value), then what to put in.
@@ -70,6 +92,8 @@ func (d delta[K, V]) empty() bool { return len(d.del) == 0 && len(d.add) == 0 }
 
 // changes is what turns the kernel's tables from one model into another.
 type changes struct {
+	instances delta[netip.Addr, struct{}]
+
 	segments delta[netip.Addr, uint32]
 	live     delta[uint32, struct{}]
 	reach    delta[reach, struct{}]
@@ -84,6 +108,8 @@ type changes struct {
 func compare(old, want *model) changes {
 	same := func(struct{}, struct{}) bool { return true }
 	return changes{
+		instances: compareMaps(old.instances, want.instances, same),
+
 		segments: compareMaps(old.segments, want.segments, func(a, b uint32) bool { return a == b }),
 		live:     compareMaps(old.live, want.live, same),
 		reach:    compareMaps(old.reach, want.reach, same),
@@ -112,33 +138,23 @@ type flows struct {
 
 func (f flows) empty() bool { return len(f.gone)+len(f.moved)+len(f.udp)+len(f.ports) == 0 }
 
-// staleFlows compares two models for what must not go on.
-func staleFlows(old, want *model) flows {
+// staleFlows lists what must not go on after changes that led to a model.
+func staleFlows(c changes, want *model) flows {
 	f := flows{map[netip.Addr]bool{}, map[netip.Addr]bool{}, map[netip.Addr]bool{}, map[uint16]bool{}, want}
-	if old == nil {
-		return f
+	for a := range c.instances.del {
+		f.gone[a] = true
 	}
-	for a, segment := range old.segments {
-		if now, there := want.segments[a]; !there {
-			f.gone[a] = true
-		} else if now != segment {
-			f.moved[a] = true
-		}
+	for a := range c.segments.del {
+		f.moved[a] = !f.gone[a]
 	}
-	for a := range want.internal {
-		if _, was := old.internal[a]; !was && old.segments[a] != 0 {
-			f.moved[a] = true
-		}
+	for a := range c.internal.add {
+		_, isNew := c.instances.add[a]
+		f.moved[a] = !isNew
 	}
-	for a := range old.hairpins { // containers without any network have no segment
-		if _, there := want.hairpins[a]; !there {
-			f.gone[a] = true
-		}
-	}
-	noLonger(&f, old.services, want.services)
-	noLonger(&f, old.ports, want.ports)
-	for k := range want.ports {
-		if _, was := old.ports[k]; !was && k.proto == protoUDP {
+	noLonger(&f, c.services)
+	noLonger(&f, c.ports)
+	for k := range c.ports.add {
+		if _, was := c.ports.del[k]; !was && k.proto == protoUDP {
 			f.ports[k.port] = true
 		}
 	}
@@ -146,14 +162,14 @@ func staleFlows(old, want *model) flows {
 }
 
 // noLonger collects backends that a service or port had and has not any more.
-func noLonger[K comparable](f *flows, old, want map[K]target) {
-	for k, was := range old {
-		now := want[k]
-		if was.equal(now) {
-			continue
+func noLonger[K comparable](f *flows, d delta[K, target]) {
+	for k, was := range d.del {
+		now := map[netip.Addr]bool{}
+		for _, a := range d.add[k].backends {
+			now[a] = true
 		}
 		for _, a := range was.backends {
-			if !slices.Contains(now.backends, a) && !f.gone[a] {
+			if !now[a] && !f.gone[a] {
 				f.udp[a] = true
 			}
 		}
@@ -163,8 +179,8 @@ func noLonger[K comparable](f *flows, old, want map[K]target) {
 // has6 reports whether IPv6 flows can be among them.
 func (f flows) has6() bool {
 	for _, m := range []map[netip.Addr]bool{f.gone, f.moved} {
-		for a := range m {
-			if a.Is6() {
+		for a, is := range m {
+			if is && a.Is6() {
 				return true
 			}
 		}

@@ -12,6 +12,7 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+	"google.golang.org/protobuf/proto"
 
 	gantryv1 "github.com/gantryd/gantry/api/gen/gantry/v1"
 	"github.com/gantryd/gantry/network/overlay"
@@ -44,37 +45,55 @@ func BenchmarkAttachNew(b *testing.B) {
 	}
 }
 
-// thousand is the state of 1000 services of 200 apps with 5 instances each.
-func thousand() State {
+// many is the state of services, five in each app, with so many instances each.
+func many(services, instances int) State {
 	var s State
-	for i := range 1000 {
+	for i := range services {
 		key := fmt.Sprintf("prod/app%d", i/5)
 		e := &gantryv1.ServiceEndpoints{Service: fmt.Sprintf("%s/s%d", key, i), Environment: "prod", VirtualIp: fmt.Sprintf("10.96.%d.%d", i/250, i%250+1),
 			Attachments: []*gantryv1.NetworkAttachment{{Network: key + "/default"}}}
 		if i%5 == 0 {
 			s.Networks = append(s.Networks, network(key+"/default", uint32(i/5+1), false))
 		}
-		for j := range 5 {
-			e.Endpoints = append(e.Endpoints, &gantryv1.Endpoint{Address: address(10<<24 | 64<<16 | uint32(i*5+j+2)).String(), Ready: true})
+		for j := range instances {
+			e.Endpoints = append(e.Endpoints, &gantryv1.Endpoint{Address: address(10<<24 | 64<<16 | uint32(i*instances+j+2)).String(), Ready: true})
 		}
 		s.Endpoints = append(s.Endpoints, e)
 	}
 	return s
 }
 
+// flipped is a service whose first instance turns ready, or not.
+func flipped(e *gantryv1.ServiceEndpoints) *gantryv1.ServiceEndpoints {
+	e = proto.Clone(e).(*gantryv1.ServiceEndpoints)
+	e.Endpoints[0].Ready = !e.Endpoints[0].Ready
+	return e
+}
+
+// BenchmarkApplyOneOf100000Instances is a change on one of a thousand nodes with a hundred instances each.
+func BenchmarkApplyOneOf100000Instances(b *testing.B) {
+	l := newLab(b)
+	s := many(5000, 20)
+	must(b, l.Apply(b.Context(), s))
+	for b.Loop() {
+		s.Endpoints[17] = flipped(s.Endpoints[17])
+		must(b, l.Apply(b.Context(), s))
+	}
+}
+
 func BenchmarkApplyOneOf1000(b *testing.B) {
 	l := newLab(b, func(o *Options) { o.Subnet = netip.MustParsePrefix("10.64.0.0/16") })
-	s := thousand()
+	s := many(1000, 5)
 	must(b, l.Apply(b.Context(), s))
-	for i := 0; b.Loop(); i++ {
-		s.Endpoints[17].Endpoints[0].Ready = i%2 == 0
+	for b.Loop() {
+		s.Endpoints[17] = flipped(s.Endpoints[17])
 		must(b, l.Apply(b.Context(), s))
 	}
 }
 
 func BenchmarkApplyUnchanged1000(b *testing.B) {
 	l := newLab(b, func(o *Options) { o.Subnet = netip.MustParsePrefix("10.64.0.0/16") })
-	s := thousand()
+	s := many(1000, 5)
 	must(b, l.Apply(b.Context(), s))
 	for b.Loop() {
 		must(b, l.Apply(b.Context(), s))
@@ -83,7 +102,7 @@ func BenchmarkApplyUnchanged1000(b *testing.B) {
 
 func BenchmarkApplyAnew1000(b *testing.B) {
 	l := newLab(b, func(o *Options) { o.Subnet = netip.MustParsePrefix("10.64.0.0/16") })
-	s := thousand()
+	s := many(1000, 5)
 	must(b, l.Apply(b.Context(), s))
 	for b.Loop() {
 		must(b, l.reassert())

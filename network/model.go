@@ -22,6 +22,9 @@ type State struct {
 
 // model is State in the kernel's terms, as maps and sets whose differences are what has to be written.
 type model struct {
+	// instances are the addresses of all containers. The kernel has no such table; what leaves it is cut.
+	instances map[netip.Addr]struct{}
+
 	segments map[netip.Addr]uint32   // container to the set of networks it is in
 	pairs    map[[2]uint32]struct{}  // segments that share a network
 	reach    map[reach]struct{}      // what each segment may talk to
@@ -106,7 +109,7 @@ func (t *segmentTable) number(networks []uint32) uint32 {
 	return t.last
 }
 
-// builder turns a State into a model.
+// builder turns a State into a model, and one into the next.
 type builder struct {
 	model
 	local    netip.Prefix
@@ -114,20 +117,33 @@ type builder struct {
 	table    *segmentTable
 	networks map[string]*gantryv1.Network
 	members  map[uint32]map[uint32]struct{} // network to the segments that contain it
+	parts    map[string]*part               // services
+	sharers  map[uint32][]uint32            // segment to the live ones that may talk to it
+	count    map[uint32]int                 // containers of each segment
+	mixed    bool                           // several services claim an address or a port
+}
+
+// part is what a service is in a model, besides its endpoints.
+type part struct {
+	source   *gantryv1.ServiceEndpoints
+	segment  uint32
+	internal bool
 }
 
 // newModel is pure but for the segments it names in table. Endpoints of this node are those with an address in local.
-func newModel(s State, peers []overlay.Peer, local, virtual netip.Prefix, table *segmentTable) *model {
+func newModel(s State, peers []overlay.Peer, local, virtual netip.Prefix, table *segmentTable) *builder {
 	instances := 0
 	for _, e := range s.Endpoints {
 		instances += len(e.Endpoints)
 	}
 	b := &builder{local: local, virtual: virtual, table: table, networks: make(map[string]*gantryv1.Network, len(s.Networks)),
-		members: make(map[uint32]map[uint32]struct{}, len(s.Networks))}
-	b.model = model{segments: make(map[netip.Addr]uint32, 2*instances), pairs: map[[2]uint32]struct{}{}, live: map[uint32]struct{}{},
-		reach: make(map[reach]struct{}, 2*instances), internal: map[netip.Addr]struct{}{}, ports: map[portKey]target{},
+		members: make(map[uint32]map[uint32]struct{}, len(s.Networks)), parts: make(map[string]*part, len(s.Endpoints)),
+		sharers: map[uint32][]uint32{}, count: map[uint32]int{}}
+	b.model = model{segments: make(map[netip.Addr]uint32, instances), pairs: map[[2]uint32]struct{}{}, live: map[uint32]struct{}{},
+		reach: make(map[reach]struct{}, instances), internal: map[netip.Addr]struct{}{}, ports: map[portKey]target{},
 		hairpins: map[netip.Addr]struct{}{}, services: make(map[netip.Addr]target, len(s.Endpoints)),
-		peers: peers, nodes: map[netip.Addr]struct{}{}, gateways: map[netip.Addr]struct{}{}}
+		instances: make(map[netip.Addr]struct{}, instances),
+		peers:     peers, nodes: map[netip.Addr]struct{}{}, gateways: map[netip.Addr]struct{}{}}
 	for _, n := range s.Networks {
 		b.networks[n.GetMeta().GetKey()] = n
 	}
@@ -136,7 +152,7 @@ func newModel(s State, peers []overlay.Peer, local, virtual netip.Prefix, table 
 	}
 	b.pair()
 	b.meet()
-	return &b.model
+	return b
 }
 
 // meet lists the addresses of other nodes.
@@ -152,29 +168,63 @@ func (b *builder) meet() {
 
 func (b *builder) add(e *gantryv1.ServiceEndpoints) {
 	segment, internal := b.segment(e)
-	var ready []backend
+	b.mixed = b.mixed || b.parts[e.Service] != nil
+	b.parts[e.Service] = &part{e, segment, internal}
+	for a := range addressesOf(e) {
+		_, known := b.instances[a]
+		b.mixed = b.mixed || known
+		b.member(a, segment, internal)
+	}
+	for key, t := range b.targets(e) {
+		_, taken := b.ports[key]
+		b.mixed = b.mixed || taken
+		if !taken && len(t.backends) > 0 {
+			b.ports[key] = t
+		}
+	}
+	if vip, t := b.service(e); len(t.backends) > 0 {
+		_, taken := b.services[vip]
+		b.mixed = b.mixed || taken
+		b.services[vip] = t
+	}
+}
+
+// addressesOf are the addresses of a service's containers that have one: not those that are not attached yet, or have no
+// network of their own.
+func addressesOf(e *gantryv1.ServiceEndpoints) map[netip.Addr]struct{} {
+	out := make(map[netip.Addr]struct{}, 2*len(e.Endpoints))
 	for _, ep := range e.Endpoints {
 		a, err := netip.ParseAddr(ep.Address)
 		if err != nil {
-			continue // not attached yet, or without a network of its own
+			continue
 		}
-		b.member(a, segment, internal)
+		out[a] = struct{}{}
 		if a6, err := netip.ParseAddr(ep.Address6); err == nil {
-			b.member(a6, segment, internal)
+			out[a6] = struct{}{}
 		}
-		if ep.Ready {
+	}
+	return out
+}
+
+// readyOf are the containers of a service that take connections, sorted.
+func readyOf(e *gantryv1.ServiceEndpoints) []backend {
+	var ready []backend
+	for _, ep := range e.Endpoints {
+		if a, err := netip.ParseAddr(ep.Address); err == nil && ep.Ready {
 			ready = append(ready, backend{a, ep.Weight})
-		}
-		if b.local.Contains(a) {
-			b.hairpins[a] = struct{}{}
 		}
 	}
 	slices.SortFunc(ready, func(a, b backend) int { return a.address.Compare(b.address) })
-	ready = slices.CompactFunc(ready, func(a, b backend) bool { return a.address == b.address })
-	if vip, err := netip.ParseAddr(e.VirtualIp); err == nil && b.virtual.Contains(vip) && len(ready) > 0 {
-		b.services[vip] = target{backends: turns(ready)}
+	return slices.CompactFunc(ready, func(a, b backend) bool { return a.address == b.address })
+}
+
+// service is where a service's virtual address leads; to nothing if it has none.
+func (b *builder) service(e *gantryv1.ServiceEndpoints) (netip.Addr, target) {
+	vip, err := netip.ParseAddr(e.VirtualIp)
+	if err != nil || !b.virtual.Contains(vip) {
+		return vip, target{}
 	}
-	b.publish(e, ready)
+	return vip, target{backends: turns(readyOf(e))}
 }
 
 // segment names the set of networks a service is in. A network of another environment does not count, whatever the
@@ -206,46 +256,53 @@ func (b *builder) segment(e *gantryv1.ServiceEndpoints) (segment uint32, interna
 }
 
 func (b *builder) member(a netip.Addr, segment uint32, internal bool) {
+	b.instances[a] = struct{}{}
 	if segment != 0 {
 		b.segments[a] = segment
 	}
 	if internal {
 		b.internal[a] = struct{}{}
 	}
+	if b.local.Contains(a) {
+		b.hairpins[a] = struct{}{}
+	}
 }
 
 // pair lists the segments that share a network, with themselves too, and what each may talk to by that.
 func (b *builder) pair() {
-	peers := map[uint32][]uint32{}
+	for _, s := range b.segments {
+		b.live[s] = struct{}{}
+		b.count[s]++
+	}
 	for _, segments := range b.members {
 		for s := range segments {
 			for t := range segments {
-				if _, known := b.pairs[[2]uint32{s, t}]; !known {
-					b.pairs[[2]uint32{s, t}] = struct{}{}
-					peers[t] = append(peers[t], s)
+				if _, known := b.pairs[[2]uint32{s, t}]; known {
+					continue
+				}
+				b.pairs[[2]uint32{s, t}] = struct{}{}
+				if b.count[s] > 0 {
+					b.sharers[t] = append(b.sharers[t], s)
 				}
 			}
 		}
 	}
-	for _, s := range b.segments {
-		b.live[s] = struct{}{}
-	}
 	for a, t := range b.segments {
-		for _, s := range peers[t] {
-			if _, lives := b.live[s]; lives {
-				b.reach[reach{s, a}] = struct{}{}
-			}
+		for _, s := range b.sharers[t] {
+			b.reach[reach{s, a}] = struct{}{}
 		}
 	}
 }
 
-// publish maps host ports to the ready instances, or in host mode to those of this node.
-func (b *builder) publish(e *gantryv1.ServiceEndpoints, ready []backend) {
+// targets maps the host ports of a service to its ready instances, or in host mode to those of this node.
+func (b *builder) targets(e *gantryv1.ServiceEndpoints) map[portKey]target {
 	if len(e.Ports) == 0 {
-		return
+		return nil
 	}
+	ready := readyOf(e)
 	everywhere := turns(ready)
-	here := turns(slices.DeleteFunc(slices.Clone(ready), func(r backend) bool { return !b.local.Contains(r.address) }))
+	here := turns(slices.DeleteFunc(ready, func(r backend) bool { return !b.local.Contains(r.address) }))
+	out := map[portKey]target{}
 	for _, p := range e.Ports {
 		if p.HostPort == 0 || p.HostPort > 65535 || p.ContainerPort > 65535 {
 			continue // nothing reserved it
@@ -255,8 +312,9 @@ func (b *builder) publish(e *gantryv1.ServiceEndpoints, ready []backend) {
 		if p.Mode == "host" {
 			t.backends = here
 		}
-		if _, taken := b.ports[key]; !taken && len(t.backends) > 0 {
-			b.ports[key] = t
+		if _, twice := out[key]; !twice {
+			out[key] = t
 		}
 	}
+	return out
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"maps"
 	"net"
 	"net/netip"
 	"sync"
@@ -21,15 +22,18 @@ const (
 )
 
 // route gives proxies the targets of the latest state.
-func (t *portTable) route(m *model) { t.routes.Store(m) }
+func (t *portTable) route(ports map[portKey]target) {
+	ports = maps.Clone(ports)
+	t.routes.Store(&ports)
+}
 
 // backend is where the next connection of a reserved port goes, invalid when nothing is ready.
 func (t *portTable) backend(r *reservation) netip.AddrPort {
-	m := t.routes.Load()
-	if m == nil {
+	ports := t.routes.Load()
+	if ports == nil {
 		return netip.AddrPort{}
 	}
-	target, ok := m.ports[newPortKey(r.Host, r.Proto, r.Port)]
+	target, ok := (*ports)[newPortKey(r.Host, r.Proto, r.Port)]
 	if !ok {
 		return netip.AddrPort{}
 	}

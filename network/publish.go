@@ -28,7 +28,7 @@ import (
 type portTable struct {
 	path   string
 	log    *slog.Logger
-	routes atomic.Pointer[model]
+	routes atomic.Pointer[map[portKey]target]
 
 	mu     sync.Mutex
 	owners map[string][]*reservation
