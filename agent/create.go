@@ -48,7 +48,20 @@ func (w *worker) create(ctx context.Context, as *gantryv1.Assignment) error {
 	if err := w.noteMade(ctx, as); err != nil {
 		return err
 	}
-	return w.a.Engine.Create(ctx, req)
+	if err := w.a.Engine.Create(ctx, req); err != nil {
+		return err
+	}
+	return w.noteRoot(ctx)
+}
+
+// noteRoot lets people see who root is in the container.
+func (w *worker) noteRoot(ctx context.Context) error {
+	st, err := w.a.Engine.State(ctx, w.id)
+	if err != nil {
+		return err
+	}
+	w.setStatus(func(s *gantryv1.InstanceStatus) { s.RootId, s.RootReason = st.IDBase, st.HostIDs })
+	return nil
 }
 
 // noteMade records what the container is made from, before it is made: one without a record is removed at the next start.

@@ -1881,7 +1881,11 @@ type InstanceStatus struct {
 	// Restart generation the running process belongs to.
 	RestartGeneration int64 `protobuf:"varint,18,opt,name=restart_generation,json=restartGeneration,proto3" json:"restart_generation,omitempty"`
 	// Restarts in a row without a stable run between.
-	Streak        int32 `protobuf:"varint,19,opt,name=streak,proto3" json:"streak,omitempty"`
+	Streak int32 `protobuf:"varint,19,opt,name=streak,proto3" json:"streak,omitempty"`
+	// The machine's ID of root inside the container; 0 if that is root of the machine.
+	RootId uint32 `protobuf:"varint,20,opt,name=root_id,json=rootId,proto3" json:"root_id,omitempty"`
+	// Why root inside is root of the machine; empty if it is not.
+	RootReason    string `protobuf:"bytes,21,opt,name=root_reason,json=rootReason,proto3" json:"root_reason,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2047,6 +2051,20 @@ func (x *InstanceStatus) GetStreak() int32 {
 		return x.Streak
 	}
 	return 0
+}
+
+func (x *InstanceStatus) GetRootId() uint32 {
+	if x != nil {
+		return x.RootId
+	}
+	return 0
+}
+
+func (x *InstanceStatus) GetRootReason() string {
+	if x != nil {
+		return x.RootReason
+	}
+	return ""
 }
 
 // Volume is a named place for data. Key: "env/app/name" or "env/name".
@@ -3066,7 +3084,7 @@ const file_gantry_v1_app_proto_rawDesc = "" +
 	"\x13DESIRED_UNSPECIFIED\x10\x00\x12\x13\n" +
 	"\x0fDESIRED_RUNNING\x10\x01\x12\x13\n" +
 	"\x0fDESIRED_STOPPED\x10\x02\x12\x13\n" +
-	"\x0fDESIRED_REMOVED\x10\x03\"\xa2\b\n" +
+	"\x0fDESIRED_REMOVED\x10\x03\"\xdc\b\n" +
 	"\x0eInstanceStatus\x12#\n" +
 	"\x04meta\x18\x01 \x01(\v2\x0f.gantry.v1.MetaR\x04meta\x12\x12\n" +
 	"\x04node\x18\x02 \x01(\tR\x04node\x125\n" +
@@ -3090,7 +3108,10 @@ const file_gantry_v1_app_proto_rawDesc = "" +
 	"\x05ports\x18\x10 \x03(\v2\x16.gantry.v1.PortPublishR\x05ports\x12\x1a\n" +
 	"\baddress6\x18\x11 \x01(\tR\baddress6\x12-\n" +
 	"\x12restart_generation\x18\x12 \x01(\x03R\x11restartGeneration\x12\x16\n" +
-	"\x06streak\x18\x13 \x01(\x05R\x06streak\"\x81\x02\n" +
+	"\x06streak\x18\x13 \x01(\x05R\x06streak\x12\x17\n" +
+	"\aroot_id\x18\x14 \x01(\rR\x06rootId\x12\x1f\n" +
+	"\vroot_reason\x18\x15 \x01(\tR\n" +
+	"rootReason\"\x81\x02\n" +
 	"\x05Phase\x12\x15\n" +
 	"\x11PHASE_UNSPECIFIED\x10\x00\x12\x11\n" +
 	"\rPHASE_PENDING\x10\x01\x12\x11\n" +
