@@ -31,7 +31,7 @@ func (b *builder) advance(s State, peers []overlay.Peer) (changes, bool) {
 	}
 	for _, t := range steps { // all who go before any who come: somebody may go from one service to another
 		for _, a := range t.gone {
-			b.leave(&c, a, t.part.segment)
+			b.leave(&c, a)
 		}
 	}
 	for _, t := range steps {
@@ -70,57 +70,56 @@ func sameEndpoint(a, b *gantryv1.Endpoint) bool {
 
 // turn is what is new about one service.
 type turn struct {
-	part       *part
-	now        *gantryv1.ServiceEndpoints
-	come, gone []netip.Addr
+	part *part
+	now  *gantryv1.ServiceEndpoints
+	gone []netip.Addr
+	come map[netip.Addr]place
 }
 
-// plan finds out who comes and goes. It fails if somebody comes who is there already, or a segment comes alive or dies.
+// plan finds out who comes and goes. It fails if somebody comes who is there already, and if the first container of a segment
+// comes, here or elsewhere, or the last one goes.
 func (b *builder) plan(turned []*gantryv1.ServiceEndpoints) ([]turn, bool) {
 	steps, leaving, coming := make([]turn, 0, len(turned)), map[netip.Addr]bool{}, map[netip.Addr]bool{}
-	balance := map[uint32]int{}
+	balance := map[place]int{}
 	for _, e := range turned {
-		t := turn{part: b.parts[e.Service], now: e}
-		was, is := addressesOf(t.part.source), addressesOf(e)
-		t.gone, t.come = without(was, is), without(is, was)
-		for _, a := range t.gone {
-			leaving[a] = true
+		t := turn{part: b.parts[e.Service], now: e, come: map[netip.Addr]place{}}
+		was, is := b.addressesOf(t.part.source), b.addressesOf(e)
+		for a, local := range was {
+			if _, stays := is[a]; !stays {
+				t.gone, leaving[a] = append(t.gone, a), true
+				balance[place{t.part.segment, local}]--
+			}
 		}
-		if segment := t.part.segment; segment != 0 {
-			balance[segment] += len(t.come) - len(t.gone)
+		for a, local := range is {
+			if _, there := was[a]; !there {
+				t.come[a] = place{t.part.segment, local}
+				balance[t.come[a]]++
+			}
 		}
 		steps = append(steps, t)
 	}
 	for _, t := range steps {
-		for _, a := range t.come {
+		for a := range t.come {
 			if _, known := b.instances[a]; known && !leaving[a] || coming[a] {
 				return nil, false
 			}
 			coming[a] = true
 		}
 	}
-	for segment, n := range balance {
-		if before := b.count[segment]; (before > 0) != (before+n > 0) {
+	for at, n := range balance {
+		if before := b.count[at]; (before > 0) != (before+n > 0) {
 			return nil, false
 		}
 	}
 	return steps, true
 }
 
-func without(all, others map[netip.Addr]struct{}) []netip.Addr {
-	var out []netip.Addr
-	for a := range all {
-		if _, there := others[a]; !there {
-			out = append(out, a)
-		}
-	}
-	return out
-}
-
 // settle brings one service up to date, when those who go have gone.
 func (b *builder) settle(c *changes, t turn) {
-	for _, a := range t.come {
-		b.enter(c, a, t.part)
+	for a, at := range t.come {
+		b.count[at]++
+		put(b.instances, &c.instances, a, at, true)
+		b.enter(c, a, at)
 	}
 	t.part.source = t.now
 	if vip, to := b.service(t.now); vip.IsValid() {
@@ -131,50 +130,55 @@ func (b *builder) settle(c *changes, t turn) {
 	}
 }
 
-func (b *builder) leave(c *changes, a netip.Addr, segment uint32) {
-	put(b.instances, &c.instances, a, struct{}{}, false)
-	put(b.internal, &c.internal, a, struct{}{}, false)
-	put(b.hairpins, &c.hairpins, a, struct{}{}, false)
-	if segment == 0 {
-		return
-	}
-	b.count[segment]--
-	put(b.segments, &c.segments, a, 0, false)
-	for _, s := range b.sharers[segment] {
-		put(b.reach, &c.reach, reach{s, a}, struct{}{}, false)
-	}
+func (b *builder) leave(c *changes, a netip.Addr) {
+	at := b.instances[a]
+	b.count[at]--
+	put(b.instances, &c.instances, a, place{}, false)
+	b.tables(c, a, at, false)
 }
 
-func (b *builder) enter(c *changes, a netip.Addr, p *part) {
-	put(b.instances, &c.instances, a, struct{}{}, true)
-	put(b.internal, &c.internal, a, struct{}{}, p.internal)
-	put(b.hairpins, &c.hairpins, a, struct{}{}, b.local.Contains(a))
-	if p.segment == 0 {
+// enter puts a container into the tables that the kernel has. Without changes to note, it is the first time.
+func (b *builder) enter(c *changes, a netip.Addr, at place) {
+	if c == nil {
+		c = &changes{}
+	}
+	b.tables(c, a, at, true)
+}
+
+func (b *builder) tables(c *changes, a netip.Addr, at place, there bool) {
+	put(b.hairpins, &c.hairpins, a, struct{}{}, there && at.local)
+	if _, matters := b.live[at.segment]; !matters {
 		return
 	}
-	b.count[p.segment]++
-	put(b.segments, &c.segments, a, p.segment, true)
-	for _, s := range b.sharers[p.segment] {
-		put(b.reach, &c.reach, reach{s, a}, struct{}{}, true)
+	put(b.internal, &c.internal, a, struct{}{}, there && b.secluded[at.segment])
+	put(b.segments, &c.segments, a, at.segment, there)
+	for _, s := range b.sharers[at.segment] {
+		if at.local || b.homes[s] { // what passes between other nodes does not pass here
+			put(b.reach, &c.reach, reach{s, a}, struct{}{}, there)
+		}
 	}
 }
 
 // put sets a key of a map, or removes it, and notes the difference to what the kernel has.
 func put[K comparable, V any](m map[K]V, d *delta[K, V], k K, v V, there bool) {
 	old, was := m[k]
-	if _, ours := d.add[k]; was && !ours {
+	if _, ours := d.add[k]; was && !ours && d.del != nil {
 		d.del[k] = old
 	}
 	delete(d.add, k)
 	delete(m, k)
-	if there {
-		m[k], d.add[k] = v, v
+	if !there {
+		return
+	}
+	m[k] = v
+	if d.add != nil {
+		d.add[k] = v
 	}
 }
 
 func newChanges() changes {
 	return changes{
-		instances: newDelta[netip.Addr, struct{}](), segments: newDelta[netip.Addr, uint32](), live: newDelta[uint32, struct{}](),
+		instances: newDelta[netip.Addr, place](), segments: newDelta[netip.Addr, uint32](), live: newDelta[uint32, struct{}](),
 		reach: newDelta[reach, struct{}](), internal: newDelta[netip.Addr, struct{}](), hairpins: newDelta[netip.Addr, struct{}](),
 		services: newDelta[netip.Addr, target](), ports: newDelta[portKey, target](), nodes: newDelta[netip.Addr, struct{}](),
 		gateways: newDelta[netip.Addr, struct{}](),
@@ -186,7 +190,7 @@ func newDelta[K comparable, V any]() delta[K, V] { return delta[K, V]{map[K]V{},
 // trim forgets what was taken out and put in again.
 func (c *changes) trim() {
 	same := func(struct{}, struct{}) bool { return true }
-	trim(c.instances, same)
+	trim(c.instances, func(place, place) bool { return true })
 	trim(c.segments, func(a, b uint32) bool { return a == b })
 	trim(c.reach, same)
 	trim(c.internal, same)

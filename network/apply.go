@@ -92,7 +92,7 @@ func (d delta[K, V]) empty() bool { return len(d.del) == 0 && len(d.add) == 0 }
 
 // changes is what turns the kernel's tables from one model into another.
 type changes struct {
-	instances delta[netip.Addr, struct{}]
+	instances delta[netip.Addr, place]
 
 	segments delta[netip.Addr, uint32]
 	live     delta[uint32, struct{}]
@@ -108,7 +108,7 @@ type changes struct {
 func compare(old, want *model) changes {
 	same := func(struct{}, struct{}) bool { return true }
 	return changes{
-		instances: compareMaps(old.instances, want.instances, same),
+		instances: compareMaps(old.instances, want.instances, func(place, place) bool { return true }),
 
 		segments: compareMaps(old.segments, want.segments, func(a, b uint32) bool { return a == b }),
 		live:     compareMaps(old.live, want.live, same),

@@ -16,8 +16,14 @@ import (
 func TestDifferencesAddUp(t *testing.T) {
 	l := newLab(t)
 	rng := rand.New(rand.NewPCG(1, 2))
-	for step := range 40 {
-		must(t, l.Apply(t.Context(), randomState(rng)))
+	s := randomState(rng)
+	for step := range 60 {
+		if step%3 == 0 {
+			s = randomState(rng)
+		} else {
+			s = turned(rng, s)
+		}
+		must(t, l.Apply(t.Context(), s))
 		got := dump(t)
 		must(t, l.reassert())
 		if want := dump(t); got != want {

@@ -23,8 +23,9 @@ type State struct {
 // model is State in the kernel's terms, as maps and sets whose differences are what has to be written.
 type model struct {
 	// instances are the addresses of all containers. The kernel has no such table; what leaves it is cut.
-	instances map[netip.Addr]struct{}
+	instances map[netip.Addr]place
 
+	// What follows leaves out containers of other nodes that none of this node may talk to.
 	segments map[netip.Addr]uint32   // container to the set of networks it is in
 	pairs    map[[2]uint32]struct{}  // segments that share a network
 	reach    map[reach]struct{}      // what each segment may talk to
@@ -36,6 +37,12 @@ type model struct {
 	peers    []overlay.Peer          // other nodes, sorted
 	nodes    map[netip.Addr]struct{} // addresses of other nodes
 	gateways map[netip.Addr]struct{} // addresses of other nodes on the containers' side
+}
+
+// place is where a container is: in which segment, 0 for none, and on which node.
+type place struct {
+	segment uint32
+	local   bool
 }
 
 // reach is one container that a segment may talk to.
@@ -119,15 +126,17 @@ type builder struct {
 	members  map[uint32]map[uint32]struct{} // network to the segments that contain it
 	parts    map[string]*part               // services
 	sharers  map[uint32][]uint32            // segment to the live ones that may talk to it
-	count    map[uint32]int                 // containers of each segment
+	count    map[place]int                  // containers of each segment, here and elsewhere
+	secluded map[uint32]bool                // segments of internal networks only
+	homes    map[uint32]bool                // segments with a container of this node
+	claims   map[any]bool                   // published ports and virtual addresses
 	mixed    bool                           // several services claim an address or a port
 }
 
 // part is what a service is in a model, besides its endpoints.
 type part struct {
-	source   *gantryv1.ServiceEndpoints
-	segment  uint32
-	internal bool
+	source  *gantryv1.ServiceEndpoints
+	segment uint32
 }
 
 // newModel is pure but for the segments it names in table. Endpoints of this node are those with an address in local.
@@ -138,11 +147,11 @@ func newModel(s State, peers []overlay.Peer, local, virtual netip.Prefix, table 
 	}
 	b := &builder{local: local, virtual: virtual, table: table, networks: make(map[string]*gantryv1.Network, len(s.Networks)),
 		members: make(map[uint32]map[uint32]struct{}, len(s.Networks)), parts: make(map[string]*part, len(s.Endpoints)),
-		sharers: map[uint32][]uint32{}, count: map[uint32]int{}}
+		sharers: map[uint32][]uint32{}, count: map[place]int{}, secluded: map[uint32]bool{}, homes: map[uint32]bool{}, claims: map[any]bool{}}
 	b.model = model{segments: make(map[netip.Addr]uint32, instances), pairs: map[[2]uint32]struct{}{}, live: map[uint32]struct{}{},
 		reach: make(map[reach]struct{}, instances), internal: map[netip.Addr]struct{}{}, ports: map[portKey]target{},
 		hairpins: map[netip.Addr]struct{}{}, services: make(map[netip.Addr]target, len(s.Endpoints)),
-		instances: make(map[netip.Addr]struct{}, instances),
+		instances: make(map[netip.Addr]place, instances),
 		peers:     peers, nodes: map[netip.Addr]struct{}{}, gateways: map[netip.Addr]struct{}{}}
 	for _, n := range s.Networks {
 		b.networks[n.GetMeta().GetKey()] = n
@@ -151,6 +160,9 @@ func newModel(s State, peers []overlay.Peer, local, virtual netip.Prefix, table 
 		b.add(e)
 	}
 	b.pair()
+	for a, at := range b.instances {
+		b.enter(nil, a, at)
+	}
 	b.meet()
 	return b
 }
@@ -169,38 +181,49 @@ func (b *builder) meet() {
 func (b *builder) add(e *gantryv1.ServiceEndpoints) {
 	segment, internal := b.segment(e)
 	b.mixed = b.mixed || b.parts[e.Service] != nil
-	b.parts[e.Service] = &part{e, segment, internal}
-	for a := range addressesOf(e) {
+	b.parts[e.Service] = &part{e, segment}
+	if internal {
+		b.secluded[segment] = true
+	}
+	for a, local := range b.addressesOf(e) {
 		_, known := b.instances[a]
 		b.mixed = b.mixed || known
-		b.member(a, segment, internal)
+		b.instances[a] = place{segment, local}
+		b.count[place{segment, local}]++
+		b.homes[segment] = b.homes[segment] || local
 	}
 	for key, t := range b.targets(e) {
-		_, taken := b.ports[key]
-		b.mixed = b.mixed || taken
-		if !taken && len(t.backends) > 0 {
+		b.claim(key)
+		if _, taken := b.ports[key]; !taken && len(t.backends) > 0 {
 			b.ports[key] = t
 		}
 	}
-	if vip, t := b.service(e); len(t.backends) > 0 {
-		_, taken := b.services[vip]
-		b.mixed = b.mixed || taken
-		b.services[vip] = t
+	if vip, t := b.service(e); vip.IsValid() {
+		b.claim(vip)
+		if len(t.backends) > 0 {
+			b.services[vip] = t
+		}
 	}
 }
 
-// addressesOf are the addresses of a service's containers that have one: not those that are not attached yet, or have no
-// network of their own.
-func addressesOf(e *gantryv1.ServiceEndpoints) map[netip.Addr]struct{} {
-	out := make(map[netip.Addr]struct{}, 2*len(e.Endpoints))
+// claim notes that a service has a port or a virtual address.
+func (b *builder) claim(what any) {
+	b.mixed = b.mixed || b.claims[what]
+	b.claims[what] = true
+}
+
+// addressesOf are the addresses of a service's containers that have one, and whether they are of this node. Those that are
+// not attached yet, or have no network of their own, have none.
+func (b *builder) addressesOf(e *gantryv1.ServiceEndpoints) map[netip.Addr]bool {
+	out := make(map[netip.Addr]bool, 2*len(e.Endpoints))
 	for _, ep := range e.Endpoints {
 		a, err := netip.ParseAddr(ep.Address)
 		if err != nil {
 			continue
 		}
-		out[a] = struct{}{}
+		out[a] = b.local.Contains(a)
 		if a6, err := netip.ParseAddr(ep.Address6); err == nil {
-			out[a6] = struct{}{}
+			out[a6] = out[a]
 		}
 	}
 	return out
@@ -255,25 +278,9 @@ func (b *builder) segment(e *gantryv1.ServiceEndpoints) (segment uint32, interna
 	return segment, internal
 }
 
-func (b *builder) member(a netip.Addr, segment uint32, internal bool) {
-	b.instances[a] = struct{}{}
-	if segment != 0 {
-		b.segments[a] = segment
-	}
-	if internal {
-		b.internal[a] = struct{}{}
-	}
-	if b.local.Contains(a) {
-		b.hairpins[a] = struct{}{}
-	}
-}
-
-// pair lists the segments that share a network, with themselves too, and what each may talk to by that.
+// pair lists the segments that share a network, with themselves too, and which of them matter here: those with a container of
+// this node, and those that may talk to one.
 func (b *builder) pair() {
-	for _, s := range b.segments {
-		b.live[s] = struct{}{}
-		b.count[s]++
-	}
 	for _, segments := range b.members {
 		for s := range segments {
 			for t := range segments {
@@ -281,18 +288,17 @@ func (b *builder) pair() {
 					continue
 				}
 				b.pairs[[2]uint32{s, t}] = struct{}{}
-				if b.count[s] > 0 {
+				if b.alive(s) && b.alive(t) && (b.homes[s] || b.homes[t]) {
 					b.sharers[t] = append(b.sharers[t], s)
+					b.live[s], b.live[t] = struct{}{}, struct{}{}
 				}
 			}
 		}
 	}
-	for a, t := range b.segments {
-		for _, s := range b.sharers[t] {
-			b.reach[reach{s, a}] = struct{}{}
-		}
-	}
 }
+
+// alive reports whether any node has a container of the segment.
+func (b *builder) alive(s uint32) bool { return b.homes[s] || b.count[place{s, false}] > 0 }
 
 // targets maps the host ports of a service to its ready instances, or in host mode to those of this node.
 func (b *builder) targets(e *gantryv1.ServiceEndpoints) map[portKey]target {
