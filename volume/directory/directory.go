@@ -18,7 +18,10 @@ type Driver struct{ root string }
 
 // Open makes the root directory if it is missing. Only the owner may enter it: volumes hold other people's data.
 func Open(root string) (*Driver, error) {
-	if err := os.MkdirAll(root, 0o711); err != nil {
+	if err := os.MkdirAll(root, 0o700); err != nil {
+		return nil, err
+	}
+	if err := os.Chmod(root, 0o700); err != nil { // one that is there may be open to all
 		return nil, err
 	}
 	return &Driver{root: root}, nil

@@ -161,7 +161,7 @@ func (d *Driver) open(ctx context.Context) error {
 	if d.options.Path != "" {
 		return d.adopt()
 	}
-	if err := os.MkdirAll(d.dir(), 0o711); err != nil {
+	if err := os.MkdirAll(d.dir(), 0o700); err != nil {
 		return err
 	}
 	if !isBtrfs(d.dir()) {
@@ -173,6 +173,10 @@ func (d *Driver) open(ctx context.Context) error {
 				WithHint("the kernel needs btrfs and loop devices: modprobe btrfs loop")
 		}
 		d.mounted = true
+	}
+	// Nobody but root comes near: containers' files may be set-user-ID root's.
+	if err := os.Chmod(d.dir(), 0o700); err != nil {
+		return err
 	}
 	d.ready = true
 	return nil
