@@ -57,6 +57,8 @@ type Options struct {
 	CgroupParent string
 	// CacheBytes is what the cache may take; DefaultCacheBytes when 0.
 	CacheBytes int64
+	// Bring makes an image be in the store that other machines of the cluster have; nil asks none.
+	Bring func(ctx context.Context, ref, platform string) error
 	// Network gives steps their network. Without one they use the machine's own.
 	Network Network
 	// HostGateway is the address that "host-gateway" in extra_hosts stands for; 127.0.0.1 when Network is nil.

@@ -6,10 +6,12 @@ import (
 	"strings"
 
 	"github.com/containerd/errdefs"
+	"github.com/containerd/platforms"
 	"github.com/distribution/reference"
 	"github.com/moby/buildkit/client/llb/sourceresolver"
 	"github.com/moby/buildkit/frontend/dockerfile/builder"
 	"github.com/moby/buildkit/frontend/gateway/client"
+	"github.com/moby/buildkit/solver/pb"
 	"github.com/opencontainers/go-digest"
 
 	"github.com/gantryd/gantry/fault"
@@ -74,6 +76,9 @@ func builtin(source string) bool {
 
 // ResolveImageConfig finds an image's digest and configuration.
 func (g *guard) ResolveImageConfig(ctx context.Context, ref string, opt sourceresolver.Opt) (string, digest.Digest, []byte, error) {
+	if err := g.bring(ctx, ref, opt); err != nil {
+		return "", "", nil, err
+	}
 	if err := g.allowed(ctx, ref); err != nil {
 		return "", "", nil, err
 	}
@@ -82,6 +87,18 @@ func (g *guard) ResolveImageConfig(ctx context.Context, ref string, opt sourcere
 		err = fault.Wrap(fault.Unavailable, err, "image %s is not on this node and no registry gave it", ref).WithHint("%s", imageHint(ref))
 	}
 	return ref2, dgst, config, err
+}
+
+// bring fetches an image that other machines of the cluster have, unless the build is to ask the registry for it.
+func (g *guard) bring(ctx context.Context, ref string, opt sourceresolver.Opt) error {
+	if g.builder.opts.Bring == nil || opt.OCILayoutOpt != nil || opt.ImageOpt != nil && opt.ImageOpt.ResolveMode == pb.AttrImageResolveModeForcePull {
+		return nil
+	}
+	platform := ""
+	if opt.ImageOpt != nil && opt.ImageOpt.Platform != nil {
+		platform = platforms.Format(*opt.ImageOpt.Platform)
+	}
+	return g.builder.opts.Bring(ctx, ref, platform)
 }
 
 func (g *guard) allowed(ctx context.Context, ref string) error {

@@ -283,7 +283,7 @@ func (d *daemon) parts(ctx context.Context, m *machine, ways *servers) (agent.Pa
 	p.Builder, err = build.New(ctx, build.Options{
 		Root: filepath.Join(d.Root, "build"), Run: filepath.Join(d.Config.Run, "build"), Client: p.Engine.Client(),
 		Runc: filepath.Join(d.Helpers, "runc"), CgroupParent: d.CgroupParent, Logger: d.Logger,
-		HostGateway: p.Network.Gateway().String(), Network: buildNetwork{p.Network},
+		HostGateway: p.Network.Gateway().String(), Network: buildNetwork{p.Network}, Bring: p.Images.Bring,
 	})
 	if err != nil {
 		return p, err

@@ -43,7 +43,7 @@ func (s *Service) Export(ctx context.Context, w io.Writer, refs []string, platfo
 
 // exported names what of an image goes into the archive, and has the lease hold it.
 func (s *Service) exported(ctx context.Context, ref, platform string, match platforms.MatchComparer) (archive.ExportOpt, error) {
-	rec, err := s.find(ctx, ref)
+	rec, err := s.findOrBring(ctx, ref)
 	if err != nil {
 		return nil, err
 	}

@@ -26,7 +26,7 @@ func (s *Service) Tag(ctx context.Context, source, target string) error {
 		return fault.New(fault.Invalid, "image %s: a tag cannot be a digest", target).WithHint("write the new name as NAME:TAG")
 	}
 	ctx = s.in(ctx)
-	rec, err := s.find(ctx, source)
+	rec, err := s.findOrBring(ctx, source)
 	if err != nil {
 		return err
 	}

@@ -46,6 +46,43 @@ func (s *Service) Changed() {
 	}
 }
 
+// Bring makes an image be here that servers of the cluster know under this name, without asking a registry. That none of them
+// knows it is no error.
+func (s *Service) Bring(ctx context.Context, ref, platform string) error {
+	if s.peers == nil {
+		return nil
+	}
+	named, err := parse(ref)
+	if err != nil {
+		return nil // a digest's beginning is of this machine alone; what is no name is said by others
+	}
+	if _, err := s.Lookup(ctx, ref, platform); !fault.Is(err, fault.NotFound) {
+		return err
+	}
+	if digestOf(named.String()) == "" {
+		if d, err := s.peers.FindName(ctx, named.String(), false); err != nil || d == "" {
+			return nil // that the servers cannot be asked must not keep anybody from a registry
+		}
+	}
+	_, err = s.Pull(ctx, &gantryv1.PullRequest{Image: ref, Platform: platform, Policy: gantryv1.PullPolicy_PULL_POLICY_NEVER}, nil)
+	if fault.Is(err, fault.NotFound) {
+		return nil
+	}
+	return err
+}
+
+// findOrBring is find that looks on other nodes as well.
+func (s *Service) findOrBring(ctx context.Context, ref string) (images.Image, error) {
+	rec, err := s.find(ctx, ref)
+	if !fault.Is(err, fault.NotFound) || s.peers == nil {
+		return rec, err
+	}
+	if err := s.Bring(ctx, ref, ""); err != nil {
+		return rec, err
+	}
+	return s.find(ctx, ref)
+}
+
 // known returns the digest that a pull is for, if its name has one or other nodes know the name.
 func (p *puller) known(ctx context.Context, any bool) digest.Digest {
 	if d := digestOf(p.name); d != "" || p.s.peers == nil || p.req.Policy == gantryv1.PullPolicy_PULL_POLICY_ALWAYS {
@@ -129,7 +166,7 @@ func (f forbidden) Pusher(context.Context, string) (remotes.Pusher, error) {
 // both adds to a registry's error why no other node helped.
 func (p *puller) both(err, peers error) error {
 	switch {
-	case p.s.peers == nil || err == nil:
+	case p.s.peers == nil || err == nil || peers == nil && p.req.Policy == gantryv1.PullPolicy_PULL_POLICY_ALWAYS:
 		return err
 	case peers == nil:
 		return fmt.Errorf("%w (and no other node knows it)", err)

@@ -27,7 +27,7 @@ func (s *Service) Push(ctx context.Context, req *gantryv1.PushRequest, emit Emit
 	}
 	ctx, rep := report(s.in(ctx), emit)
 	defer rep.cancel(nil)
-	rec, err := s.find(ctx, named.String())
+	rec, err := s.findOrBring(ctx, named.String())
 	if err != nil {
 		return nil, err
 	}

@@ -3,6 +3,7 @@ package peer_test
 import (
 	"context"
 	"errors"
+	"io"
 	"log/slog"
 	"math/rand/v2"
 	"net/http"
@@ -469,4 +470,26 @@ func contextOf(t *testing.T) (context.Context, context.CancelFunc) {
 	ctx, cancel := context.WithCancel(t.Context())
 	t.Cleanup(cancel)
 	return ctx, cancel
+}
+
+// TestImageIsBroughtForTagAndExport works on an image that only another server has.
+func TestImageIsBroughtForTagAndExport(t *testing.T) {
+	c := newCluster(t)
+	s := noise(t, 100)
+	n := c.node("server-1")
+	if err := n.images.Tag(t.Context(), nowhere, "app:2"); !fault.Is(err, fault.NotFound) {
+		t.Errorf("%v, want that nobody has it", err)
+	}
+	c.node("node-9").has(s)
+	check(t, n.images.Bring(t.Context(), nowhere, ""))
+	if _, err := n.images.Lookup(t.Context(), nowhere, ""); !fault.Is(err, fault.NotFound) {
+		t.Errorf("%v: a name that only a node knows was believed", err)
+	}
+	c.node("server-0").has(s)
+	check(t, n.images.Tag(t.Context(), nowhere, "app:2"))
+	check(t, n.images.Export(t.Context(), io.Discard, []string{"app:2"}, ""))
+	n.complete(s)
+	if got := c.Digest("app:2"); got != s.Manifest.Digest.String() {
+		t.Errorf("the new name is %q in the cluster", got)
+	}
 }
