@@ -15,10 +15,10 @@ import (
 // Input is all that a decision about one service looks at.
 type Input struct {
 	Service   *gantryv1.Service
-	Release   *gantryv1.Release   // the one the service points to
-	Operation *gantryv1.Operation // the last rollout; nil if there is none
-	From      bool                // the release that rollout started from is still there
-	Instances []*gantryv1.InstanceView
+	Release   *gantryv1.Release                  // the one the service points to
+	Operation *gantryv1.Operation                // the last rollout; nil if there is none
+	From      bool                               // the release that rollout started from is still there
+	Instances []*gantryv1.InstanceView           // in any order
 	Blocked   bool                               // a dependency is not there yet
 	Eligible  []string                           // of a global service: the nodes to run on
 	Node      func(id string) progress.NodeState // nil: all serve

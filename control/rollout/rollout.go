@@ -23,21 +23,21 @@ type Controller struct {
 	store *store.Store
 	log   *slog.Logger
 	index *index
-	chunk int // writes of one transaction
+	chunk int           // writes of one transaction
+	slow  time.Duration // a decision that took longer is not made again before slowRest times as long
 	now   func() time.Time
 }
 
 const (
 	chunkSize  = 2000
 	retryDelay = time.Second
-	// A decision that took longer than slow is not made again before slowRest times as long.
-	slow     = time.Millisecond
-	slowRest = 10
+	slowTime   = 2 * time.Millisecond
+	slowRest   = 10
 )
 
 // New makes a controller over the store.
 func New(s *store.Store, log *slog.Logger) *Controller {
-	return &Controller{store: s, log: log, index: newIndex(), chunk: chunkSize, now: time.Now}
+	return &Controller{store: s, log: log, index: newIndex(), chunk: chunkSize, slow: slowTime, now: time.Now}
 }
 
 // Run reconciles every service once and then those that something has happened to, until ctx ends.
@@ -114,25 +114,39 @@ func (c *Controller) think(events []store.Event) (*batch, time.Time) {
 	c.index.absorb(snap, events, now)
 	due, again := c.index.due(now)
 	work := &batch{controller: c, entries: due}
+	nodes := nodeStates(snap)
 	for _, e := range due {
 		switch {
 		case e.service == nil:
 		case e.strays():
 			work.begin(e)
 		default:
-			work.plan(snap, e, c.decide(snap, e, now))
+			work.plan(snap, e, c.decide(snap, e, nodes, now))
 			again = sooner(again, e.again)
 		}
 	}
 	return work, sooner(again, c.sweep(snap, work, now))
 }
 
+// nodeStates looks at each node once.
+func nodeStates(snap *store.ReadTx) func(string) progress.NodeState {
+	known := map[string]progress.NodeState{}
+	return func(id string) progress.NodeState {
+		state, ok := known[id]
+		if !ok {
+			state = progress.NodeIs(snap, id)
+			known[id] = state
+		}
+		return state
+	}
+}
+
 // decide looks at one service.
-func (c *Controller) decide(snap *store.ReadTx, e *entry, now time.Time) Plan {
-	s := e.service
+func (c *Controller) decide(snap *store.ReadTx, e *entry, nodes func(string) progress.NodeState, now time.Time) Plan {
+	s, begun := e.service, c.now()
 	in := Input{
 		Service: s, Operation: e.op, Now: now, Instances: make([]*gantryv1.InstanceView, 0, len(e.views)),
-		Node:   func(id string) progress.NodeState { return progress.NodeIs(snap, id) },
+		Node:   nodes,
 		Pinned: func(i *gantryv1.Instance) bool { return progress.Pinned(snap, i) != "" },
 		Ready:  func(id string) time.Time { return e.since[id] },
 	}
@@ -145,11 +159,10 @@ func (c *Controller) decide(snap *store.ReadTx, e *entry, now time.Time) Plan {
 	if placement.IsGlobal(s.Spec) {
 		in.Eligible = progress.Eligible(snap, s)
 	}
-	progress.Sort(in.Instances)
 	plan := Decide(in)
 	e.blocked, e.again = in.Blocked, plan.Again
-	if cost := c.now().Sub(now); cost > slow {
-		e.after = now.Add(slowRest * cost)
+	if cost := c.now().Sub(begun); cost > c.slow {
+		e.after = begun.Add(slowRest * cost)
 	}
 	return plan
 }

@@ -1,7 +1,9 @@
 package rollout
 
 import (
+	"cmp"
 	"fmt"
+	"strings"
 	"time"
 
 	gantryv1 "github.com/gantryd/gantry/api/gen/gantry/v1"
@@ -124,9 +126,9 @@ func (d *decision) choose(n int) {
 	var current, old *gantryv1.InstanceView
 	for _, i := range all {
 		if d.current(n, i) {
-			current = d.better(n, current, i)
+			current = d.better(current, i)
 		} else {
-			old = d.better(n, old, i)
+			old = d.better(old, i)
 		}
 	}
 	s.current = current
@@ -158,8 +160,13 @@ func (d *decision) retried(i *gantryv1.InstanceView) bool {
 	return at != nil && progress.Failure(i) != "" && i.Instance.Meta.CreatedAt.AsTime().Before(at.AsTime())
 }
 
-func (d *decision) better(n int, a, b *gantryv1.InstanceView) *gantryv1.InstanceView {
-	if a == nil || d.worth(b) > d.worth(a) {
+// better is the one of two instances that is to stay in a slot: the one of more worth, or the older one.
+func (d *decision) better(a, b *gantryv1.InstanceView) *gantryv1.InstanceView {
+	if a == nil {
+		return b
+	}
+	older := b.Instance.Meta.CreatedAt.AsTime().Compare(a.Instance.Meta.CreatedAt.AsTime())
+	if c := cmp.Or(d.worth(a)-d.worth(b), older, strings.Compare(b.Instance.Meta.Key, a.Instance.Meta.Key)); c < 0 {
 		return b
 	}
 	return a

@@ -101,7 +101,6 @@ func (w *world) input() rollout.Input {
 }
 
 func (w *world) decide() rollout.Plan {
-	progress.Sort(w.instances)
 	return rollout.Decide(w.input())
 }
 
