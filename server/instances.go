@@ -12,6 +12,7 @@ import (
 	"github.com/gantryd/gantry/server/caller"
 	"github.com/gantryd/gantry/server/nodesession"
 	"github.com/gantryd/gantry/store"
+	"github.com/gantryd/gantry/store/placement"
 	"github.com/gantryd/gantry/store/progress"
 )
 
@@ -77,7 +78,9 @@ func (h *instances) create(ctx context.Context, tx *store.Tx, m *gantryv1.Create
 			}
 		}
 	}
-	i.Node = h.s.placement(ctx, tx)
+	if i.Node = h.s.placement(ctx, tx); placement.Bound(tx, i.Spec, i.Node) {
+		i.Node = "" // the scheduler knows where it has to be
+	}
 	store.Put(tx, i)
 	return nil
 }

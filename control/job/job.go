@@ -8,6 +8,7 @@ package job
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
 	"slices"
 	"time"
@@ -322,7 +323,7 @@ func applyChange(tx *store.Tx, s *gantryv1.Service, ch Change) error {
 
 func newInstance(s *gantryv1.Service, ch Change) *gantryv1.Instance {
 	return &gantryv1.Instance{
-		Meta: store.NewMeta(ids.New()), Environment: s.Environment, App: s.App, Service: s.Name, Slot: ch.Slot, Release: ch.Release,
+		Meta: &gantryv1.Meta{Key: ids.New(), Cause: fmt.Sprintf("run %d of the job", ch.Run)}, Environment: s.Environment, App: s.App, Service: s.Name, Slot: ch.Slot, Release: ch.Release,
 		Desired: wantRunning, VirtualIp: s.VirtualIp, Node: ch.Node, Job: ch.Run, Attempt: ch.Attempt,
 	}
 }

@@ -3,6 +3,7 @@ package schedule
 import (
 	"slices"
 
+	gantryv1 "github.com/gantryd/gantry/api/gen/gantry/v1"
 	"github.com/gantryd/gantry/store/placement"
 )
 
@@ -73,7 +74,8 @@ func (p *planner) onlyOn(i *placement.Placed) func(*placement.Machine) bool {
 }
 
 func (p *planner) assign(g *group, i *placement.Placed, m *placement.Machine, out *plan) {
-	out.assign = append(out.assign, assignment{instance: i.ID(), node: m.ID(), volumes: p.state.Place(i, m)})
+	p.state.Place(i, m)
+	out.assign = append(out.assign, assignment{i.ID(), m.ID()})
 	delete(g.waiting, i.ID())
 	if p.joining > 0 {
 		p.version++ // others may wait for it
@@ -87,7 +89,8 @@ func (p *planner) assign(g *group, i *placement.Placed, m *placement.Machine, ou
 // stuck notes that no more of the group fits, and makes room by sending away what is less important.
 func (p *planner) stuck(g *group, out *plan) {
 	g.tried = p.version
-	if p.state.Lowest(p.priority(g)) {
+	lowest, replaced := p.state.Lowest(p.priority(g)), p.replaced(g)
+	if lowest && len(replaced) == 0 {
 		return
 	}
 	for _, id := range slices.Clone(g.queue) {
@@ -99,10 +102,67 @@ func (p *planner) stuck(g *group, out *plan) {
 			g.tried = 0
 			return
 		}
-		if !p.preempt(i, out) {
+		if p.takeOver(i, replaced[i.Instance.Slot], out) || lowest {
+			continue
+		}
+		if !p.preempt(i, out) && len(replaced) == 0 {
 			return
 		}
 	}
+}
+
+// replaced are the instances, by slot, whose room the group may have while a rolling update to its release is on its way,
+// if nobody has said in which order.
+func (p *planner) replaced(g *group) map[int32]*placement.Placed {
+	i := g.first(p.state)
+	if i == nil || i.Instance.Job != 0 {
+		return nil
+	}
+	o := p.state.Service(i.Service)
+	u := o.GetSpec().GetUpdate()
+	if o.GetRelease() != i.Instance.Release || u.GetOrder() != "" || u.GetStrategy() != "" && u.GetStrategy() != "rolling" {
+		return nil
+	}
+	out := map[int32]*placement.Placed{}
+	for _, m := range p.state.Members(i.Service) {
+		if m.Machine != nil && m.Instance.Release != i.Instance.Release && m.Instance.Desired != gantryv1.Instance_DESIRED_STOPPED {
+			out[m.Instance.Slot] = m
+		}
+	}
+	return out
+}
+
+// takeOver gives an instance the room of the one that it replaces.
+func (p *planner) takeOver(i, old *placement.Placed, out *plan) bool {
+	if old == nil {
+		return false
+	}
+	m, fits := old.Machine, false
+	p.state.Without(old, func() {
+		r := p.state.Rules(i.Service)
+		on := p.onlyOn(i)
+		fits = (on == nil || on(m)) && m.Fits(i.Demand, r, p.state.Apart(r))
+	})
+	switch {
+	case !fits:
+		return false
+	case old.Instance.Desired == gantryv1.Instance_DESIRED_REMOVED:
+		p.keep(i, m, nil, out)
+	default:
+		p.keep(i, m, []*placement.Placed{old}, out)
+	}
+	return true
+}
+
+// keep holds room on a machine for an instance until others have left it.
+func (p *planner) keep(i *placement.Placed, m *placement.Machine, leaving []*placement.Placed, out *plan) {
+	cause := "makes room for " + i.Service
+	for _, v := range leaving {
+		out.evict = append(out.evict, eviction{v.ID(), cause})
+		p.state.SendAway(v)
+	}
+	m.Hold(i.Demand)
+	p.held[i.ID()] = &holding{m, i.Demand}
 }
 
 // preempt keeps the machine for an instance on which the least is lost, and has others leave it.
@@ -122,12 +182,7 @@ func (p *planner) preempt(i *placement.Placed, out *plan) bool {
 	if best == nil {
 		return false
 	}
-	for _, v := range victims {
-		out.evict = append(out.evict, v.ID())
-		p.state.SendAway(v)
-	}
-	best.Hold(i.Demand)
-	p.held[i.ID()] = &holding{best, i.Demand}
+	p.keep(i, best, victims, out)
 	return true
 }
 

@@ -10,19 +10,20 @@ import (
 	"github.com/gantryd/gantry/store/placement"
 )
 
-// assignment gives one instance a node, and volumes without data the same.
-type assignment struct {
-	instance, node string
-	volumes        []string
-}
+// assignment gives one instance a node.
+type assignment struct{ instance, node string }
+
+// eviction sends an instance away.
+type eviction struct{ instance, cause string }
 
 // plan is what is to be written.
 type plan struct {
 	assign []assignment
-	evict  []string // instances that make room for others of higher priority, or move
+	evict  []eviction // of instances that make room for others, or move
+	pins   []placement.Pin
 }
 
-func (p plan) empty() bool { return len(p.assign)+len(p.evict) == 0 }
+func (p plan) empty() bool { return len(p.assign)+len(p.evict)+len(p.pins) == 0 }
 
 // group is the pending instances of one release.
 type group struct {
@@ -162,11 +163,13 @@ func (p *planner) letGo(id string) {
 func (p *planner) plan(limit int) (out plan, more bool) {
 	for _, g := range p.sorted() {
 		if len(out.assign) >= limit || len(out.evict) >= maxEvictions {
-			return out, true
+			more = true
+			break
 		}
 		p.place(g, limit, &out)
 		more = more || g.tried == 0 && len(g.waiting) > 0
 	}
+	out.pins = p.state.Pins()
 	return out, more
 }
 

@@ -116,12 +116,12 @@ func (w *world) carry() bool {
 		i := w.get(a.instance)
 		i.Node = a.node
 		w.put(i)
-		for _, v := range a.volumes {
-			w.put(&gantryv1.Volume{Meta: store.NewMeta(v), Node: a.node})
-		}
 	}
-	for _, id := range out.evict {
-		i := w.get(id)
+	for _, pin := range out.pins {
+		w.put(&gantryv1.Volume{Meta: store.NewMeta(pin.Volume), Node: pin.Node})
+	}
+	for _, e := range out.evict {
+		i := w.get(e.instance)
 		i.Desired = removed
 		w.put(i)
 	}
@@ -442,6 +442,111 @@ func TestPreemptionKeepsWhatItFreed(t *testing.T) {
 	}
 	if got := w.where(); got != "high: n1×1; low: -×2" {
 		t.Fatal(got)
+	}
+}
+
+// release makes the next release of a service and the instance of a slot that replaces the one there.
+func (w *world) release(name string, slot int32) {
+	s := proto.Clone(w.objects["*gantryv1.Service/p/a/"+name]).(*gantryv1.Service)
+	s.Release = 2
+	w.put(s, &gantryv1.Release{Meta: store.NewMeta("p/a/" + name + "/00000002"), Service: "p/a/" + name, Number: 2, Spec: s.Spec})
+	w.made++
+	w.put(&gantryv1.Instance{
+		Meta: store.NewMeta(fmt.Sprintf("i%04d", w.made)), Environment: "p", App: "a", Service: name, Slot: slot, Release: 2, Desired: running,
+	})
+}
+
+func TestAReplacementTakesTheRoomOfWhatItReplaces(t *testing.T) {
+	order := func(order, strategy string) func(*gantryv1.ServiceSpec) {
+		return func(s *gantryv1.ServiceSpec) { s.Update = &gantryv1.UpdateConfig{Order: order, Strategy: strategy} }
+	}
+	for _, test := range []struct {
+		name    string
+		change  []func(*gantryv1.ServiceSpec)
+		between string
+		after   string
+	}{
+		{"room for both", []func(*gantryv1.ServiceSpec){memory(4 * gib)}, "db: n1×2", "db: n1×2"},
+		{"no room for both", []func(*gantryv1.ServiceSpec){memory(5 * gib)}, "db: (n1)×1 -×1", "db: n1×1"},
+		{"one per node", []func(*gantryv1.ServiceSpec){rules(func(p *gantryv1.Placement) { p.MaxReplicasPerNode = 1 })}, "db: (n1)×1 n1×1", "db: n1×1"},
+		{"start-first is asked for", []func(*gantryv1.ServiceSpec){memory(5 * gib), order("start-first", "")}, "db: -×1 n1×1", "db: -×1 n1×1"},
+		{"the old set is kept", []func(*gantryv1.ServiceSpec){memory(5 * gib), order("", "blue-green")}, "db: -×1 n1×1", "db: -×1 n1×1"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			w := newWorld()
+			w.node("n1")
+			w.service("db", 1, test.change...)
+			w.settle(t)
+			w.release("db", 1)
+			w.settle(t)
+			if got := w.where(); got != test.between {
+				t.Fatalf("got %s, want %s", got, test.between)
+			}
+			w.service("thief", 1, memory(5*gib)) // must not have the room that is being made
+			w.settle(t)
+			w.leave()
+			w.settle(t)
+			if got, _, _ := strings.Cut(w.where(), ";"); got != test.after {
+				t.Fatalf("got %s, want %s", got, test.after)
+			}
+		})
+	}
+}
+
+func TestWhatWasPlacedByOthersPinsItsVolumes(t *testing.T) {
+	w := newWorld()
+	w.node("n1")
+	w.node("n2")
+	w.put(&gantryv1.Volume{Meta: store.NewMeta("p/data")}, &gantryv1.Volume{Meta: store.NewMeta("p/a/logs")})
+	w.put(&gantryv1.Instance{Meta: store.NewMeta("run"), Environment: "p", Service: "shell", Desired: running, Node: "n2",
+		Spec: &gantryv1.ContainerSpec{Mounts: []*gantryv1.Mount{{Type: gantryv1.Mount_TYPE_VOLUME, Source: "p/data"}}}})
+	w.service("agent", 0, container(mounts("p/a/logs")), func(s *gantryv1.ServiceSpec) { s.Mode = "global" })
+	w.put(&gantryv1.Instance{Meta: store.NewMeta("agent1"), Environment: "p", App: "a", Service: "agent", Slot: 1, Release: 1, Node: "n1", Desired: running})
+	w.settle(t)
+	data := w.objects["*gantryv1.Volume/p/data"].(*gantryv1.Volume)
+	logs := w.objects["*gantryv1.Volume/p/a/logs"].(*gantryv1.Volume)
+	if data.Node != "n2" || logs.Node != "" {
+		t.Fatalf("%v %v", data, logs)
+	}
+}
+
+func TestRebalance(t *testing.T) {
+	w := newWorld()
+	rebalance := rules(func(p *gantryv1.Placement) { p.Rebalance, p.Preferences = true, []string{"node.labels.rack"} })
+	w.node("n1", labelled("rack", "r1"))
+	w.service("web", 5, rebalance)
+	w.service("still", 4)
+	w.settle(t)
+	w.node("n2", labelled("rack", "r2"))
+	now := time.Unix(1_800_000_000, 0)
+	moves := 0
+	for range 100 {
+		evict, again := w.planner.rebalance(w.reader(), now)
+		if len(evict) > 1 {
+			t.Fatalf("%d at a time", len(evict))
+		}
+		for _, e := range evict {
+			moves++
+			i := w.get(e.instance)
+			i.Desired = removed
+			w.put(i)
+			if evict, _ := w.planner.rebalance(w.reader(), now.Add(lookAgain)); len(evict) != 0 {
+				t.Fatal("another moves before the first has come up")
+			}
+			w.leave()
+			w.instance(i.Service, i.Slot)
+			w.settle(t)
+		}
+		if again.IsZero() && moves > 0 {
+			break
+		}
+		for _, i := range w.instances() {
+			w.put(&gantryv1.InstanceStatus{Meta: store.NewMeta(i.Meta.Key), Phase: gantryv1.InstanceStatus_PHASE_RUNNING})
+		}
+		now = now.Add(2 * lookAgain)
+	}
+	if got := w.where(); got != "still: n1×4; web: n1×3 n2×2" || moves != 2 {
+		t.Errorf("after %d moves: %s", moves, got)
 	}
 }
 

@@ -30,7 +30,7 @@ func (m *mover) node(ev store.Event) {
 }
 
 // rebalance names the one instance that is to move now, if any, and when to ask again.
-func (p *planner) rebalance(r store.Reader, now time.Time) (evict []string, again time.Time) {
+func (p *planner) rebalance(r store.Reader, now time.Time) (evict []eviction, again time.Time) {
 	if !p.moves.due {
 		return nil, time.Time{}
 	}
@@ -45,7 +45,7 @@ func (p *planner) rebalance(r store.Reader, now time.Time) (evict []string, agai
 	for _, service := range movable {
 		if i := p.uneven(service); i != nil {
 			p.state.SendAway(i)
-			return []string{i.ID()}, p.moves.next
+			return []eviction{{i.ID(), "is moved to even out " + service}}, p.moves.next
 		}
 	}
 	p.moves.due = false
@@ -59,18 +59,24 @@ func (p *planner) movable(r store.Reader) (services []string, settled bool) {
 		if !p.state.Rules(key).Rebalance || o.Stopped || o.Removing || placement.IsJob(o.Spec) || placement.IsGlobal(o.Spec) {
 			continue
 		}
-		for id := range p.state.Members(key) {
-			if st, _ := store.Get[*gantryv1.InstanceStatus](r, id); !progress.Ready(st) {
-				return nil, false
-			}
-		}
-		if len(p.state.Members(key)) == int(o.Replicas) {
-			services = append(services, key)
-		} else {
+		if !p.complete(r, key, int(o.Replicas)) {
 			return nil, false
 		}
+		services = append(services, key)
 	}
 	return services, true
+}
+
+// complete reports that a service has all its instances, that all are ready, and that none is leaving.
+func (p *planner) complete(r store.Reader, service string, replicas int) bool {
+	members := p.state.Members(service)
+	for id, i := range members {
+		st, _ := store.Get[*gantryv1.InstanceStatus](r, id)
+		if i.Instance.Desired != gantryv1.Instance_DESIRED_RUNNING || !progress.Ready(st) {
+			return false
+		}
+	}
+	return len(members) == replicas
 }
 
 // uneven is an instance whose service would be spread better if it were made anew; nil if there is none.

@@ -16,6 +16,7 @@ import (
 	gantryv1 "github.com/gantryd/gantry/api/gen/gantry/v1"
 	"github.com/gantryd/gantry/fault"
 	"github.com/gantryd/gantry/store"
+	"github.com/gantryd/gantry/store/placement"
 )
 
 // Controller places instances. Use New.
@@ -130,10 +131,16 @@ func (c *Controller) commit(ctx context.Context, out plan) error {
 		for _, a := range out.assign {
 			surprised = !assignIn(tx, a) || surprised
 		}
-		for _, id := range out.evict {
-			if err := modify(tx, id, func(i *gantryv1.Instance) { i.Desired = gantryv1.Instance_DESIRED_REMOVED }); err != nil {
+		for _, e := range out.evict {
+			err := modify(tx, e.instance, func(i *gantryv1.Instance) {
+				i.Desired, i.Meta.Cause = gantryv1.Instance_DESIRED_REMOVED, e.cause
+			})
+			if err != nil {
 				return err
 			}
+		}
+		for _, pin := range out.pins {
+			place(tx, pin)
 		}
 		return nil
 	})
@@ -156,14 +163,16 @@ func assignIn(tx *store.Tx, a assignment) bool {
 	c := proto.Clone(i).(*gantryv1.Instance)
 	c.Node = a.node
 	store.Put(tx, c)
-	for _, key := range a.volumes {
-		if v, ok := store.Get[*gantryv1.Volume](tx, key); ok && v.Node == "" {
-			pinned := proto.Clone(v).(*gantryv1.Volume)
-			pinned.Node = a.node
-			store.Put(tx, pinned)
-		}
-	}
 	return true
+}
+
+// place notes where the data of a volume is, unless that is known.
+func place(tx *store.Tx, pin placement.Pin) {
+	if v, ok := store.Get[*gantryv1.Volume](tx, pin.Volume); ok && v.Node == "" {
+		c := proto.Clone(v).(*gantryv1.Volume)
+		c.Node = pin.Node
+		store.Put(tx, c)
+	}
 }
 
 // modify changes an instance that may have gone meanwhile.

@@ -7,6 +7,7 @@ import (
 
 	gantryv1 "github.com/gantryd/gantry/api/gen/gantry/v1"
 	"github.com/gantryd/gantry/internal/constraint"
+	"github.com/gantryd/gantry/store"
 )
 
 // Demand is what one instance takes from the node it is on. It is not changed once made.
@@ -97,6 +98,18 @@ func (d *Demand) platform(text string) {
 // runs reports whether a machine executes programs of an architecture.
 func runs(machine, arch string) bool {
 	return machine == arch || machine == "amd64" && arch == "386" || machine == "arm64" && arch == "arm"
+}
+
+// Bound reports that a container must be where something else is, which may be another node than this: the data of its
+// volumes, or an instance whose namespaces it shares.
+func Bound(r store.Reader, c *gantryv1.ContainerSpec, node string) bool {
+	d := DemandOf(c)
+	for _, v := range d.Volumes {
+		if o, ok := store.Get[*gantryv1.Volume](r, v); ok && o.Node != "" && o.Node != node {
+			return true
+		}
+	}
+	return len(d.Joins) > 0
 }
 
 // Load is what instances take together.

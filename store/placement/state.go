@@ -34,6 +34,7 @@ type State struct {
 	rules     map[string]*Rules // of services, as far as they have been asked for
 	naming    map[string]map[string]bool
 	volumes   map[string]string // to the node that holds the data
+	fresh     []Pin             // of those, what the store does not know yet
 	demands   map[string]*shared
 	sorted    []*Machine // nil when it has to be made again
 }
@@ -162,7 +163,34 @@ func (s *State) learn(r store.Reader, i *gantryv1.Instance) {
 	s.members[p.Service][p.ID()] = p
 	if i.Node != "" {
 		s.put(p, s.machine(i.Node))
+		s.pin(r, p)
 	}
+}
+
+// Pin is where the data of a volume is.
+type Pin struct{ Volume, Node string }
+
+// pin notes volumes that were given to an instance without the scheduler. Those of a global service are each node's own.
+func (s *State) pin(r store.Reader, p *Placed) {
+	if len(p.Demand.Volumes) == 0 {
+		return
+	}
+	if o, ok := store.Get[*gantryv1.Service](r, p.Service); ok && IsGlobal(o.Spec) {
+		return
+	}
+	for _, v := range p.Demand.Volumes {
+		if s.volumes[v] == "" {
+			s.volumes[v] = p.Instance.Node
+			s.fresh = append(s.fresh, Pin{v, p.Instance.Node})
+		}
+	}
+}
+
+// Pins are the volumes whose place the store does not know yet. They are told once.
+func (s *State) Pins() []Pin {
+	out := s.fresh
+	s.fresh = nil
+	return out
 }
 
 func (s *State) forget(id string) {
@@ -201,17 +229,23 @@ func (s *State) take(p *Placed) {
 	s.tidy(m)
 }
 
-// Place assumes that an instance is on a machine, before the store says so. It returns the volumes whose data will be
-// there, and was nowhere.
-func (s *State) Place(p *Placed, m *Machine) (fresh []string) {
+// Place assumes that an instance is on a machine, before the store says so. Its volumes are there from now on.
+func (s *State) Place(p *Placed, m *Machine) {
 	s.put(p, m)
 	for _, v := range p.Demand.Volumes {
 		if s.volumes[v] == "" {
 			s.volumes[v] = m.ID()
-			fresh = append(fresh, v)
+			s.fresh = append(s.fresh, Pin{v, m.ID()})
 		}
 	}
-	return fresh
+}
+
+// Without calls fn with the state as it would be if an instance had left.
+func (s *State) Without(p *Placed, fn func()) {
+	m := p.Machine
+	s.take(p)
+	fn()
+	s.put(p, m)
 }
 
 // SendAway assumes that an instance is leaving its machine, before the store says so.

@@ -39,9 +39,9 @@ func NodeIs(r store.Reader, id string) NodeState {
 // Eligible lists the nodes that a global service wants an instance on, in order of their IDs.
 func Eligible(r store.Reader, s *gantryv1.Service) []string {
 	var out []string
-	spec := s.Spec
+	spec := s.Spec // placement is no part of a release; the platform is
 	if rel, ok := store.Get[*gantryv1.Release](r, ReleaseKey(s.Meta.Key, s.Release)); ok {
-		spec = rel.Spec
+		spec = &gantryv1.ServiceSpec{Placement: s.Spec.GetPlacement(), Container: rel.Spec.GetContainer()}
 	}
 	for _, n := range store.List[*gantryv1.Node](r, "") {
 		st, _ := store.Get[*gantryv1.NodeStatus](r, n.Meta.Key)
