@@ -7,6 +7,7 @@ import (
 	"connectrpc.com/connect"
 
 	"github.com/gantryd/gantry/agent"
+	"github.com/gantryd/gantry/engine/image/peer"
 	"github.com/gantryd/gantry/observe"
 	"github.com/gantryd/gantry/server"
 	"github.com/gantryd/gantry/store"
@@ -27,7 +28,19 @@ func (d *daemon) nodeMetrics(a *agent.Agent) *observe.Metrics {
 	m.Count("node_steps_failed_total", "Times an instance could not be moved on.", &f.FailedSteps)
 	m.Count("node_restarts_total", "Processes started again by restart policies.", &f.Restarts)
 	m.Count("node_sessions_total", "Sessions with a server that were begun.", &f.Sessions)
+	if x := a.Images.Peers(); x != nil {
+		imageMetrics(m, x.Figures())
+	}
 	return m
+}
+
+// imageMetrics publishes the exchange of images with other nodes.
+func imageMetrics(m *observe.Metrics, f *peer.Figures) {
+	m.Count("image_peer_sent_bytes_total", "Bytes of images sent to other nodes.", &f.Sent)
+	m.Count("image_peer_received_bytes_total", "Bytes of images that other nodes sent.", &f.Received)
+	m.Count("image_registry_bytes_total", "Bytes of images from registries.", &f.Fallback)
+	m.Count("image_peer_failures_total", "Times another node did not send what it was asked for.", &f.Failures)
+	m.Count("image_corrupt_blobs_total", "Parts of images that were not what their digest says.", &f.Corrupt)
 }
 
 // stateMetrics publishes the state and what the store does with it.

@@ -119,6 +119,9 @@ func TestDownloadsChain(t *testing.T) {
 	for _, n := range []*node{a, b, d} {
 		n.complete(s)
 	}
+	if f := a.images.Peers().Figures(); f.Received.Value() < layer.Size || f.Sent.Value() < layer.Size || f.Fallback.Value() != 0 {
+		t.Errorf("counted: %d received, %d sent, %d from a registry", f.Received.Value(), f.Sent.Value(), f.Fallback.Value())
+	}
 	for _, n := range []*node{source, a, b} {
 		if got := n.sent(layer); got != layer.Size {
 			t.Errorf("%s sent %d bytes of a layer of %d", n.id, got, layer.Size)

@@ -67,6 +67,7 @@ func (d *download) Read(p []byte) (int, error) {
 		case d.last != nil:
 			n, err := d.last.Read(p)
 			d.at += int64(n)
+			d.x.figures.Fallback.Add(n)
 			if err != nil && !errors.Is(err, io.EOF) {
 				err = d.withCause(err)
 			}
@@ -96,6 +97,7 @@ func (d *download) Read(p []byte) (int, error) {
 // advance counts what came. Only one who sends much earns the next failure a full wait.
 func (d *download) advance(n int64) {
 	d.at += n
+	d.x.figures.Received.Add(int(n))
 	if d.sent += n; d.sent >= muchSent {
 		d.sent, d.waited = 0, 0
 	}
@@ -200,6 +202,7 @@ type locator struct {
 // failed excludes a node.
 func (l *locator) failed(p *gantryv1.BlobPeer, kind gantryv1.BlobFault_Kind, err error) {
 	l.x.Logger.Debug("a node did not send a blob", "node", p.Node, "digest", l.digest, "err", err)
+	l.x.figures.Failures.Add(1)
 	l.exclude = append(l.exclude, p.Node)
 	l.retry = l.retry || kind == gantryv1.BlobFault_KIND_BROKEN || kind == gantryv1.BlobFault_KIND_BUSY
 	l.fault = &gantryv1.BlobFault{Node: p.Node, Digest: l.digest.String(), Kind: kind}

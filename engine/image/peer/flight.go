@@ -263,6 +263,7 @@ func (w *flightWriter) Commit(ctx context.Context, size int64, expected digest.D
 		w.x.distrust.forget(w.digest)
 		w.x.said.note(w.digest, true)
 	case errdefs.IsFailedPrecondition(err):
+		w.x.figures.Corrupt.Add(1)
 		nodes, sure := w.flight.suspects()
 		w.x.Logger.Warn("a blob is not what its digest says", "digest", w.digest, "from", nodes, "sure", sure)
 		w.x.distrust.add(w.digest, nodes)

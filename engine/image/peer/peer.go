@@ -25,6 +25,7 @@ import (
 	"github.com/gantryd/gantry/fault"
 	"github.com/gantryd/gantry/fault/wire"
 	"github.com/gantryd/gantry/internal/ids"
+	"github.com/gantryd/gantry/internal/tally"
 )
 
 // Options say how other nodes are reached. Tracker and Client are required.
@@ -68,7 +69,20 @@ type Exchange struct {
 	distrust  distrust
 	said      ledger
 	way       way
+	figures   Figures
 }
+
+// Figures is what an exchange counts.
+type Figures struct {
+	Sent     tally.Counter // bytes to other nodes
+	Received tally.Counter // bytes from other nodes
+	Fallback tally.Counter // bytes from registries
+	Failures tally.Counter // times that another node did not send what it was asked for
+	Corrupt  tally.Counter // blobs that were not what their digest says
+}
+
+// Figures are the exchange's own; they are live.
+func (x *Exchange) Figures() *Figures { return &x.figures }
 
 // way is the tracker's client that worked last.
 type way struct {

@@ -151,6 +151,7 @@ func (x *Exchange) send(ctx context.Context, w http.ResponseWriter, src source, 
 			return errors.Join(err, io.ErrUnexpectedEOF)
 		}
 		at += int64(n)
+		x.figures.Sent.Add(n)
 		if err := sendPart(w, buf[:n], at == there); err != nil {
 			return err
 		}
