@@ -6,7 +6,7 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
-	"sort"
+	"strings"
 	"sync"
 	"time"
 
@@ -30,11 +30,12 @@ type endpointState struct {
 	nodes    map[string]*gantryv1.Node
 	dns      map[string][]string // name servers that instances of this machine are to ask
 	local    map[string]*localEndpoint
-	ports    map[string]error                   // what kept a service's ports from being published
-	filled   map[string][]*gantryv1.PortPublish // their ports, with those of the host filled in
-	told     bool                               // a server has said how things are; before, the kernel keeps what it has
-	asked    uint64                             // changes made
-	done     uint64                             // changes that the kernel has
+	merged   map[string]*gantryv1.ServiceEndpoints // services with this machine's instances as they are; what is missing is stale
+	ports    map[string]error                      // what kept a service's ports from being published
+	filled   map[string][]*gantryv1.PortPublish    // their ports, with those of the host filled in
+	told     bool                                  // a server has said how things are; before, the kernel keeps what it has
+	asked    uint64                                // changes made
+	done     uint64                                // changes that the kernel has
 
 	applying sync.Mutex
 }
@@ -51,6 +52,7 @@ func newEndpointState(n *network.Network, d *discovery.Server, node string) *end
 		node: node, network: n, discovery: d,
 		services: map[string]*gantryv1.ServiceEndpoints{}, networks: map[string]*gantryv1.Network{},
 		nodes: map[string]*gantryv1.Node{}, dns: map[string][]string{}, local: map[string]*localEndpoint{}, ports: map[string]error{},
+		merged: map[string]*gantryv1.ServiceEndpoints{},
 	}
 }
 
@@ -61,12 +63,15 @@ func (e *endpointState) update(u *gantryv1.NodeUpdate) {
 	if u.Full {
 		e.services, e.networks = map[string]*gantryv1.ServiceEndpoints{}, map[string]*gantryv1.Network{}
 		e.nodes = map[string]*gantryv1.Node{}
+		clear(e.merged)
 	}
 	for _, s := range u.Endpoints {
 		e.services[s.Service] = s
+		delete(e.merged, s.Service)
 	}
 	for _, key := range u.RemovedEndpoints {
 		delete(e.services, key)
+		delete(e.merged, key)
 	}
 	for _, n := range u.Networks {
 		e.networks[n.Meta.Key] = n
@@ -98,6 +103,7 @@ func (e *endpointState) setLocal(i *gantryv1.Instance, st *gantryv1.InstanceStat
 		return false
 	}
 	e.local[i.Meta.Key] = &localEndpoint{service: serviceKey(i), app: i.App, endpoint: ep}
+	delete(e.merged, serviceKey(i))
 	e.asked++
 	return true
 }
@@ -129,8 +135,9 @@ func (e *endpointState) dropLocal(id string) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	delete(e.dns, id)
-	if _, ok := e.local[id]; ok {
+	if l, ok := e.local[id]; ok {
 		delete(e.local, id)
+		delete(e.merged, l.service)
 		e.asked++
 	}
 }
@@ -155,7 +162,7 @@ func (e *endpointState) apply(ctx context.Context, log *slog.Logger) {
 		return
 	}
 	upTo := e.asked
-	state, upstreams := e.merged(), maps.Clone(e.dns)
+	state, upstreams := e.state(), maps.Clone(e.dns)
 	e.mu.Unlock()
 
 	ctx, cancel := context.WithTimeout(ctx, applyTimeout)
@@ -171,28 +178,44 @@ func (e *endpointState) apply(ctx context.Context, log *slog.Logger) {
 	e.mu.Unlock()
 }
 
-// merged is the server's view with this machine's instances as they are; mu is held.
-func (e *endpointState) merged() network.State {
+// state is the server's view with this machine's instances as they are; mu is held. What has not changed is the same object as
+// before, by which network and name server know.
+func (e *endpointState) state() network.State {
+	if len(e.merged) < len(e.services) {
+		e.mergeStale()
+	}
+	out := slices.SortedFunc(maps.Values(e.merged), func(a, b *gantryv1.ServiceEndpoints) int { return strings.Compare(a.Service, b.Service) })
+	return network.State{
+		Endpoints: out, Networks: slices.Collect(maps.Values(e.networks)), Nodes: slices.Collect(maps.Values(e.nodes)),
+	}
+}
+
+func (e *endpointState) mergeStale() {
 	byService := map[string][]*gantryv1.Endpoint{}
 	for _, l := range e.local {
 		byService[l.service] = append(byService[l.service], l.endpoint)
 	}
-	out := make([]*gantryv1.ServiceEndpoints, 0, len(e.services))
 	for key, s := range e.services {
-		c := proto.Clone(s).(*gantryv1.ServiceEndpoints)
-		c.Endpoints = c.Endpoints[:0]
+		if e.merged[key] != nil {
+			continue
+		}
+		c := withPorts(s, s.Ports)
+		c.Endpoints = weighed(byService[key], s.Endpoints)
 		for _, ep := range s.Endpoints {
 			if ep.Node != e.node {
 				c.Endpoints = append(c.Endpoints, ep)
 			}
 		}
-		c.Endpoints = append(c.Endpoints, weighed(byService[key], s.Endpoints)...)
-		sort.Slice(c.Endpoints, func(i, j int) bool { return c.Endpoints[i].Instance < c.Endpoints[j].Instance })
-		out = append(out, c)
+		slices.SortFunc(c.Endpoints, func(a, b *gantryv1.Endpoint) int { return strings.Compare(a.Instance, b.Instance) })
+		e.merged[key] = c
 	}
-	sort.Slice(out, func(i, j int) bool { return out[i].Service < out[j].Service })
-	return network.State{
-		Endpoints: out, Networks: slices.Collect(maps.Values(e.networks)), Nodes: slices.Collect(maps.Values(e.nodes)),
+}
+
+// withPorts is a service with other ports. What it consists of is shared: nobody changes that.
+func withPorts(s *gantryv1.ServiceEndpoints, ports []*gantryv1.PortPublish) *gantryv1.ServiceEndpoints {
+	return &gantryv1.ServiceEndpoints{
+		Service: s.Service, Environment: s.Environment, App: s.App, Name: s.Name, VirtualIp: s.VirtualIp, Endpoints: s.Endpoints,
+		Ports: ports, Attachments: s.Attachments,
 	}
 }
 
@@ -217,25 +240,29 @@ func portsHere(s *gantryv1.ServiceEndpoints, node string) []*gantryv1.PortPublis
 	return slices.DeleteFunc(slices.Clone(s.Ports), func(p *gantryv1.PortPublish) bool { return p.Mode == "host" })
 }
 
-// publish reserves the host ports of every service and fills in those that any free port will do for.
+// publish reserves the host ports of every service and fills in those that any free port will do for, in copies of the services.
 func (e *endpointState) publish(ctx context.Context, services []*gantryv1.ServiceEndpoints, log *slog.Logger) (map[string]error, map[string][]*gantryv1.PortPublish) {
 	failed, filled := map[string]error{}, map[string][]*gantryv1.PortPublish{}
 	keep := map[string]bool{}
-	for _, s := range services {
-		if s.Ports = portsHere(s, e.node); len(s.Ports) == 0 {
+	for i, s := range services {
+		if len(s.Ports) == 0 {
+			continue
+		}
+		services[i] = withPorts(s, nil)
+		wanted := portsHere(s, e.node)
+		if len(wanted) == 0 {
 			continue
 		}
 		keep[s.Service] = true
-		ports, err := e.network.Publish(ctx, s.Service, s.Ports)
+		ports, err := e.network.Publish(ctx, s.Service, wanted)
 		if err != nil {
 			failed[s.Service] = err
-			s.Ports = nil
 			if e.portError(s.Service) == nil {
 				log.Warn("the ports of a service cannot be published", "service", s.Service, "err", err)
 			}
 			continue
 		}
-		s.Ports, filled[s.Service] = ports, ports
+		services[i].Ports, filled[s.Service] = ports, ports
 	}
 	e.network.KeepPublished(keep)
 	return failed, filled

@@ -3,6 +3,8 @@ package agent
 import (
 	"testing"
 
+	"google.golang.org/protobuf/proto"
+
 	gantryv1 "github.com/gantryd/gantry/api/gen/gantry/v1"
 )
 
@@ -35,12 +37,43 @@ func TestEndpointsOfThisMachineAreItsOwnWordAndTheServersWeight(t *testing.T) {
 	e.update(&gantryv1.NodeUpdate{RemovedNodes: []string{"n3"}})
 	i := &gantryv1.Instance{Meta: &gantryv1.Meta{Key: "here"}, Environment: "e", App: "a", Service: "s", Slot: 1}
 	e.setLocal(i, &gantryv1.InstanceStatus{Address: "10.64.1.9", Phase: gantryv1.InstanceStatus_PHASE_STOPPING})
-	st := e.merged()
+	st := e.state()
 	if len(st.Nodes) != 1 || st.Nodes[0].Meta.Key != "n2" {
 		t.Errorf("nodes: %v", st.Nodes)
 	}
 	got := st.Endpoints[0].Endpoints
 	if len(got) != 2 || got[0].Instance != "here" || got[0].Ready || got[0].Weight != 7 || got[1].Instance != "there" || got[1].Weight != 3 {
 		t.Errorf("endpoints: %v", got)
+	}
+	// What does not change stays the same object, which is how the network knows; what does is another.
+	again := e.state()
+	if again.Endpoints[0] != st.Endpoints[0] {
+		t.Error("an unchanged service is another object")
+	}
+	e.setLocal(i, &gantryv1.InstanceStatus{Address: "10.64.1.9", Phase: gantryv1.InstanceStatus_PHASE_RUNNING})
+	if now := e.state().Endpoints[0]; now == st.Endpoints[0] || st.Endpoints[0].Endpoints[0].Ready || !now.Endpoints[0].Ready {
+		t.Errorf("after a change: %v, and the one before: %v", now, st.Endpoints[0])
+	}
+	e.dropLocal("here")
+	if now := e.state().Endpoints[0].Endpoints; len(now) != 1 || now[0].Instance != "there" {
+		t.Errorf("after it is gone: %v", now)
+	}
+	e.update(&gantryv1.NodeUpdate{RemovedEndpoints: []string{"e/a/s"}})
+	if now := e.state().Endpoints; len(now) != 0 {
+		t.Errorf("a removed service stays: %v", now)
+	}
+}
+
+func TestCopiesOfServicesAreWhole(t *testing.T) {
+	const known = 10 // delta and removed have done their work before
+	if n := (&gantryv1.ServiceEndpoints{}).ProtoReflect().Descriptor().Fields().Len(); n != known {
+		t.Errorf("ServiceEndpoints has %d fields, and withPorts knows of %d", n, known)
+	}
+	s := &gantryv1.ServiceEndpoints{
+		Service: "e/a/s", Environment: "e", App: "a", Name: "s", VirtualIp: "10.96.0.1", Endpoints: []*gantryv1.Endpoint{{Instance: "i"}},
+		Ports: []*gantryv1.PortPublish{{HostPort: 1}}, Attachments: []*gantryv1.NetworkAttachment{{Network: "n"}},
+	}
+	if !proto.Equal(withPorts(s, s.Ports), s) {
+		t.Errorf("%v", withPorts(s, s.Ports))
 	}
 }
