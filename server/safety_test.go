@@ -92,7 +92,7 @@ func TestANodeKeepsAnInstanceWhoseReleaseIsMissing(t *testing.T) {
 		for _, r := range store.List[*gantryv1.Release](tx, "") {
 			store.Delete[*gantryv1.Release](tx, r.Meta.Key)
 		}
-		store.Put(tx, &gantryv1.Network{Meta: store.NewMeta("production/mark"), Number: 77})
+		store.Put(tx, &gantryv1.Network{Meta: store.NewMeta("production/shop/default"), Number: 77})
 		return nil
 	})
 	if err != nil {

@@ -149,7 +149,7 @@ const (
 	paceShare    = 50 * time.Microsecond  // per session: how long news that are not urgent wait for more of their kind
 	longestPace  = 200 * time.Millisecond
 	longestHold  = 250 * time.Millisecond // of changes of one service under load
-	maxMessage   = 256 << 10              // bytes after which an update goes on in the next message
+	maxMessage   = 64 << 10               // bytes after which an update goes on in the next message
 	suspectAfter = 2 * time.Second
 	downAfter    = 5 * time.Second
 )

@@ -178,7 +178,7 @@ func (t *term) watch(now time.Time, since time.Duration) {
 	defer t.mu.Unlock()
 	suspect, down := t.patience()
 	var put []store.Object
-	for id := range t.objects {
+	for id, o := range t.objects.nodes {
 		n := t.node(id)
 		if since > stall {
 			n.heard = n.heard.Add(since)
@@ -191,7 +191,7 @@ func (t *term) watch(now time.Time, since time.Duration) {
 			state = stateSuspect
 		}
 		if state != n.state {
-			t.hub.log.Warn("a node is silent", "node", t.objects[id].Name, "state", state, "for", silence.Round(time.Millisecond))
+			t.hub.log.Warn("a node is silent", "node", o.Name, "state", state, "for", silence.Round(time.Millisecond))
 			n.state = state
 			put = append(put, n.observation(now.Add(-silence)))
 		}

@@ -13,6 +13,7 @@ import (
 
 // service is where one service, or one `gantry run` instance, can be reached. It is the content of its topic.
 type service struct {
+	term      *term
 	key       string
 	object    *gantryv1.Service // nil for `gantry run`, and when it is gone before its instances
 	header    *gantryv1.ServiceEndpoints
@@ -28,7 +29,7 @@ type service struct {
 func (t *term) service(key string) *service {
 	s := t.services[key]
 	if s == nil {
-		s = &service{key: key, instances: map[string]*instance{}}
+		s = &service{term: t, key: key, instances: map[string]*instance{}}
 		s.topic = newTopic(s)
 		t.services[key] = s
 	}
@@ -113,14 +114,26 @@ func header(key, env, app, name string, spec *gantryv1.ContainerSpec) *gantryv1.
 	return h
 }
 
+// networkChanged has those who know a service in the network hear of it.
+func (t *term) networkChanged(o *gantryv1.Network, gone bool) {
+	t.networks[o.Meta.Key] = o
+	if gone {
+		delete(t.networks, o.Meta.Key)
+	}
+	if sc := t.scopes[o.Meta.Key]; sc != nil {
+		for s := range sc.services {
+			t.renew(s.topic)
+		}
+	}
+}
+
 // setHeader publishes a service, or takes it back with nil, and sees to who has to know it.
 func (t *term) setHeader(s *service, h *gantryv1.ServiceEndpoints) {
 	if proto.Equal(s.header, h) {
 		return
 	}
 	s.header = h
-	s.topic.restart = true
-	t.pending[s.topic] = struct{}{}
+	t.renew(s.topic)
 	t.setNetworks(s, networksOf(h))
 	if ingress := publishes(h); ingress != s.ingress {
 		s.ingress = ingress
@@ -273,46 +286,55 @@ func (s *service) shares(weights map[int64]int32) map[int64]int32 {
 // withheld is the weight of an endpoint that gets no new connections.
 const withheld = -1
 
-// full is part of content.
+// full is part of content. The networks that the service is in go with it.
 func (s *service) full() []fragment {
 	if s.header == nil {
 		return nil
 	}
-	h := proto.Clone(s.header).(*gantryv1.ServiceEndpoints)
+	u := &gantryv1.NodeUpdate{Endpoints: []*gantryv1.ServiceEndpoints{proto.Clone(s.header).(*gantryv1.ServiceEndpoints)}}
+	for _, network := range s.networks {
+		if o := s.term.networks[network]; o != nil {
+			u.Networks = append(u.Networks, o)
+		}
+	}
 	keys := make([]string, 0, len(s.instances))
 	for id, i := range s.instances {
 		if i.endpoint != nil {
 			keys = append(keys, id)
 		}
 	}
-	return s.encode(h, keys)
+	return s.encode(u, keys)
 }
 
 // delta is part of content.
 func (s *service) delta(keys []string) []fragment {
-	return s.encode(&gantryv1.ServiceEndpoints{Service: s.key, Delta: true}, keys)
+	return s.encode(s.difference(), keys)
 }
 
-// encode puts endpoints into as many messages as keep each small; the first has what first has.
-func (s *service) encode(first *gantryv1.ServiceEndpoints, keys []string) []fragment {
+func (s *service) difference() *gantryv1.NodeUpdate {
+	return &gantryv1.NodeUpdate{Endpoints: []*gantryv1.ServiceEndpoints{{Service: s.key, Delta: true}}}
+}
+
+// encode puts endpoints into as many messages as keep each small, of which u is the first.
+func (s *service) encode(u *gantryv1.NodeUpdate, keys []string) []fragment {
 	slices.Sort(keys)
 	var out []fragment
-	e := first
 	for n, id := range keys {
 		if n > 0 && n%endpointsPerFragment == 0 {
-			out = append(out, encode(&gantryv1.NodeUpdate{Endpoints: []*gantryv1.ServiceEndpoints{e}}))
-			e = &gantryv1.ServiceEndpoints{Service: s.key, Delta: true}
+			out = append(out, encode(u))
+			u = s.difference()
 		}
+		e := u.Endpoints[0]
 		if i := s.instances[id]; i == nil || i.endpoint == nil {
 			e.Removed = append(e.Removed, id)
 		} else {
 			e.Endpoints = append(e.Endpoints, outward(i.endpoint))
 		}
 	}
-	return append(out, encode(&gantryv1.NodeUpdate{Endpoints: []*gantryv1.ServiceEndpoints{e}}))
+	return append(out, encode(u))
 }
 
-const endpointsPerFragment = 1000
+const endpointsPerFragment = 500
 
 // outward is an endpoint as nodes are told of it.
 func outward(e *gantryv1.Endpoint) *gantryv1.Endpoint {

@@ -16,17 +16,18 @@ type session struct {
 	wake   chan struct{}
 
 	// Under term.mu: what has changed since the last update.
-	full    bool
-	urgent  bool                // something that is not only news of topics
-	recheck bool                // something that assignments are made from has changed
-	dirty   map[string]struct{} // instances
-	removed map[string]struct{} // instances that the node itself said are gone
-	dropped map[string]struct{} // services that it need not know any more
-	news    map[*topic]struct{}
-	self    bool
-	servers bool
-	cluster bool
-	uses    map[string]struct{} // paths of term.users
+	full     bool
+	urgent   bool                // something that is not only news of topics
+	recheck  bool                // something that assignments are made from has changed
+	dirty    map[string]struct{} // instances
+	removed  map[string]struct{} // instances that the node itself said are gone
+	dropped  map[string]struct{} // services that it need not know any more
+	news     map[*topic]struct{}
+	self     bool
+	servers  bool
+	cluster  bool
+	uses     map[string]struct{} // paths of term.users
+	networks map[string]struct{} // that the node has been told of
 
 	assigned map[string]string // instance to what its assignment was made from; of the sender alone
 }
@@ -56,7 +57,7 @@ func (t *term) attach(id string, cancel context.CancelCauseFunc) *session {
 	s := &session{
 		term: t, node: n, cancel: cancel, wake: make(chan struct{}, 1), full: true, self: true, servers: true, cluster: true,
 		dirty: map[string]struct{}{}, removed: map[string]struct{}{}, dropped: map[string]struct{}{},
-		news: map[*topic]struct{}{}, uses: map[string]struct{}{}, assigned: map[string]string{},
+		news: map[*topic]struct{}{}, uses: map[string]struct{}{}, networks: map[string]struct{}{}, assigned: map[string]string{},
 	}
 	n.session, n.heard = s, time.Now()
 	t.sessions++
@@ -66,7 +67,6 @@ func (t *term) attach(id string, cancel context.CancelCauseFunc) *session {
 	for svc := range n.needs {
 		t.subscribe(n, svc)
 	}
-	t.networks.subscribe(s)
 	t.machines.subscribe(s)
 	s.urge()
 	if t.ended != nil {
@@ -91,7 +91,6 @@ func (t *term) release(s *session) {
 	for svc := range s.node.needs {
 		svc.topic.unsubscribe(s)
 	}
-	t.networks.unsubscribe(s)
 	t.machines.unsubscribe(s)
 	for path := range s.uses {
 		t.leaveUsers(path, s)
@@ -127,7 +126,8 @@ type changes struct {
 	full      bool
 	dirty     []string
 	forgotten []string // instances that the node itself said are gone
-	dropped   []string
+	dropped   []string // services, and networks that none of the others is in
+	unlinked  []string
 	fragments []fragment
 	self      *gantryv1.Node
 	servers   []string
@@ -157,12 +157,20 @@ func (s *session) take(now, sent time.Time) (c changes, wait time.Duration) {
 	}
 	c.dirty = drain(s.dirty)
 	c.dropped = drain(s.dropped)
+	if len(c.dropped) > 0 {
+		c.unlinked = s.unlink()
+	}
 	for p := range s.news {
 		c.fragments = append(c.fragments, p.read(s)...)
+		if svc, ok := p.content.(*service); ok {
+			for _, network := range svc.networks {
+				s.networks[network] = struct{}{}
+			}
+		}
 	}
 	clear(s.news)
 	if s.self {
-		c.self = t.objects[s.node.id]
+		c.self = t.objects.nodes[s.node.id]
 	}
 	if s.servers {
 		c.servers = t.servers
@@ -172,6 +180,23 @@ func (s *session) take(now, sent time.Time) (c changes, wait time.Duration) {
 	}
 	s.urgent, s.recheck, s.self, s.servers, s.cluster = false, false, false, false, false
 	return c, 0
+}
+
+// unlink lists the networks in which no service is left that the node has to know.
+func (s *session) unlink() (out []string) {
+	needed := map[string]struct{}{}
+	for svc := range s.node.needs {
+		for _, network := range svc.networks {
+			needed[network] = struct{}{}
+		}
+	}
+	for network := range s.networks {
+		if _, ok := needed[network]; !ok {
+			out = append(out, network)
+			delete(s.networks, network)
+		}
+	}
+	return out
 }
 
 func drain(set map[string]struct{}) []string {
@@ -243,7 +268,7 @@ func (s *session) await(ctx context.Context, wait time.Duration) (over bool, err
 // messages makes the update of changes, in as many messages as keep each of them small.
 func (s *session) messages(c changes) []*gantryv1.NodeUpdate {
 	p := &parts{}
-	p.add(&gantryv1.NodeUpdate{Full: c.full, Node: c.self, Servers: c.servers, Cluster: c.cluster, RemovedEndpoints: c.dropped}, 0)
+	p.add(&gantryv1.NodeUpdate{Full: c.full, Node: c.self, Servers: c.servers, Cluster: c.cluster, RemovedEndpoints: c.dropped, RemovedNetworks: c.unlinked}, 0)
 	p.empty = !c.full && c.self == nil && c.servers == nil && c.cluster == nil && len(c.dropped) == 0
 	for _, f := range c.fragments {
 		p.fragment(f)

@@ -26,9 +26,9 @@ type term struct {
 	instances map[string]*instance
 	scopes    map[string]*scope // by network key
 	ingress   map[*service]struct{}
-	networks  *topic
+	networks  map[string]*gantryv1.Network
 	machines  *topic
-	objects   map[string]*gantryv1.Node
+	objects   *machineSet // what machines is about
 	servers   []string
 	cluster   *gantryv1.Cluster
 	users     map[string]map[*session]struct{} // of secrets and the like, by path
@@ -66,10 +66,11 @@ type instance struct {
 }
 
 func newTerm(h *Hub) *term {
+	objects := newMachineSet()
 	return &term{
 		hub: h, began: time.Now(), nodes: map[string]*node{}, services: map[string]*service{}, instances: map[string]*instance{},
-		scopes: map[string]*scope{}, ingress: map[*service]struct{}{}, objects: map[string]*gantryv1.Node{},
-		networks: newTopic(newNetworkSet()), machines: newTopic(newMachineSet()),
+		scopes: map[string]*scope{}, ingress: map[*service]struct{}{}, objects: objects,
+		networks: map[string]*gantryv1.Network{}, machines: newTopic(objects),
 		users: map[string]map[*session]struct{}{}, pending: map[*topic]struct{}{},
 	}
 }
@@ -158,7 +159,7 @@ func (t *term) event(e store.Event) store.Object {
 		t.releaseChanged(o)
 		t.used("Release/" + o.Meta.Key)
 	case *gantryv1.Network:
-		t.objectChanged(t.networks, o, gone)
+		t.networkChanged(o, gone)
 	case *gantryv1.Node:
 		return t.nodeChanged(o, gone)
 	case *gantryv1.NodeStatus:
@@ -183,11 +184,6 @@ func (t *term) used(path string) {
 	}
 }
 
-func (t *term) objectChanged(topic *topic, o store.Object, gone bool) {
-	topic.content.(*objectSet).set(o, gone)
-	t.touch(topic, o.GetMeta().Key)
-}
-
 func (t *term) clusterChanged(c *gantryv1.Cluster, gone bool) {
 	t.cluster = nil
 	if !gone {
@@ -204,15 +200,11 @@ func (t *term) clusterChanged(c *gantryv1.Cluster, gone bool) {
 
 func (t *term) nodeChanged(o *gantryv1.Node, gone bool) store.Object {
 	n := t.node(o.Meta.Key)
-	if _, known := t.objects[o.Meta.Key]; !known {
+	if t.objects.nodes[o.Meta.Key] == nil {
 		n.heard = time.Now()
 	}
-	if gone {
-		delete(t.objects, o.Meta.Key)
-	} else {
-		t.objects[o.Meta.Key] = o
-	}
-	t.objectChanged(t.machines, o, gone)
+	t.objects.set(o, gone)
+	t.touch(t.machines, o.Meta.Key)
 	t.serversChanged()
 	if n.session != nil && gone {
 		n.session.cancel(errStranger(n.id))
@@ -233,14 +225,14 @@ func (t *term) nodeChanged(o *gantryv1.Node, gone bool) store.Object {
 
 // tidyNode drops the entry of a machine that is none of the cluster's any more.
 func (t *term) tidyNode(n *node) {
-	if t.objects[n.id] == nil && n.session == nil && len(n.instances) == 0 {
+	if t.objects.nodes[n.id] == nil && n.session == nil && len(n.instances) == 0 {
 		delete(t.nodes, n.id)
 	}
 }
 
 func (t *term) serversChanged() {
 	var servers []string
-	for _, o := range t.objects {
+	for _, o := range t.objects.nodes {
 		if o.Role == "server" && o.ApiAddress != "" {
 			servers = append(servers, o.ApiAddress)
 		}

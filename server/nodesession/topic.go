@@ -1,12 +1,13 @@
 package nodesession
 
 import (
+	"maps"
+	"slices"
 	"time"
 
 	"google.golang.org/protobuf/proto"
 
 	gantryv1 "github.com/gantryd/gantry/api/gen/gantry/v1"
-	"github.com/gantryd/gantry/store"
 )
 
 // fragment is a part of a NodeUpdate in its form on the wire. It is encoded once for all nodes that are sent it.
@@ -57,6 +58,12 @@ func (t *term) touch(topic *topic, key string) {
 	t.pending[topic] = struct{}{}
 }
 
+// renew notes that more than entries have changed.
+func (t *term) renew(topic *topic) {
+	topic.restart = true
+	t.pending[topic] = struct{}{}
+}
+
 func (p *topic) subscribe(s *session) {
 	if p.readers[s] != nil {
 		return
@@ -83,7 +90,7 @@ func (p *topic) wasteful() bool { return p.entries > 3*p.content.size()+64 }
 // begin writes the log anew. Readers that had read all of the old one go on behind what they know.
 func (p *topic) begin() {
 	last, was := len(p.log), p.epoch
-	if set, ok := p.content.(*objectSet); ok && p.allRead() {
+	if set, ok := p.content.(*machineSet); ok && p.allRead() {
 		clear(set.gone)
 	}
 	p.log, p.entries = p.content.full(), p.content.size()
@@ -178,67 +185,40 @@ func (t *term) hold(now time.Time) time.Duration {
 	return max(first, 0)
 }
 
-// objectSet is a topic's content of stored objects: networks, or machines.
-type objectSet struct {
-	objects map[string]store.Object
-	gone    map[string]struct{} // removed in this term: a reader that starts over may know them
-	put     func(u *gantryv1.NodeUpdate, o store.Object)
-	remove  func(u *gantryv1.NodeUpdate, key string)
+// machineSet is a topic's content: all machines of the cluster.
+type machineSet struct {
+	nodes map[string]*gantryv1.Node
+	gone  map[string]struct{} // removed in this term: a reader that starts over may know them
 }
 
-func newNetworkSet() *objectSet {
-	return &objectSet{
-		objects: map[string]store.Object{}, gone: map[string]struct{}{},
-		put: func(u *gantryv1.NodeUpdate, o store.Object) {
-			u.Networks = append(u.Networks, o.(*gantryv1.Network))
-		},
-		remove: func(u *gantryv1.NodeUpdate, key string) { u.RemovedNetworks = append(u.RemovedNetworks, key) },
-	}
+func newMachineSet() *machineSet {
+	return &machineSet{nodes: map[string]*gantryv1.Node{}, gone: map[string]struct{}{}}
 }
 
-func newMachineSet() *objectSet {
-	return &objectSet{
-		objects: map[string]store.Object{}, gone: map[string]struct{}{},
-		put: func(u *gantryv1.NodeUpdate, o store.Object) {
-			u.Nodes = append(u.Nodes, o.(*gantryv1.Node))
-		},
-		remove: func(u *gantryv1.NodeUpdate, key string) { u.RemovedNodes = append(u.RemovedNodes, key) },
-	}
-}
-
-func (o *objectSet) set(obj store.Object, gone bool) {
-	key := obj.GetMeta().Key
+func (m *machineSet) set(o *gantryv1.Node, gone bool) {
 	if gone {
-		delete(o.objects, key)
-		o.gone[key] = struct{}{}
+		delete(m.nodes, o.Meta.Key)
+		m.gone[o.Meta.Key] = struct{}{}
 		return
 	}
-	o.objects[key] = obj
-	delete(o.gone, key)
+	m.nodes[o.Meta.Key] = o
+	delete(m.gone, o.Meta.Key)
 }
 
-func (o *objectSet) full() []fragment {
-	keys := make([]string, 0, len(o.objects)+len(o.gone))
-	for key := range o.objects {
-		keys = append(keys, key)
-	}
-	for key := range o.gone {
-		keys = append(keys, key)
-	}
-	return o.delta(keys)
+func (m *machineSet) full() []fragment {
+	keys := slices.AppendSeq(slices.Collect(maps.Keys(m.nodes)), maps.Keys(m.gone))
+	return m.delta(keys)
 }
 
-func (o *objectSet) delta(keys []string) []fragment {
+func (m *machineSet) delta(keys []string) []fragment {
 	var out []fragment
-	for len(keys) > 0 {
-		part := keys[:min(len(keys), endpointsPerFragment)]
-		keys = keys[len(part):]
+	for part := range slices.Chunk(keys, endpointsPerFragment) {
 		u := &gantryv1.NodeUpdate{}
 		for _, key := range part {
-			if obj := o.objects[key]; obj != nil {
-				o.put(u, obj)
+			if o := m.nodes[key]; o != nil {
+				u.Nodes = append(u.Nodes, o)
 			} else {
-				o.remove(u, key)
+				u.RemovedNodes = append(u.RemovedNodes, key)
 			}
 		}
 		out = append(out, encode(u))
@@ -246,6 +226,6 @@ func (o *objectSet) delta(keys []string) []fragment {
 	return out
 }
 
-func (o *objectSet) size() int { return len(o.objects) + len(o.gone) }
+func (m *machineSet) size() int { return len(m.nodes) + len(m.gone) }
 
-func (o *objectSet) settle() []string { return nil }
+func (m *machineSet) settle() []string { return nil }
