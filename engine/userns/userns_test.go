@@ -22,7 +22,7 @@ func TestARangeOverlapsNobodys(t *testing.T) {
 	for name, content := range map[string]string{
 		"passwd": "root:x:0:0::/:/bin/sh\n# a comment\nlast:x:1879048192:5::/:\n",
 		"group":  "root:x:0:\nbig:x:2147287039:\n",
-		"subuid": "app:100000:65536\nhuge:1879100000:200000\n",
+		"subuid": "app:100000:65536\nhuge:1879113728:131072\n",
 		"subgid": "app:nonsense:65536\n",
 	} {
 		must(t, os.WriteFile(filepath.Join(etc, name), []byte(content), 0o644))
