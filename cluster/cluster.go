@@ -14,6 +14,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"time"
 
 	"go.etcd.io/etcd/client/pkg/v3/transport"
@@ -53,6 +54,7 @@ type Peers struct {
 type Member struct {
 	etcd   *embed.Etcd
 	client *clientv3.Client
+	stop   sync.Once
 }
 
 const (
@@ -111,10 +113,12 @@ func (m *Member) Err() <-chan error { return m.etcd.Err() }
 // Stopped is closed when the member has been stopped: by Stop, or because the cluster has removed it.
 func (m *Member) Stopped() <-chan struct{} { return m.etcd.Server.StopNotify() }
 
-// Stop ends the member cleanly.
+// Stop ends the member cleanly. Further calls do nothing.
 func (m *Member) Stop() {
-	_ = m.client.Close()
-	m.etcd.Close()
+	m.stop.Do(func() {
+		_ = m.client.Close()
+		m.etcd.Close()
+	})
 }
 
 func config(o Options) (*embed.Config, error) {

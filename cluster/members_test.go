@@ -1,0 +1,266 @@
+package cluster_test
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+
+	"github.com/gantryd/gantry/cluster"
+	"github.com/gantryd/gantry/cluster/identity"
+	"github.com/gantryd/gantry/fault"
+)
+
+// rig is a cluster on loopback ports, with an authority of its own.
+type rig struct {
+	t     *testing.T
+	ca    *identity.Authority
+	roots []byte
+}
+
+func newRig(t *testing.T) *rig {
+	ca, roots, _, err := identity.NewAuthority("test")
+	check(t, err)
+	return &rig{t, ca, roots}
+}
+
+func check(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// options makes a machine with a certificate of the role.
+func (r *rig) options(name string, role identity.Role) cluster.Options {
+	r.t.Helper()
+	dir := r.t.TempDir()
+	key, request, err := identity.Request()
+	check(r.t, err)
+	cert, err := r.ca.Sign(request, name, role, "127.0.0.1", time.Hour)
+	check(r.t, err)
+	k, err := identity.NewKeeper(filepath.Join(dir, "id"), cert, key, r.roots)
+	check(r.t, err)
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	check(r.t, err)
+	url := "https://" + l.Addr().String()
+	check(r.t, l.Close())
+	run, err := os.MkdirTemp("", "gm") // short: it holds Unix sockets
+	check(r.t, err)
+	r.t.Cleanup(func() { _ = os.RemoveAll(run) })
+	pair, roots := k.Files()
+	return cluster.Options{
+		Root: filepath.Join(dir, "etcd"), Run: run, Logger: slog.New(slog.DiscardHandler),
+		Peers: &cluster.Peers{Name: name, Listen: url, Advertise: url, Pair: pair, Roots: roots, Hostname: identity.AnyServer},
+	}
+}
+
+func (r *rig) start(o cluster.Options) *cluster.Member {
+	r.t.Helper()
+	ctx, cancel := context.WithTimeout(r.t.Context(), time.Minute)
+	defer cancel()
+	m, err := cluster.Start(ctx, o)
+	check(r.t, err)
+	r.t.Cleanup(m.Stop)
+	return m
+}
+
+// join starts another member and waits until it has its vote.
+func (r *rig) join(by *cluster.Member, name string) (*cluster.Member, cluster.Options) {
+	r.t.Helper()
+	o := r.options(name, identity.Server)
+	var id string
+	r.eventually("the member is added", func() (err error) {
+		id, o.Initial, err = by.AddLearner(r.t.Context(), name, o.Peers.Advertise)
+		return err
+	})
+	m := r.start(o)
+	if m.ID() != id {
+		r.t.Fatalf("the member is %s, not %s", m.ID(), id)
+	}
+	r.eventually("the member has its vote", func() error { return by.Promote(r.t.Context(), id) })
+	return m, o
+}
+
+func (r *rig) eventually(what string, fn func() error) {
+	r.t.Helper()
+	deadline := time.After(time.Minute)
+	tick := time.NewTicker(50 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		err := fn()
+		if err == nil {
+			return
+		}
+		select {
+		case <-tick.C:
+		case <-deadline:
+			r.t.Fatalf("not in time: %s: %v", what, err)
+		}
+	}
+}
+
+func put(ctx context.Context, m *cluster.Member, key, value string) error {
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	_, err := m.Client().Put(ctx, key, value)
+	return err
+}
+
+func read(t *testing.T, m *cluster.Member, key string) string {
+	t.Helper()
+	resp, err := m.Client().Get(t.Context(), key, clientv3.WithSerializable())
+	check(t, err)
+	if len(resp.Kvs) == 0 {
+		return ""
+	}
+	return string(resp.Kvs[0].Value)
+}
+
+func TestMembersComeAndGo(t *testing.T) {
+	r := newRig(t)
+	a := r.start(r.options("a", identity.Server))
+	check(t, put(t.Context(), a, "k", "1"))
+	b, ob := r.join(a, "b")
+	if again, _, err := a.AddLearner(t.Context(), "b", ob.Peers.Advertise); err != nil || again != b.ID() {
+		t.Errorf("asked twice for one place: %s, %v", again, err)
+	}
+	if got := read(t, b, "k"); got != "1" {
+		t.Errorf("the new member has %q", got)
+	}
+	if got := a.Members(); len(got) != 2 || got[0].Learner || got[1].Learner {
+		t.Errorf("members: %+v", got)
+	}
+	check(t, a.HandOver(t.Context()))
+	r.eventually("the other leads", func() error {
+		if b.Leader() != b.ID() {
+			return fmt.Errorf("%s leads", b.Leader())
+		}
+		return nil
+	})
+	r.eventually("the first has left", func() error { return b.Remove(t.Context(), a.ID()) })
+	select {
+	case <-a.Stopped():
+	case <-time.After(time.Minute):
+		t.Error("a member that was removed goes on")
+	}
+	check(t, b.Remove(t.Context(), a.ID()))
+	check(t, put(t.Context(), b, "k", "2"))
+}
+
+func TestOnlyServersArePeers(t *testing.T) {
+	r := newRig(t)
+	a := r.start(r.options("a", identity.Server))
+	o := r.options("n", identity.Node)
+	_, initial, err := a.AddLearner(t.Context(), "n", o.Peers.Advertise)
+	check(t, err)
+	o.Initial = initial
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+	defer cancel()
+	if m, err := cluster.Start(ctx, o); err == nil {
+		m.Stop()
+		t.Error("a machine with a node's certificate became a member")
+	}
+}
+
+func TestLead(t *testing.T) {
+	r := newRig(t)
+	a := r.start(r.options("a", identity.Server))
+	b, _ := r.join(a, "b")
+	type reign struct {
+		who   string
+		epoch int64
+		ended <-chan struct{}
+	}
+	reigns := make(chan reign, 10)
+	for name, m := range map[string]*cluster.Member{"a": a, "b": b} {
+		go func() {
+			_ = m.Lead(t.Context(), name, func(ctx context.Context, epoch int64) error {
+				reigns <- reign{name, epoch, ctx.Done()}
+				<-ctx.Done()
+				return nil
+			})
+		}()
+	}
+	first := <-reigns
+	if first.who != "a" {
+		t.Fatalf("%s leads", first.who)
+	}
+	check(t, a.HandOver(t.Context()))
+	second := <-reigns
+	if second.who != "b" || second.epoch <= first.epoch {
+		t.Errorf("then %s leads with epoch %d after %d", second.who, second.epoch, first.epoch)
+	}
+	select {
+	case <-first.ended:
+	case <-time.After(time.Minute):
+		t.Error("the first does not know that it leads no longer")
+	}
+}
+
+func TestForcedClusterOfOne(t *testing.T) {
+	r := newRig(t)
+	oa := r.options("a", identity.Server)
+	a := r.start(oa)
+	b, _ := r.join(a, "b")
+	check(t, put(t.Context(), a, "k", "kept"))
+	b.Stop()
+	if err := put(t.Context(), a, "k", "lost"); err == nil {
+		t.Fatal("a change was accepted without a majority")
+	}
+	a.Stop()
+	oa.Force = true
+	again := r.start(oa)
+	if got := read(t, again, "k"); got != "kept" {
+		t.Errorf("the state has %q", got)
+	}
+	check(t, put(t.Context(), again, "k", "new"))
+}
+
+func TestRestore(t *testing.T) {
+	r := newRig(t)
+	o := r.options("a", identity.Server)
+	a := r.start(o)
+	check(t, put(t.Context(), a, "k", "backed up"))
+	file := filepath.Join(t.TempDir(), "snapshot")
+	rc, err := a.Snapshot(t.Context())
+	check(t, err)
+	f, err := os.Create(file)
+	check(t, err)
+	_, err = f.ReadFrom(rc)
+	check(t, err)
+	check(t, f.Close())
+	before, err := a.Client().Put(t.Context(), "k", "later")
+	check(t, err)
+	a.Stop()
+
+	text, err := os.ReadFile(file)
+	check(t, err)
+	text[len(text)/2] ^= 1
+	bad := file + ".bad"
+	check(t, os.WriteFile(bad, text, 0o600))
+	if _, err := cluster.Restore(o, bad); !fault.Is(err, fault.Corrupt) {
+		t.Fatalf("a flipped bit: %v", err)
+	}
+
+	kept, err := cluster.Restore(o, file)
+	check(t, err)
+	if _, err := os.Stat(filepath.Join(kept, "member")); err != nil {
+		t.Errorf("the state before is not kept: %v", err)
+	}
+	again := r.start(o)
+	if got := read(t, again, "k"); got != "backed up" {
+		t.Errorf("the state has %q", got)
+	}
+	after, err := again.Client().Put(t.Context(), "k", "now")
+	check(t, err)
+	if after.Header.Revision <= before.Header.Revision {
+		t.Errorf("revision %d was used before: %d", after.Header.Revision, before.Header.Revision)
+	}
+}
