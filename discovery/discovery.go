@@ -214,10 +214,10 @@ func (s *Server) converse(ctx context.Context, c *net.TCPConn) {
 func (s *Server) upstreams(asker netip.Addr) []string {
 	k := s.known.Load()
 	from := k.members[asker]
-	if from == nil || len(from.upstreams) == 0 {
+	if from == nil || len(k.upstreams[from.instance]) == 0 {
 		return s.up.upstreams()
 	}
-	return slices.DeleteFunc(s.up.addresses(from.upstreams), func(server string) bool {
+	return slices.DeleteFunc(s.up.addresses(k.upstreams[from.instance]), func(server string) bool {
 		to, err := netip.ParseAddrPort(server)
 		other := k.members[to.Addr().Unmap()]
 		return err != nil || other != nil && !from.service.sees(candidate{service: other.service})

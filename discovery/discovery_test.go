@@ -3,6 +3,7 @@ package discovery
 import (
 	"context"
 	"fmt"
+	"math/rand/v2"
 	"net"
 	"net/netip"
 	"os"
@@ -400,16 +401,26 @@ func TestResolvConfIsReadAgain(t *testing.T) {
 }
 
 // upstream is a name server that gives each question one record.
+// bothPorts binds a port that is free for UDP and TCP.
+func bothPorts(t testing.TB) (pc net.PacketConn, l net.Listener) {
+	t.Helper()
+	var err error
+	for range 20 {
+		if pc, err = net.ListenPacket("udp", "127.0.0.1:0"); err != nil {
+			t.Fatal(err)
+		}
+		if l, err = net.Listen("tcp", pc.LocalAddr().String()); err == nil {
+			return pc, l
+		}
+		pc.Close()
+	}
+	t.Fatal(err)
+	return nil, nil
+}
+
 func upstream(t testing.TB, record func(dns.Question) string) string {
 	t.Helper()
-	pc, err := net.ListenPacket("udp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	l, err := net.Listen("tcp", pc.LocalAddr().String())
-	if err != nil {
-		t.Fatal(err)
-	}
+	pc, l := bothPorts(t)
 	h := dns.HandlerFunc(func(w dns.ResponseWriter, m *dns.Msg) {
 		r := new(dns.Msg).SetReply(m)
 		rr, err := dns.NewRR(record(m.Question[0]))
@@ -497,6 +508,80 @@ func BenchmarkApplyOneOf1000(b *testing.B) {
 	}
 	for i := 0; b.Loop(); i++ {
 		e := svc("prod/app3/s17 10.96.9.9 nets=prod/app3/net 10.64.9.9")
+		e.Endpoints[0].Ready = i%2 == 0
+		st.Endpoints[17] = e
+		s.Apply(st)
+	}
+}
+
+// TestChangesAddUp walks through random states; what is known must be what a new server would know.
+func TestChangesAddUp(t *testing.T) {
+	rng := rand.New(rand.NewPCG(1, 7))
+	s, err := New(Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	st := State{Endpoints: make([]*gantryv1.ServiceEndpoints, 12)}
+	for step := range 2000 {
+		for range 1 + rng.IntN(3) {
+			i := rng.IntN(len(st.Endpoints))
+			line := fmt.Sprintf("prod/app%d/s%d 10.96.0.%d nets=prod/n%d,prod/n%d", i/3, i, i, rng.IntN(4), rng.IntN(4))
+			for range rng.IntN(3) {
+				line += fmt.Sprintf(" 10.64.0.%d", rng.IntN(60))
+			}
+			st.Endpoints[i] = svc(line)
+			if rng.IntN(5) == 0 {
+				st.Endpoints[i] = nil
+			}
+		}
+		now := State{Endpoints: slices.DeleteFunc(slices.Clone(st.Endpoints), func(e *gantryv1.ServiceEndpoints) bool { return e == nil })}
+		s.Apply(now)
+		anew, err := New(Options{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		anew.Apply(now)
+		got, want := s.known.Load(), anew.known.Load()
+		if a, b := got.text(), want.text(); a != b && !want.mixed {
+			t.Fatalf("step %d:\n%s\nanew\n%s", step, a, b)
+		}
+		if len(got.members) != len(want.members) {
+			t.Fatalf("step %d: %d members, anew %d", step, len(got.members), len(want.members))
+		}
+	}
+}
+
+// text is what a snapshot says, in a fixed order.
+func (n *snapshot) text() string {
+	var lines []string
+	for a, m := range n.members {
+		lines = append(lines, fmt.Sprintf("%s is %s of %s", a, m.host, m.service.app.name))
+	}
+	for k, a := range n.apps {
+		lines = append(lines, fmt.Sprintf("app %s with %d services, %d names", k.name, len(a.services), len(a.names)))
+	}
+	for network, apps := range n.networks {
+		for _, a := range apps {
+			lines = append(lines, "in "+network+" app "+a.name)
+		}
+	}
+	slices.Sort(lines)
+	return strings.Join(lines, "\n")
+}
+
+func BenchmarkApplyOneOf100000Instances(b *testing.B) {
+	s, _ := New(Options{})
+	var st State
+	for i := range 5000 {
+		line := fmt.Sprintf("prod/app%d/s%d 10.96.%d.%d nets=prod/app%d/net", i/5, i, i/250, i%250+1, i/5)
+		for j := range 20 {
+			line += fmt.Sprintf(" 10.%d.%d.%d", 64+i/1000, i%1000/4, i%4*50+j)
+		}
+		st.Endpoints = append(st.Endpoints, svc(line))
+	}
+	s.Apply(st)
+	for i := 0; b.Loop(); i++ {
+		e := svc("prod/app3/s17 10.96.0.18 nets=prod/app3/net 10.90.9.9")
 		e.Endpoints[0].Ready = i%2 == 0
 		st.Endpoints[17] = e
 		s.Apply(st)

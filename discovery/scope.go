@@ -1,6 +1,7 @@
 package discovery
 
 import (
+	"maps"
 	"net/netip"
 	"slices"
 	"strings"
@@ -28,6 +29,10 @@ type snapshot struct {
 	apps     map[appKey]*app
 	networks map[string][]*app // by network key: the apps with a service in it
 	internal map[string]bool   // by network key
+	// upstreams has instances' own name servers, by instance.
+	upstreams map[string][]string
+	// mixed is true if an address has several owners, so that one cannot simply be taken away.
+	mixed bool
 }
 
 type appKey struct{ environment, name string }
@@ -41,6 +46,7 @@ type app struct {
 	appKey
 	services []*service
 	names    map[string][]candidate
+	members  map[netip.Addr]*member
 }
 
 // candidate is one service that a name may mean. A service of another app answers to a bare name only in the network that
@@ -64,9 +70,9 @@ type service struct {
 
 // member is who has an address.
 type member struct {
-	service   *service
-	host      string   // its name inside of the app: "2.db", or "db" for the virtual address
-	upstreams []string // name servers of its own; nil for those of the host
+	service  *service
+	host     string // its name inside of the app: "2.db", or "db" for the virtual address
+	instance string // empty for the virtual address
 }
 
 // shares reports whether two services have a network in common.
@@ -101,49 +107,100 @@ func (s *service) sees(c candidate) bool {
 	return s == c.service || s.shares(c.service)
 }
 
-// Apply replaces what is known. Apps whose services are the same as before keep their encoded answers.
+// Apply replaces what is known. It keeps what it is given, which must not be changed afterwards. Apps whose services are the
+// same as before keep their names and encoded answers.
 func (s *Server) Apply(st State) {
 	s.applyMu.Lock()
 	defer s.applyMu.Unlock()
-	old, next := s.known.Load(), newSnapshot()
-	for _, n := range st.Networks {
-		next.internal[n.GetMeta().GetKey()] = n.Internal
-	}
 	groups := map[appKey][]*gantryv1.ServiceEndpoints{}
 	for _, e := range st.Endpoints {
 		k := appKey{strings.ToLower(e.Environment), strings.ToLower(e.App)}
 		groups[k] = append(groups[k], e)
 	}
+	old := s.known.Load()
+	fresh, gone := map[appKey]*app{}, map[appKey]*app{}
 	for k, endpoints := range groups {
-		a := old.apps[k]
-		if a == nil || !a.describes(endpoints) {
-			a = newApp(k, endpoints)
+		was := old.apps[k]
+		switch {
+		case was == nil || !was.describes(endpoints):
+			fresh[k] = newApp(k, endpoints)
+		case old.mixed:
+			fresh[k] = was
 		}
-		next.add(a, st.Upstreams)
 	}
-	for _, apps := range next.networks {
-		slices.SortFunc(apps, func(a, b *app) int { return strings.Compare(a.name, b.name) })
+	for k, a := range old.apps {
+		if fresh[k] != nil || groups[k] == nil {
+			gone[k] = a
+		}
 	}
-	s.known.Store(next)
+	s.known.Store(old.next(st, fresh, gone))
 }
 
-func (n *snapshot) add(a *app, upstreams map[string][]string) {
+// next is the snapshot after apps have gone and others have come, perhaps in their place.
+func (n *snapshot) next(st State, fresh, gone map[appKey]*app) *snapshot {
+	next := newSnapshot()
+	for _, network := range st.Networks {
+		next.internal[network.GetMeta().GetKey()] = network.Internal
+	}
+	next.upstreams = st.Upstreams
+	if n.mixed {
+		gone = nil // everything comes anew
+	} else {
+		next.members, next.apps, next.networks = maps.Clone(n.members), maps.Clone(n.apps), maps.Clone(n.networks)
+	}
+	for k, a := range gone {
+		delete(next.apps, k)
+		next.remove(a)
+	}
+	for _, a := range fresh {
+		next.add(a)
+	}
+	return next
+}
+
+func (n *snapshot) remove(a *app) {
+	for address := range a.members {
+		delete(n.members, address)
+	}
+	for _, network := range a.networks() {
+		n.networks[network] = slices.DeleteFunc(slices.Clone(n.networks[network]), func(o *app) bool { return o == a })
+		if len(n.networks[network]) == 0 {
+			delete(n.networks, network)
+		}
+	}
+}
+
+func (n *snapshot) add(a *app) {
 	n.apps[a.appKey] = a
+	for address, m := range a.members {
+		n.mixed = n.mixed || n.members[address] != nil
+		n.members[address] = m
+	}
+	for _, network := range a.networks() {
+		apps := append(slices.Clone(n.networks[network]), a)
+		slices.SortFunc(apps, func(a, b *app) int { return strings.Compare(a.name, b.name) })
+		n.networks[network] = apps
+	}
+}
+
+// networks lists the networks that services of the app are in, each once.
+func (a *app) networks() []string {
+	var all []string
 	for _, s := range a.services {
-		for _, network := range s.networks {
-			if apps := n.networks[network]; !slices.Contains(apps, a) {
-				n.networks[network] = append(apps, a)
-			}
-		}
-		if vip, err := netip.ParseAddr(s.source.VirtualIp); err == nil {
-			n.members[vip] = &member{service: s, host: s.name}
-		}
-		for _, ep := range s.source.Endpoints {
-			for _, text := range []string{ep.Address, ep.Address6} {
-				if addr, err := netip.ParseAddr(text); err == nil {
-					n.members[addr] = &member{s, s.host(ep), upstreams[ep.Instance]}
-				}
-			}
+		all = append(all, s.networks...)
+	}
+	slices.Sort(all)
+	return slices.Compact(all)
+}
+
+// admit enters who has the addresses of a service.
+func (a *app) admit(s *service) {
+	if vip, err := netip.ParseAddr(s.source.VirtualIp); err == nil {
+		a.members[vip] = &member{service: s, host: s.name}
+	}
+	for _, ep := range s.source.Endpoints {
+		for _, address := range addressesOf(ep) {
+			a.members[address] = &member{s, s.host(ep), ep.Instance}
 		}
 	}
 }
@@ -157,13 +214,14 @@ func (s *service) host(ep *gantryv1.Endpoint) string {
 }
 
 func newApp(k appKey, endpoints []*gantryv1.ServiceEndpoints) *app {
-	a := &app{appKey: k, names: map[string][]candidate{}}
+	a := &app{appKey: k, names: map[string][]candidate{}, members: map[netip.Addr]*member{}}
 	endpoints = slices.Clone(endpoints)
 	slices.SortFunc(endpoints, func(x, y *gantryv1.ServiceEndpoints) int { return strings.Compare(x.Service, y.Service) })
 	for _, e := range endpoints {
 		s := &service{app: a, name: strings.ToLower(e.Name), networks: networksOf(e), source: e}
 		a.services = append(a.services, s)
 		a.nameService(s)
+		a.admit(s)
 	}
 	return a
 }
@@ -286,7 +344,7 @@ func same(a, b *gantryv1.ServiceEndpoints) bool {
 }
 
 func sameEndpoint(a, b *gantryv1.Endpoint) bool {
-	return a.Slot == b.Slot && a.Ready == b.Ready && a.Address == b.Address && a.Address6 == b.Address6
+	return a == b || a.Instance == b.Instance && a.Slot == b.Slot && a.Ready == b.Ready && a.Address == b.Address && a.Address6 == b.Address6
 }
 
 func sameAttachment(a, b *gantryv1.NetworkAttachment) bool {
