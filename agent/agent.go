@@ -44,6 +44,8 @@ type Options struct {
 	// Guarded are directories of the daemon, which no container is given unless its environment permits all.
 	Guarded []string
 	Server  gantryv1connect.NodeSessionServiceClient
+	// CertificateEnd says until when this machine's certificate is good. May be nil.
+	CertificateEnd func() time.Time
 	// Heard is called with every update of a server, before it is acted on. May be nil.
 	Heard  func(*gantryv1.NodeUpdate)
 	Logger *slog.Logger

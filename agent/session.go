@@ -12,8 +12,21 @@ import (
 // follow keeps a session with a server, for as long as ctx lives. Without one the node goes on with what it knows.
 func (a *Agent) follow(ctx context.Context) error {
 	return nodelink.New(nodelink.Options{
-		Server: a.o.Server, Hello: a.hello, Status: a.nodeStatus, Take: a.take, Outbox: a.reports, Logger: a.log,
+		Server: a.o.Server, Hello: a.hello, Status: a.nodeStatus, Take: a.take, Outbox: a.reports,
+		Refused: a.expelled, Logger: a.log,
 	}).Run(ctx)
+}
+
+// expelled stops what runs here: the cluster has removed this node and runs it elsewhere. Volumes stay.
+func (a *Agent) expelled(err error) {
+	workers := a.all()
+	if len(workers) > 0 {
+		a.log.Error("this node was removed from its cluster: its instances are stopped, its volumes stay", "instances", len(workers), "err", err)
+	}
+	for _, w := range workers {
+		w.retire()
+	}
+	a.hear()
 }
 
 // hello tells a server everything: which node this is and how each of its instances is.
@@ -30,11 +43,15 @@ func (a *Agent) hello() *gantryv1.NodeReport {
 
 func (a *Agent) nodeStatus() *gantryv1.NodeStatus {
 	info := a.o.Info
-	return &gantryv1.NodeStatus{
+	st := &gantryv1.NodeStatus{
 		Meta: &gantryv1.Meta{Key: a.o.Node}, Clock: timestamppb.Now(), Os: info.GetOs(),
 		NanoCpus: int64(info.GetCpus()) * 1e9, Memory: info.GetMemory(), Architecture: info.GetArch(),
 		Kernel: info.GetKernel(), Version: info.GetVersion(), Devices: info.GetDevices(), Pids: info.GetPids(),
 	}
+	if a.o.CertificateEnd != nil {
+		st.CertificateEnd = timestamppb.New(a.o.CertificateEnd())
+	}
+	return st
 }
 
 // take acts on one update: names and addresses first, so that an instance finds its services when it starts.

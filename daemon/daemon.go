@@ -210,7 +210,8 @@ func (d *daemon) agent(m *machine, ways *servers, parts agent.Parts) (*agent.Age
 	n := m.Node()
 	return agent.New(agent.Options{
 		Node: n.Meta.Key, Name: n.Name, Root: filepath.Join(d.Root, "agent"), Info: d.info(n), Logger: d.Logger, Server: ways,
-		Guarded: []string{d.Root, d.Config.Run},
+		CertificateEnd: m.keeper.Ends,
+		Guarded:        []string{d.Root, d.Config.Run},
 		Heard: func(u *gantryv1.NodeUpdate) {
 			if err := m.heard(u); err != nil {
 				d.Logger.Warn("what the server said of this machine could not be kept", "err", err)
@@ -325,10 +326,15 @@ func (d *daemon) networkOptions(m *machine, subnet netip.Prefix) (network.Option
 		return o, fault.Wrap(fault.Invalid, err, "--advertise %q is not an IP address", d.Advertise)
 	}
 	o.Overlay, o.Cluster, o.OverlayPort = c.Overlay, c.Id, uint16(d.Port+vxlanPort)
-	if c.Overlay == "wireguard" {
-		o.OverlayPort = uint16(d.Port + wireguardPort)
+	if c.Overlay != "wireguard" {
+		return o, nil
 	}
-	return o, nil
+	o.OverlayPort = uint16(d.Port + wireguardPort)
+	key, err := network.OverlayKey(o.Root)
+	if err != nil {
+		return o, err
+	}
+	return o, m.update(func(r *gantryv1.MachineRecord) { r.Node.OverlayKey = key })
 }
 
 // temporary gives libraries a place for temporary files that the builder clears after a crash.

@@ -29,9 +29,11 @@ type Options struct {
 	// Status is how the node is now, for its heartbeats.
 	Status func() *gantryv1.NodeStatus
 	// Take acts on an update. It is whole: its parts are put together, and endpoints are never differences.
-	Take   func(context.Context, *gantryv1.NodeUpdate)
-	Outbox *Outbox
-	Logger *slog.Logger
+	Take func(context.Context, *gantryv1.NodeUpdate)
+	// Refused is called when a server says that the node does not belong to the cluster. May be nil.
+	Refused func(error)
+	Outbox  *Outbox
+	Logger  *slog.Logger
 }
 
 // Link keeps a session. Use New.
@@ -62,6 +64,9 @@ func (l *Link) Run(ctx context.Context) error {
 			failures = 0
 		}
 		l.complain(failures, err)
+		if fault.Is(err, fault.Denied) && l.o.Refused != nil {
+			l.o.Refused(err)
+		}
 		select {
 		case <-time.After(backoff(failures)):
 		case <-ctx.Done():

@@ -30,7 +30,9 @@ func TestOutboxKeepsTheNewestAndPutsBackTheUnsent(t *testing.T) {
 	}
 }
 
-func endpoint(id string, ready bool) *gantryv1.Endpoint { return &gantryv1.Endpoint{Instance: id, Ready: ready} }
+func endpoint(id string, ready bool) *gantryv1.Endpoint {
+	return &gantryv1.Endpoint{Instance: id, Ready: ready}
+}
 
 func TestUpdatesAreWholeAndEndpointsAreNoDifferences(t *testing.T) {
 	in := newInbox()
