@@ -52,6 +52,9 @@ func (e *Engine) adopt(ctx context.Context, id string, task *tasktypes.Process, 
 		e.clearTask(ctx, id)
 		return e.erase(ctx, c)
 	}
+	if c.IDBase == 0 && c.HostIDs == "" {
+		c.HostIDs = "it was made before containers had user namespaces"
+	}
 	c.state.Status = StatusCreated
 	if err := readJSON(filepath.Join(e.dir(id), stateFile), &c.state); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		e.log.Warn("a container's last state cannot be read", "container", id, "error", err)

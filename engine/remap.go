@@ -39,12 +39,12 @@ func (e *Engine) remap(r CreateRequest) (remapping, error) {
 	m := remapping{IDBase: e.o.Users.Base()}
 	joined := slices.DeleteFunc([]string{r.Netns, r.PidNS, r.IpcNS}, func(p string) bool { return p == "" })
 	if len(joined) > 0 {
-		same, err := sameOwner(joined)
+		why, err := oneOwner(joined)
 		if err != nil {
 			return m, err
 		}
-		if !same {
-			return remapping{HostIDs: "it shares namespaces that belong to different users of the machine"}, nil
+		if why != "" {
+			return remapping{HostIDs: why}, nil
 		}
 		m.OwnedBy = joined[0]
 	}
@@ -89,30 +89,30 @@ func needsHostIDs(r CreateRequest) string {
 	return ""
 }
 
-// sameOwner says whether namespaces belong to one user namespace that is not the daemon's.
-func sameOwner(paths []string) (bool, error) {
+// oneOwner says why namespaces do not belong to one user namespace beside the daemon's, "" if they do.
+func oneOwner(paths []string) (why string, err error) {
 	var first os.FileInfo
 	for _, p := range paths {
 		owner, err := userns.Owner(p)
 		if err != nil {
-			return false, fault.Wrap(fault.Unavailable, err, "namespace %s", p)
+			return "", fault.Wrap(fault.Unavailable, err, "namespace %s", p)
 		}
 		if owner == nil {
-			return false, nil
+			return "it joins a namespace that belongs to the machine's root", nil
 		}
 		st, err := owner.Stat()
 		_ = owner.Close()
 		if err != nil {
-			return false, fault.Wrap(fault.Unavailable, err, "namespace %s", p)
+			return "", fault.Wrap(fault.Unavailable, err, "namespace %s", p)
 		}
 		if first == nil {
 			first = st
 		}
 		if !os.SameFile(first, st) {
-			return false, nil
+			return "it shares namespaces that belong to different users of the machine", nil
 		}
 	}
-	return true, nil
+	return "", nil
 }
 
 // unmappable names what of the container's files cannot be shown with other owners.

@@ -12,10 +12,13 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	imagespec "github.com/opencontainers/image-spec/specs-go/v1"
+
 	gantryv1 "github.com/gantryd/gantry/api/gen/gantry/v1"
 	"github.com/gantryd/gantry/engine"
 	"github.com/gantryd/gantry/engine/enginetest"
 	"github.com/gantryd/gantry/engine/userns"
+	"github.com/gantryd/gantry/fault"
 )
 
 // openRemapping opens an engine whose containers have user namespaces, or skips the test.
@@ -163,7 +166,7 @@ func TestWhatNeedsTheMachinesRoot(t *testing.T) {
 			r.Spec.Devices = []*gantryv1.Device{{Source: "/dev/null", Target: "/dev/n2"}}
 		},
 		"cannot be mapped": func(r *engine.CreateRequest) { bind(r, "/proc/sys") },
-		"it shares namespaces that belong to different users": func(r *engine.CreateRequest) { r.Netns = plain },
+		"it joins a namespace that belongs to the machine's root": func(r *engine.CreateRequest) { r.Netns = plain },
 	} {
 		r := engine.CreateRequest{ID: "c", Spec: enginetest.Spec(image, "sleep 1000")}
 		change(&r)
@@ -277,4 +280,86 @@ func copiedOwner(t *testing.T, e *engine.Engine, path string) string {
 		t.Fatal(err)
 	}
 	return fmt.Sprint(h.Uid, " ", h.Gid)
+}
+
+// TestFilesThatRaiseRights runs programs of the image that give a plain user what ping needs, which is the
+// capability of the user namespace and none of the machine's.
+func TestFilesThatRaiseRights(t *testing.T) {
+	e, o := openRemapping(t)
+	busybox, err := os.ReadFile("/bin/busybox")
+	if err != nil {
+		t.Skip(err)
+	}
+	// cap_net_raw+ep, as the kernel keeps it in the attribute.
+	netRaw := "\x01\x00\x00\x02\x00\x20\x00\x00" + strings.Repeat("\x00", 12)
+	capable := enginetest.FileEntry("bin/busybox-capable", 0o755, 0, 0, string(busybox))
+	capable.Header.PAXRecords = map[string]string{"SCHILY.xattr.security.capability": netRaw}
+	layer := append(enginetest.BusyboxLayer(t), enginetest.FileEntry("bin/busybox-setuid", 0o4755, 0, 0, string(busybox)), capable)
+	enginetest.Image(t, e, "raises:test", imagespec.ImageConfig{}, layer)
+	for _, mode := range []string{"", "host"} {
+		for _, program := range []string{"busybox-setuid", "busybox-capable", "busybox"} {
+			r := engine.CreateRequest{ID: "c", Netns: netnsOf(t, o.Users), Spec: enginetest.Spec("raises:test", "exec sleep 1000")}
+			r.Spec.SecurityOpt, r.Spec.UsernsMode = []string{"no-new-privileges:false"}, mode
+			start(t, e, r)
+			bringUp(t, e, "c")
+			out, code := execAs(t, e, "c", "app", "/bin/"+program+" ping -c1 127.0.0.1")
+			if want := program != "busybox"; (code == 0) != want {
+				t.Errorf("%q: %s: %d, %q", mode, program, code, out)
+			}
+			if err := e.Remove(t.Context(), "c"); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+}
+
+// TestContainersFromBeforeGoOn opens an engine with user namespaces on containers of one without, and the other way round.
+func TestContainersFromBeforeGoOn(t *testing.T) {
+	o := enginetest.Options(t)
+	if o.Users == nil {
+		t.Skip("this machine has no user namespaces for containers")
+	}
+	without := o
+	without.Users = nil
+	e := enginetest.OpenAt(t, without)
+	image := enginetest.BusyboxImage(t, e)
+	restart := func(id string) error {
+		if err := e.Stop(t.Context(), id, -1); err != nil {
+			t.Fatal(err)
+		}
+		_, err := e.Start(t.Context(), id)
+		return err
+	}
+	reopen := func(o engine.Options) {
+		if err := e.Close(); err != nil {
+			t.Fatal(err)
+		}
+		e = enginetest.OpenAt(t, o)
+	}
+	if s := start(t, e, engine.CreateRequest{ID: "old", Spec: enginetest.Spec(image, "exec sleep 1000")}); s.IDBase != 0 || s.HostIDs == "" {
+		t.Errorf("without user namespaces: %+v", s)
+	}
+	exec(t, e, "old", "touch /mine")
+	reopen(o)
+	if err := restart("old"); err != nil {
+		t.Errorf("one from before: %v", err)
+	}
+	if out, _ := exec(t, e, "old", "stat -c %u /mine; touch /mine && echo fine"); out != "0\nfine\n" {
+		t.Errorf("its files: %q", out)
+	}
+	if s := start(t, e, engine.CreateRequest{ID: "new", Spec: enginetest.Spec(image, "exec sleep 1000")}); s.IDBase != o.Users.Base() {
+		t.Errorf("with user namespaces: %+v", s)
+	}
+	reopen(without)
+	if out, _ := exec(t, e, "new", "id -u"); out != "0\n" {
+		t.Errorf("a daemon without user namespaces cannot serve one that runs in one: %q", out)
+	}
+	if err := restart("new"); !fault.Is(err, fault.Unsupported) {
+		t.Errorf("started without its user namespace: %v", err)
+	}
+	reopen(o)
+	if _, err := e.Start(t.Context(), "new"); err != nil {
+		t.Errorf("with user namespaces again: %v", err)
+	}
+	enginetest.Close(t, e)
 }
