@@ -40,7 +40,7 @@ type ledger struct {
 	scope   scope
 	tracker string // whom all of it was told
 
-	sending sync.Mutex // guards the rest
+	sending semaphore // of one; guards the rest
 	has     map[string]bool
 	names   map[string]string // digest by name
 
@@ -48,7 +48,10 @@ type ledger struct {
 }
 
 func newLedger() ledger {
-	return ledger{pending: map[string]bool{}, has: map[string]bool{}, names: map[string]string{}, wake: make(chan struct{}, 1)}
+	return ledger{
+		pending: map[string]bool{}, has: map[string]bool{}, names: map[string]string{},
+		sending: make(semaphore, 1), wake: make(chan struct{}, 1),
+	}
 }
 
 func (l *ledger) note(d digest.Digest, has bool) {
@@ -123,8 +126,10 @@ func (x *Exchange) Run(ctx context.Context) error {
 func (x *Exchange) Announce(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(x.in(ctx), announceTimeout)
 	defer cancel()
-	x.said.sending.Lock()
-	defer x.said.sending.Unlock()
+	if err := x.said.sending.acquire(ctx); err != nil {
+		return err
+	}
+	defer x.said.sending.release()
 	tracker, err := x.tracker(ctx)
 	if err != nil {
 		return err
@@ -192,19 +197,19 @@ func (l *ledger) putBack(req *gantryv1.AnnounceRequest) {
 func (x *Exchange) compose(ctx context.Context) (req *gantryv1.AnnounceRequest, has map[string]bool, names map[string]string, err error) {
 	pending, faults, s := x.said.take()
 	req = &gantryv1.AnnounceRequest{Boot: x.boot, Faults: faults, Full: s == all}
-	has, names = map[string]bool{}, x.said.names
-	if s == changes {
-		has = x.said.has
-	} else if has, names, err = x.look(ctx, req); err != nil {
-		x.said.putBack(&gantryv1.AnnounceRequest{Full: true, Faults: faults})
-		return nil, nil, nil, err
+	has, names = x.said.has, x.said.names
+	if s != changes {
+		if has, names, err = x.look(ctx, req); err != nil {
+			x.said.putBack(&gantryv1.AnnounceRequest{Full: true, Faults: faults})
+			return nil, nil, nil, err
+		}
 	}
 	for d, came := range pending {
 		switch {
-		case came && !has[d]:
+		case came: // it may have been told of in vain
 			has[d] = true
 			req.Have = append(req.Have, d)
-		case !came && (s == changes || !has[d]):
+		case s == changes || !has[d]:
 			delete(has, d)
 			req.Gone = append(req.Gone, d)
 		}

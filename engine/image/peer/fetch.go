@@ -21,8 +21,6 @@ import (
 
 const (
 	locateTimeout = 5 * time.Second
-	// rateAfter is how long a node sends before its rate counts.
-	rateAfter = 20 * time.Second
 	// Waits for nodes that are busy or broken begin anew when one has sent much.
 	muchSent            = 4 << 20 // bytes
 	firstWait, lastWait = 100 * time.Millisecond, time.Second
@@ -31,7 +29,7 @@ const (
 // Fetcher fetches blobs from other nodes, and what none of them has, or none can send to its end, from the fallback: a registry.
 func (x *Exchange) Fetcher(fallback remotes.Fetcher) remotes.Fetcher {
 	return remotes.FetcherFunc(func(ctx context.Context, d ocispec.Descriptor) (io.ReadCloser, error) {
-		return &download{x: x, ctx: ctx, desc: d, fallback: fallback, locator: locator{x: x, digest: d.Digest, small: d.Size <= smallBlob}}, nil
+		return &download{x: x, ctx: ctx, desc: d, fallback: fallback, locator: locator{x: x, digest: d.Digest, small: d.Size <= smallBlob}, credited: "-"}, nil
 	})
 }
 
@@ -47,6 +45,7 @@ type download struct {
 	body     *stream
 	last     io.ReadCloser // the fallback's, once all nodes have failed
 	acquired bool
+	credited string // who sent the last bytes; "-" for nobody
 }
 
 // Seek moves to where an earlier try stopped. It must not be called after Read.
@@ -68,6 +67,7 @@ func (d *download) Read(p []byte) (int, error) {
 			n, err := d.last.Read(p)
 			d.at += int64(n)
 			d.x.figures.Fallback.Add(n)
+			d.credit("", n)
 			if err != nil && !errors.Is(err, io.EOF) {
 				err = d.withCause(err)
 			}
@@ -80,6 +80,7 @@ func (d *download) Read(p []byte) (int, error) {
 		}
 		n, err := d.body.Read(p[:min(int64(len(p)), d.desc.Size-d.at)])
 		if n > 0 {
+			d.credit(d.body.peer.Node, n)
 			d.advance(int64(n))
 			return n, nil
 		}
@@ -91,6 +92,17 @@ func (d *download) Read(p []byte) (int, error) {
 			d.body.close()
 			d.body = nil
 		}
+	}
+}
+
+// credit notes who sent something; a registry has no name.
+func (d *download) credit(node string, n int) {
+	if n == 0 || d.credited == node {
+		return
+	}
+	d.credited = node
+	if f := d.x.flights.get(d.desc.Digest); f != nil {
+		f.from(node)
 	}
 }
 
@@ -118,9 +130,6 @@ func (d *download) begin() error {
 		}
 		d.body, err = d.x.connect(d.ctx, peer, d.desc, d.at)
 		if err == nil {
-			if f := d.x.flights.get(d.desc.Digest); f != nil {
-				f.from(peer.Node)
-			}
 			return nil
 		}
 		if d.ctx.Err() != nil {
@@ -314,7 +323,7 @@ type stream struct {
 	ctx     context.Context
 	stall   *time.Timer
 	silence time.Duration
-	minRate int64
+	x       *Exchange
 	bytes   int64
 	spent   time.Duration // waiting for bytes; the store's disk does not count
 }
@@ -324,7 +333,7 @@ func (x *Exchange) connect(ctx context.Context, p *gantryv1.BlobPeer, desc ocisp
 	// One that is still fetching is as silent as those it fetches from, until they are left; that takes their time.
 	silence := x.Stall * time.Duration(1+max(p.Depth, 0))
 	ctx, cancel := context.WithCancelCause(ctx)
-	s := &stream{peer: p, ctx: ctx, cancel: cancel, silence: silence, minRate: x.MinRate}
+	s := &stream{peer: p, ctx: ctx, cancel: cancel, silence: silence, x: x}
 	s.stall = time.AfterFunc(silence, func() { cancel(errStalled) })
 	resp, err := x.get(ctx, p.Address, desc.Digest, at)
 	s.stall.Stop()
@@ -390,7 +399,7 @@ func (s *stream) Read(p []byte) (int, error) {
 	if cause := context.Cause(s.ctx); cause != nil && err != nil {
 		err = cause
 	}
-	if err == nil && s.spent > rateAfter && float64(s.bytes) < float64(s.minRate)*s.spent.Seconds() {
+	if err == nil && s.spent > s.x.RateAfter && float64(s.bytes) < float64(s.x.MinRate)*s.spent.Seconds() {
 		err = errSlow
 	}
 	return n, err

@@ -67,6 +67,18 @@ func liars(size int64) map[string]http.HandlerFunc {
 			_ = http.NewResponseController(w).Flush()
 			<-r.Context().Done()
 		},
+		"a byte now and then": func(w http.ResponseWriter, r *http.Request) {
+			declare(w, size)
+			for tick := time.NewTicker(5 * time.Millisecond); ; {
+				zeros(w, 1)
+				_ = http.NewResponseController(w).Flush()
+				select {
+				case <-tick.C:
+				case <-r.Context().Done():
+					return
+				}
+			}
+		},
 		"no answer": func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() },
 		"redirect": func(w http.ResponseWriter, r *http.Request) {
 			http.Redirect(w, r, "http://127.0.0.1:2/", http.StatusFound)
@@ -85,7 +97,9 @@ func partial(w http.ResponseWriter, size, from int64) {
 	zeros(w, size-from)
 }
 
-func impatient(o *peer.Options) { o.Stall, o.Patience = 50*time.Millisecond, 100*time.Millisecond }
+func impatient(o *peer.Options) {
+	o.Stall, o.Patience, o.RateAfter, o.MinRate = 50*time.Millisecond, 100*time.Millisecond, 50*time.Millisecond, 4<<10
+}
 
 // TestHostileNodeIsLeft has one node that lies and one that does not: the image arrives whole, from the honest one.
 func TestHostileNodeIsLeft(t *testing.T) {

@@ -42,8 +42,9 @@ type Options struct {
 	MaxUploads, MaxDownloads int
 	// Stall is how long a node that sends may be silent; 10 s if 0. One that itself waits for others is given more.
 	Stall time.Duration
-	// MinRate is the bytes a second below which a node is too slow; 64 KiB if 0.
-	MinRate int64
+	// MinRate is the bytes a second below which a node is too slow, once it has sent for RateAfter; 64 KiB and 20 s if 0.
+	MinRate   int64
+	RateAfter time.Duration
 	// Patience is how long is waited for nodes that are busy or broken while nothing else has a blob; 5 s if 0.
 	Patience time.Duration
 	Logger   *slog.Logger
@@ -134,6 +135,9 @@ func New(o Options, s Stores) (*Exchange, error) {
 	}
 	if o.MinRate == 0 {
 		o.MinRate = 64 << 10
+	}
+	if o.RateAfter == 0 {
+		o.RateAfter = 20 * time.Second
 	}
 	if o.Patience == 0 {
 		o.Patience = 5 * time.Second
