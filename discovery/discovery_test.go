@@ -522,12 +522,13 @@ func TestChangesAddUp(t *testing.T) {
 		t.Fatal(err)
 	}
 	st := State{Endpoints: make([]*gantryv1.ServiceEndpoints, 12)}
+	compared := 0
 	for step := range 2000 {
 		for range 1 + rng.IntN(3) {
 			i := rng.IntN(len(st.Endpoints))
 			line := fmt.Sprintf("prod/app%d/s%d 10.96.0.%d nets=prod/n%d,prod/n%d", i/3, i, i, rng.IntN(4), rng.IntN(4))
 			for range rng.IntN(3) {
-				line += fmt.Sprintf(" 10.64.0.%d", rng.IntN(60))
+				line += fmt.Sprintf(" 10.64.0.%d", rng.IntN(250))
 			}
 			st.Endpoints[i] = svc(line)
 			if rng.IntN(5) == 0 {
@@ -542,12 +543,18 @@ func TestChangesAddUp(t *testing.T) {
 		}
 		anew.Apply(now)
 		got, want := s.known.Load(), anew.known.Load()
-		if a, b := got.text(), want.text(); a != b && !want.mixed {
-			t.Fatalf("step %d:\n%s\nanew\n%s", step, a, b)
+		if !want.mixed {
+			compared++
+			if a, b := got.text(), want.text(); a != b {
+				t.Fatalf("step %d:\n%s\nanew\n%s", step, a, b)
+			}
 		}
 		if len(got.members) != len(want.members) {
 			t.Fatalf("step %d: %d members, anew %d", step, len(got.members), len(want.members))
 		}
+	}
+	if compared < 500 {
+		t.Errorf("only %d of 2000 states could be compared", compared)
 	}
 }
 
