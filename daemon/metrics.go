@@ -7,6 +7,7 @@ import (
 	"connectrpc.com/connect"
 
 	"github.com/gantryd/gantry/agent"
+	"github.com/gantryd/gantry/control/schedule"
 	"github.com/gantryd/gantry/engine/image/peer"
 	"github.com/gantryd/gantry/observe"
 	"github.com/gantryd/gantry/server"
@@ -54,6 +55,14 @@ func stateMetrics(st *store.Store) *observe.Metrics {
 	m.Count("store_failures_total", "Attempts that etcd did not take.", &f.Failures)
 	m.Count("store_writes_total", "Objects put and removed.", &f.Writes)
 	return m
+}
+
+// scheduleMetrics publishes the placement of instances.
+func scheduleMetrics(m *observe.Metrics, f *schedule.Figures) {
+	m.Time("schedule_pass_seconds", "Plans of the scheduler that had something to do, with their commit.", &f.Passes)
+	m.Count("schedule_placed_total", "Instances that were given a node.", &f.Placed)
+	m.Count("schedule_evicted_total", "Instances that were sent away to make room or to even out.", &f.Evicted)
+	m.Level("schedule_waiting", "Instances that fit on no node.", &f.Waiting)
 }
 
 // sessionMetrics publishes the sessions of nodes.

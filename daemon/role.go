@@ -47,14 +47,15 @@ type serverRole struct {
 
 // serving is a server role that works.
 type serving struct {
-	member   *cluster.Member
-	store    *store.Store
-	api      http.Handler // what operators call
-	between  http.Handler // what machines call
-	sessions http.Handler // of the nodes, on the leader
-	metrics  *observe.Metrics
-	tracker  *blobtrack.Tracker
-	reigns   atomic.Bool
+	member    *cluster.Member
+	store     *store.Store
+	api       http.Handler // what operators call
+	between   http.Handler // what machines call
+	sessions  http.Handler // of the nodes, on the leader
+	metrics   *observe.Metrics
+	scheduler *schedule.Controller
+	tracker   *blobtrack.Tracker
+	reigns    atomic.Bool
 }
 
 func newServerRole(d *daemon, m *machine, s *servers, local server.Node) *serverRole {
@@ -257,6 +258,8 @@ func (r *serverRole) assemble(member *cluster.Member, st *store.Store, sealer *s
 		Interceptors: []connect.Interceptor{calls}, ImageDigest: s.tracker.Digest,
 	})
 	sessionMetrics(s.metrics, srv)
+	s.scheduler = schedule.New(st, r.d.Logger)
+	scheduleMetrics(s.metrics, s.scheduler.Figures())
 	m := machines.New(st, member, machines.Options{
 		Node: node, Version: r.d.Version.GetVersion(), Sealer: sealer, Logger: r.d.Logger, Options: measured(calls, server.AuditedOptions(r.d.Logger)),
 	})
@@ -337,7 +340,7 @@ func (r *serverRole) lead(ctx context.Context, s *serving, srv *server.Server, s
 	group.Go(func() error { return srv.Lead(ctx) })
 	group.Go(func() error { return rollout.New(s.store, r.d.Logger).Run(as(ctx, "rollout")) })
 	group.Go(func() error { return job.New(s.store, r.d.Logger).Run(as(ctx, "jobs")) })
-	group.Go(func() error { return schedule.New(s.store, r.d.Logger).Run(as(ctx, "scheduler")) })
+	group.Go(func() error { return s.scheduler.Run(as(ctx, "scheduler")) })
 	return group.Wait()
 }
 

@@ -173,6 +173,16 @@ func (p *planner) plan(limit int) (out plan, more bool) {
 	return out, more
 }
 
+// waiting counts the instances that fit nowhere.
+func (p *planner) waiting() (n int) {
+	for _, g := range p.groups {
+		if g.tried != 0 {
+			n += len(g.waiting)
+		}
+	}
+	return n
+}
+
 // sorted are the groups that are worth a try.
 func (p *planner) sorted() []*group {
 	var out []*group

@@ -9,6 +9,7 @@ package schedule
 import (
 	"context"
 	"log/slog"
+	"slices"
 	"time"
 
 	"google.golang.org/protobuf/proto"
@@ -21,8 +22,9 @@ import (
 
 // Controller places instances. Use New.
 type Controller struct {
-	store *store.Store
-	log   *slog.Logger
+	store   *store.Store
+	log     *slog.Logger
+	figures Figures
 }
 
 // New makes a controller over the store.
@@ -63,7 +65,10 @@ func (c *Controller) follow(ctx context.Context) error {
 		return err
 	}
 	defer sub.Close()
-	defer func() { c.store.Observe(nil, p.silence()) }()
+	defer func() {
+		c.store.Observe(nil, p.silence())
+		c.figures.Waiting.Set(0)
+	}()
 	for {
 		more, again, err := c.pass(ctx, p)
 		if err != nil {
@@ -78,8 +83,18 @@ func (c *Controller) follow(ctx context.Context) error {
 		if err != nil {
 			return watchEnded{err}
 		}
-		p.apply(c.store.Snapshot(), events)
+		if matters(events) {
+			p.apply(c.store.Snapshot(), events)
+		}
 	}
+}
+
+// matters reports that some of the events are of more than how instances are, which most are.
+func matters(events []store.Event) bool {
+	return slices.ContainsFunc(events, func(ev store.Event) bool {
+		_, status := newest(ev).(*gantryv1.InstanceStatus)
+		return !status
+	})
 }
 
 // wait returns when something has changed or the time has come.
@@ -99,12 +114,14 @@ func wait(ctx context.Context, sub *store.Subscription, again time.Time) error {
 
 // pass plans once, writes the plan and tells those who wait. more asks for another pass at once.
 func (c *Controller) pass(ctx context.Context, p *planner) (more bool, again time.Time, err error) {
+	begun := time.Now()
 	out, more := p.plan(batch)
 	if out.empty() && !more {
 		var later time.Time
 		out.evict, later = p.rebalance(c.store.Snapshot(), time.Now())
 		again = later
 	}
+	c.figures.Waiting.Set(p.waiting())
 	put, gone, later := p.say(time.Now())
 	if len(put)+len(gone) > 0 {
 		// Before the placement, so that what a node says of an instance is never taken back.
@@ -113,7 +130,13 @@ func (c *Controller) pass(ctx context.Context, p *planner) (more bool, again tim
 	if out.empty() {
 		return more, sooner(again, later), nil
 	}
-	return true, time.Time{}, c.commit(ctx, out)
+	if err := c.commit(ctx, out); err != nil {
+		return false, time.Time{}, err
+	}
+	c.figures.Passes.Since(begun)
+	c.figures.Placed.Add(len(out.assign))
+	c.figures.Evicted.Add(len(out.evict))
+	return true, time.Time{}, nil
 }
 
 func sooner(a, b time.Time) time.Time {

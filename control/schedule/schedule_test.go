@@ -33,17 +33,19 @@ func write(t testing.TB, s *store.Store, objects ...store.Object) {
 	s.Observe(seen, nil)
 }
 
-func start(t testing.TB, s *store.Store) {
+func start(t testing.TB, s *store.Store) *Figures {
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
-	go func() { done <- New(s, slog.New(slog.DiscardHandler)).Run(ctx) }()
+	c := New(s, slog.New(slog.DiscardHandler))
+	go func() { done <- c.Run(ctx) }()
 	t.Cleanup(func() {
 		cancel()
 		if err := <-done; err != nil {
 			t.Errorf("the scheduler ended: %v", err)
 		}
 	})
+	return c.Figures()
 }
 
 // await blocks until the snapshot is as wanted.
@@ -73,7 +75,7 @@ func TestControllerFollowsTheStore(t *testing.T) {
 	write(t, s, cluster(2, 0)...)
 	write(t, s, serviceOf("web", nil)...)
 	write(t, s, instanceOf(1, "web", ""))
-	start(t, s)
+	figures := start(t, s)
 	await(t, s, "placed at the start", func(r *store.ReadTx) bool { return nodeOf(r, "i000001") != "" })
 
 	spec := &gantryv1.ContainerSpec{
@@ -92,6 +94,9 @@ func TestControllerFollowsTheStore(t *testing.T) {
 		st, _ := store.Get[*gantryv1.InstanceStatus](r, "run2")
 		return strings.Contains(st.GetError(), "1 lacks memory") && strings.Contains(st.GetError(), "volume p/data") && st.Hint != ""
 	})
+	if count, _, _ := figures.Passes.Read(); figures.Placed.Value() != 2 || figures.Waiting.Value() != 1 || count < 2 {
+		t.Errorf("%d placed, %d wait, %d passes", figures.Placed.Value(), figures.Waiting.Value(), count)
+	}
 	gone, _ := store.Get[*gantryv1.Instance](s.Snapshot(), "run1")
 	err := s.Update(t.Context(), func(tx *store.Tx) error { store.Delete[*gantryv1.Instance](tx, gone.Meta.Key); return nil })
 	if err != nil {
