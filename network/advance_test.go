@@ -17,7 +17,7 @@ import (
 func TestAdvancingIsTheSameAsBuildingAnew(t *testing.T) {
 	local, virtual := netip.MustParsePrefix("10.64.3.0/24"), netip.MustParsePrefix("10.96.0.0/16")
 	advanced := 0
-	for seed := range uint64(1000) {
+	for seed := range uint64(400) {
 		rng, table := rand.New(rand.NewPCG(seed, 1)), newSegmentTable()
 		s := randomState(rng)
 		b := newModel(s, nil, local, virtual, table)
@@ -42,8 +42,8 @@ func TestAdvancingIsTheSameAsBuildingAnew(t *testing.T) {
 			}
 		}
 	}
-	if advanced < 2000 {
-		t.Errorf("only %d of 30000 steps were taken as such", advanced)
+	if advanced < 800 {
+		t.Errorf("only %d of 12000 steps were taken as such", advanced)
 	}
 }
 

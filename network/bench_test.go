@@ -235,3 +235,12 @@ func BenchmarkBetweenNodes(b *testing.B) {
 		})
 	}
 }
+
+// BenchmarkApplyAnew100000Instances is what a node of a thousand does when its daemon starts.
+func BenchmarkApplyAnew100000Instances(b *testing.B) {
+	l := newLab(b)
+	must(b, l.Apply(b.Context(), many(5000, 20)))
+	for b.Loop() {
+		must(b, l.reassert())
+	}
+}

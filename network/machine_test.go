@@ -195,10 +195,16 @@ func (l *lan) add(bridge netlink.Link, number int) *machine {
 		if err != nil {
 			return err
 		}
-		return errors.Join(netlink.LinkSetUp(lo), address4(eth, m.IPv4.String()+"/24"))
+		six := &netlink.Addr{IPNet: ipNet(netip.PrefixFrom(address6Of(m.IPv4), 64)), Flags: syscall.IFA_F_NODAD}
+		return errors.Join(netlink.LinkSetUp(lo), address4(eth, m.IPv4.String()+"/24"), netlink.AddrAdd(eth, six))
 	})
 	l.machines = append(l.machines, m)
 	return m
+}
+
+// address6Of is the IPv6 address of a machine in the LAN.
+func address6Of(a netip.Addr) netip.Addr {
+	return overlay.Embed(netip.MustParsePrefix("2001:db8::/64"), a)
 }
 
 // spawn starts a process for the machine.
@@ -275,7 +281,7 @@ func (m *machine) publish(owner string, ports ...*gantryv1.PortPublish) {
 }
 
 func (m *machine) node() *gantryv1.Node {
-	return &gantryv1.Node{Name: m.id, Address: m.IPv4.String(), Subnet: m.opts.Subnet.String(), OverlayKey: m.key}
+	return &gantryv1.Node{Name: m.id, Address: m.opts.Address.String(), Subnet: m.opts.Subnet.String(), OverlayKey: m.key}
 }
 
 func (l *lan) nodes() []*gantryv1.Node {

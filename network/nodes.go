@@ -70,7 +70,7 @@ func contains(outer, inner netip.Prefix) bool {
 // loses the one it may have had.
 func (n *Network) openOverlay() error {
 	if n.opts.alone() {
-		return overlay.RemoveDevice(n.links, overlayDevice(n.opts.Bridge), n.group)
+		return overlay.RemoveLeft(n.links, overlayDevice(n.opts.Bridge), n.group, n.opts.Subnet)
 	}
 	o := overlay.Options{
 		Kind: n.opts.Overlay, Device: overlayDevice(n.opts.Bridge), Group: n.group, Address: n.opts.Address, Port: n.opts.overlayPort(),

@@ -57,6 +57,21 @@ func mtu(t *testing.T, c *container) (size int) {
 	return size
 }
 
+func TestNodesMayHaveIPv6Addresses(t *testing.T) {
+	overlays(t, func(t *testing.T, kind func(*Options)) {
+		l := newLAN(t, 2, kind, func(o *Options) { o.Address = address6Of(o.Address) })
+		a, b := l.machines[0].run("a"), l.machines[1].run("b")
+		b.serve(80)
+		l.apply(front(), service("prod", "a", "", []string{"front"}, a), service("prod", "b", "10.96.0.1", []string{"front"}, b))
+		if who, from, err := a.ask("10.96.0.1:80"); who != "b" || from != a.IPv4.String() {
+			t.Errorf("answered by %q, which sees %q: %v", who, from, err)
+		}
+		if got, want := mtu(t, a), 1500-overlay.Overhead(l.machines[0].opts.Overlay, l.machines[0].opts.Address); got != want {
+			t.Errorf("MTU %d, want %d", got, want)
+		}
+	})
+}
+
 // outside is the neighbour in the LAN: the test process's own namespace.
 func outside(t testing.TB) *container {
 	t.Helper()
@@ -554,7 +569,7 @@ func TestMachineThatJoinsAClusterChangesItsLinks(t *testing.T) {
 	if got := mtu(t, a); got != 1500 {
 		t.Errorf("alone: MTU %d", got)
 	}
-	for kind, want := range map[string]int{overlay.VXLAN: 1450, overlay.WireGuard: 1420, "": 1500} {
+	for kind, want := range map[string]int{overlay.VXLAN: 1450, overlay.WireGuard: 1420, "": 1500} { // in any order
 		m.kill()
 		m.opts.Overlay, m.opts.Address = kind, m.IPv4
 		if kind == "" {
@@ -566,6 +581,9 @@ func TestMachineThatJoinsAClusterChangesItsLinks(t *testing.T) {
 		}
 		if link := m.linkIn(overlayDevice(m.opts.Bridge)); (link != nil) != (kind != "") {
 			t.Errorf("overlay %q: the device is %v", kind, link)
+		}
+		if routes := m.overlayRoutes(); len(routes) > 0 != (kind != "") {
+			t.Errorf("overlay %q: the routes are %v", kind, routes)
 		}
 	}
 }
@@ -604,6 +622,15 @@ func addAddress(cidr string) func(netlink.Link) error {
 	return func(l netlink.Link) error { return address4(l, cidr) }
 }
 
+// overlayRoutes are the IPv4 routes of the overlay.
+func (m *machine) overlayRoutes() (routes []netlink.Route) {
+	m.inside(func() (err error) {
+		routes, err = netlink.RouteListFiltered(netlink.FAMILY_V4, &netlink.Route{Protocol: overlay.Protocol}, netlink.RT_FILTER_PROTOCOL)
+		return err
+	})
+	return routes
+}
+
 // occupy takes a UDP port of the machine.
 func (m *machine) occupy(t *testing.T, port int) {
 	m.inside(func() error {
@@ -622,18 +649,17 @@ func TestCleanupLeavesNothingOfTheOverlay(t *testing.T) {
 		m := l.machines[0]
 		_, err := m.call(order{Call: "cleanup"})
 		must(t, err)
+		if routes := m.overlayRoutes(); len(routes) > 0 {
+			t.Errorf("routes stay: %v", routes)
+		}
 		m.inside(func() error {
-			routes, err := netlink.RouteListFiltered(netlink.FAMILY_ALL, &netlink.Route{Protocol: overlay.Protocol}, netlink.RT_FILTER_PROTOCOL)
-			if len(routes) > 0 {
-				t.Errorf("routes stay: %v", routes)
-			}
-			links, err2 := netlink.LinkList()
+			links, err := netlink.LinkList()
 			for _, link := range links {
 				if name := link.Attrs().Name; name != "lo" && name != "eth0" {
 					t.Errorf("the device %s stays", name)
 				}
 			}
-			return errors.Join(err, err2)
+			return err
 		})
 	})
 }

@@ -180,6 +180,9 @@ func (v *Overlay) sorted() []Peer {
 
 // catch makes the whole range unreachable; routes to single nodes and containers come before it.
 func (v *Overlay) catch() error {
+	if err := freeRanges(v.links, v.o.Subnet, v.o.Range); err != nil {
+		return err
+	}
 	for _, p := range []netip.Prefix{v.o.Range, v.o.Range6} {
 		if !p.IsValid() {
 			continue
@@ -371,11 +374,33 @@ func (v *Overlay) Remove() error {
 			_ = v.links.RouteDel(&netlink.Route{Dst: ipNet(p), Type: unix.RTN_UNREACHABLE, Protocol: Protocol})
 		}
 	}
-	return RemoveDevice(v.links, v.o.Device, v.o.Group)
+	return removeDevice(v.links, v.o.Device, v.o.Group)
 }
 
-// RemoveDevice removes what an earlier overlay has left, for a machine that stands alone again.
-func RemoveDevice(links *netlink.Handle, name string, group uint32) error {
+// freeRanges removes routes that made earlier ranges of nodes around our own unreachable.
+func freeRanges(links *netlink.Handle, subnet, keep netip.Prefix) error {
+	filter := &netlink.Route{Protocol: Protocol, Type: unix.RTN_UNREACHABLE}
+	routes, err := links.RouteListFiltered(netlink.FAMILY_V4, filter, netlink.RT_FILTER_PROTOCOL|netlink.RT_FILTER_TYPE)
+	if err != nil && !errors.Is(err, netlink.ErrDumpInterrupted) {
+		return err
+	}
+	for _, r := range routes {
+		if r.Dst != nil && prefix(r.Dst) != keep && prefix(r.Dst).Overlaps(subnet) {
+			_ = links.RouteDel(&r) // it may have gone meanwhile
+		}
+	}
+	return nil
+}
+
+// RemoveLeft removes what an earlier overlay has left, for a machine that stands alone again.
+func RemoveLeft(links *netlink.Handle, name string, group uint32, subnet netip.Prefix) error {
+	if err := freeRanges(links, subnet, netip.Prefix{}); err != nil {
+		return err
+	}
+	return removeDevice(links, name, group)
+}
+
+func removeDevice(links *netlink.Handle, name string, group uint32) error {
 	link, err := links.LinkByName(name)
 	if err != nil || link.Attrs().Group != group {
 		return nil
