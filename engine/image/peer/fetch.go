@@ -79,20 +79,27 @@ func (d *download) Read(p []byte) (int, error) {
 			continue
 		}
 		n, err := d.body.Read(p[:min(int64(len(p)), d.desc.Size-d.at)])
+		d.credit(d.body.peer.Node, n)
+		d.advance(int64(n))
+		if err != nil {
+			d.leave(err)
+		}
 		if n > 0 {
-			d.credit(d.body.peer.Node, n)
-			d.advance(int64(n))
 			return n, nil
 		}
-		if err != nil {
-			if errors.Is(err, io.EOF) {
-				err = io.ErrUnexpectedEOF
-			}
-			d.failed(d.body.peer, gantryv1.BlobFault_KIND_BROKEN, err)
-			d.body.close()
-			d.body = nil
-		}
 	}
+}
+
+// leave gives up the node at hand.
+func (d *download) leave(err error) {
+	if d.at < d.desc.Size {
+		if errors.Is(err, io.EOF) {
+			err = io.ErrUnexpectedEOF
+		}
+		d.failed(d.body.peer, gantryv1.BlobFault_KIND_BROKEN, err)
+	}
+	d.body.close()
+	d.body = nil
 }
 
 // credit notes who sent something; a registry has no name.
