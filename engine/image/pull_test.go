@@ -256,6 +256,22 @@ func TestPullRefusesDamage(t *testing.T) {
 	clean(t, rig)
 }
 
+// TestDamageIsNotKept pulls again once the registry is right: what it sent before must not be gone on with.
+func TestDamageIsNotKept(t *testing.T) {
+	r := serve(t, hello(t))
+	layer := r.sample.Layers[0].Digest
+	right := r.sample.Blobs[layer]
+	r.sample.Blobs[layer] = bytes.Clone(right)
+	r.sample.Blobs[layer][30] ^= 4
+	_, s := node(t)
+	if _, err := pull(t, s, r.host()+"/hello"); !fault.Is(err, fault.Corrupt) {
+		t.Fatalf("%v (%s)", err, fault.KindOf(err))
+	}
+	r.sample.Blobs[layer] = right
+	_, err := pull(t, s, r.host()+"/hello")
+	check(t, err)
+}
+
 func TestPullHostileLayers(t *testing.T) {
 	if os.Getuid() != 0 {
 		t.Skip("unpacking needs root")
