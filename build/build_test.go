@@ -2,14 +2,18 @@ package build
 
 import (
 	"context"
+	"fmt"
 	"io"
 	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	gantryv1 "github.com/gantryd/gantry/api/gen/gantry/v1"
 	"github.com/gantryd/gantry/fault"
@@ -247,6 +251,56 @@ RUN cat /etc/resolv.conf > /resolv
 			t.Errorf("the step's resolv.conf lacks %q", line)
 		}
 	}
+}
+
+// emptyNetworks gives each step a network with nothing in it.
+type emptyNetworks struct{ t *testing.T }
+
+func (n emptyNetworks) Namespace(context.Context) (path string, release func() error, err error) {
+	path = filepath.Join(n.t.TempDir(), "net")
+	if err := os.WriteFile(path, nil, 0o600); err != nil {
+		return "", nil, err
+	}
+	made := make(chan error)
+	go func() {
+		runtime.LockOSThread() // the thread ends with the goroutine, as its network is not that of the others
+		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+			made <- err
+			return
+		}
+		made <- unix.Mount(fmt.Sprintf("/proc/self/task/%d/ns/net", unix.Gettid()), path, "", unix.MS_BIND, "")
+	}()
+	return path, func() error { return unix.Unmount(path, 0) }, <-made
+}
+
+func TestTheMachinesNetworkNeedsLeave(t *testing.T) {
+	requirements(t)
+	r, err := openRig(t.TempDir(), Options{Network: emptyNetworks{t}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.stop()
+	if err := r.busybox(); err != nil {
+		t.Fatal(err)
+	}
+	machine, err := os.Readlink("/proc/self/ns/net")
+	if err != nil {
+		t.Fatal(err)
+	}
+	const own, host = "FROM busybox\nRUN readlink /proc/self/ns/net > /ns\n", "FROM busybox\nRUN --network=host readlink /proc/self/ns/net > /ns\n"
+	leave := func(q *Request) { q.Start.HostNetwork = true }
+	for n, c := range []struct {
+		text   string
+		change []func(*Request)
+		host   bool
+	}{{own, nil, false}, {own, []func(*Request){leave}, false}, {host, []func(*Request){leave}, true}} {
+		r.build(t, c.text, nil, c.change...)
+		if got := strings.TrimSpace(r.file(t, full(t), "ns")); (got == machine) != c.host {
+			t.Errorf("build %d ran in %s, the machine's own is %s", n, got, machine)
+		}
+	}
+	wantFault(t, r.try(t, host+"RUN true\n", nil).err, fault.Denied, "network.host is not allowed")
+	wantFault(t, r.try(t, "FROM busybox\nRUN true\n", nil, func(q *Request) { q.Start.Spec.Network = "host" }).err, fault.Denied, "not allowed here")
 }
 
 func TestRefusals(t *testing.T) {

@@ -41,6 +41,9 @@ func (p *progress) failure(ctx context.Context, err error) error {
 		return p.stepFailure(err, exit, where, line)
 	}
 	kind, hint := classify(err)
+	if where == "" {
+		return fault.Wrap(kind, rootCause(err), "build failed").WithHint("%s", hint)
+	}
 	return fault.Wrap(kind, rootCause(err), "build failed at %s%s", where, strings.TrimSuffix(line, ": ")).WithHint("%s", hint)
 }
 
@@ -111,6 +114,8 @@ func classify(err error) (fault.Kind, string) {
 	switch {
 	case errors.Is(err, unix.ENOSPC) || strings.Contains(text, "no space left on device"):
 		return fault.Exhausted, "free space: gantry system prune"
+	case strings.Contains(text, "network.host is not allowed"):
+		return fault.Denied, hostNetworkHint
 	case strings.Contains(text, "is not allowed"):
 		return fault.Denied, "remove what needs the privilege (RUN --security=insecure), or permit privileged builds on the node"
 	case strings.Contains(text, "secret") && strings.Contains(text, "not found"):

@@ -40,7 +40,7 @@ func (b *Builder) solveRequest(start *gantryv1.BuildStart, src sources) (*contro
 	if err != nil {
 		return nil, err
 	}
-	granted, err := b.granted(start.GetSpec())
+	granted, err := b.granted(start)
 	if err != nil {
 		return nil, err
 	}
@@ -208,10 +208,17 @@ func setContexts(start *gantryv1.BuildStart, src sources, attrs map[string]strin
 	return nil
 }
 
-// granted lists what the build may do beyond the usual.
-func (b *Builder) granted(spec *gantryv1.BuildSpec) ([]string, error) {
-	all := []string{string(entitlements.EntitlementNetworkHost)}
-	if !spec.GetPrivileged() {
+// granted lists what the build may do beyond the usual. The machine's own network reaches what listens on its loopback
+// address; where steps have no other network there is nothing to refuse.
+func (b *Builder) granted(start *gantryv1.BuildStart) ([]string, error) {
+	var all []string
+	switch {
+	case start.GetHostNetwork() || b.opts.Network == nil:
+		all = append(all, string(entitlements.EntitlementNetworkHost))
+	case start.GetSpec().GetNetwork() == "host":
+		return nil, fault.New(fault.Denied, "a build on the machine's own network is not allowed here").WithHint("%s", hostNetworkHint)
+	}
+	if !start.GetSpec().GetPrivileged() {
 		return all, nil
 	}
 	if !b.opts.AllowInsecure {
@@ -220,6 +227,8 @@ func (b *Builder) granted(spec *gantryv1.BuildSpec) ([]string, error) {
 	}
 	return append(all, string(entitlements.EntitlementSecurityInsecure)), nil
 }
+
+const hostNetworkHint = "leave the network out (RUN --network=host, build.network), or permit it: gantry system set-environment NAME --allow-privileged"
 
 func cacheOptions(spec *gantryv1.BuildSpec, offline bool) (*controlapi.CacheOptions, error) {
 	var opts controlapi.CacheOptions

@@ -23,7 +23,7 @@ func (s *session) buildImage(ctx context.Context, spec *gantryv1.BuildSpec, job 
 		return nil, err
 	}
 	auths := func(ctx context.Context) ([]*gantryv1.RegistryAuth, error) { return images.Auths(ctx, s.Session) }
-	b := &builder.Builder{Client: c, Auths: auths, Out: s.Err, NewLive: s.Live, Style: s.Style(), Warn: s.Warn}
+	b := &builder.Builder{Client: c, Auths: auths, Out: s.Err, NewLive: s.Live, Style: s.Style(), Warn: s.Warn, Environment: s.Environment}
 	return b.Build(ctx, spec, job)
 }
 

@@ -2,12 +2,15 @@ package server
 
 import (
 	"context"
+	"errors"
+	"io"
 	"net/http"
 
 	"connectrpc.com/connect"
 
 	gantryv1 "github.com/gantryd/gantry/api/gen/gantry/v1"
 	"github.com/gantryd/gantry/api/gen/gantry/v1/gantryv1connect"
+	"github.com/gantryd/gantry/fault"
 	"github.com/gantryd/gantry/store"
 )
 
@@ -18,6 +21,48 @@ func (s *Server) handleImages(mux *http.ServeMux, opts []connect.HandlerOption) 
 		connect.NewUnaryHandler(gantryv1connect.ImageServicePruneProcedure, s.pruneImages, opts...))
 	mux.Handle(gantryv1connect.ImageServicePruneBuildCacheProcedure,
 		connect.NewUnaryHandler(gantryv1connect.ImageServicePruneBuildCacheProcedure, s.pruneBuildCache, opts...))
+	mux.Handle(gantryv1connect.ImageServiceBuildProcedure,
+		connect.NewBidiStreamHandler(gantryv1connect.ImageServiceBuildProcedure, s.build, opts...))
+}
+
+// defaultEnvironment is whose permissions a build has that names none.
+const defaultEnvironment = "production"
+
+// build says what the environment permits the build and has the local node do it.
+func (s *Server) build(ctx context.Context, stream *connect.BidiStream[gantryv1.BuildInput, gantryv1.BuildEvent]) error {
+	first, err := stream.Receive()
+	if err != nil {
+		return err
+	}
+	start := first.GetStart()
+	if start == nil {
+		return fault.New(fault.Invalid, "the first message of the stream is not start")
+	}
+	env := start.Environment
+	if env == "" {
+		env = defaultEnvironment
+	}
+	start.HostNetwork = allowed(s.store.Snapshot(), env, "a build on the machine's own network") == nil
+	up := s.local.Images.Build(ctx)
+	if err := up.Send(first); err != nil && !errors.Is(err, io.EOF) {
+		return s.answered(s.o.Node, err)
+	}
+	go forward(stream, up)
+	return pump(s, s.o.Node, up.Receive, stream.Send)
+}
+
+// forward sends on what a caller sends, until one of the two ends.
+func forward[In, Out any](from *connect.BidiStream[In, Out], to *connect.BidiStreamForClient[In, Out]) {
+	for {
+		m, err := from.Receive()
+		if err != nil {
+			_ = to.CloseRequest() // nothing more comes, and the answer tells the rest
+			return
+		}
+		if to.Send(m) != nil {
+			return
+		}
+	}
 }
 
 // pruneImages tells every node which images releases still need.

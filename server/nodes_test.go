@@ -262,3 +262,47 @@ func TestVolumesAreRemovedWhereTheirDataIs(t *testing.T) {
 		t.Fatalf("with force: %v", err)
 	}
 }
+
+// Build tells whether it may use the machine's network, and how many messages came.
+func (n *remoteNode) Build(_ context.Context, stream *connect.BidiStream[gantryv1.BuildInput, gantryv1.BuildEvent]) error {
+	first, err := stream.Receive()
+	if err != nil {
+		return err
+	}
+	digest := "steps have a network of their own"
+	if first.GetStart().GetHostNetwork() {
+		digest = "host"
+	}
+	for {
+		if _, err := stream.Receive(); err != nil {
+			break
+		}
+		digest += " and more"
+	}
+	return stream.Send(&gantryv1.BuildEvent{Event: &gantryv1.BuildEvent_Image{Image: &gantryv1.Image{Digest: digest}}})
+}
+
+func TestBuildsMayWhatTheirEnvironmentPermits(t *testing.T) {
+	p, _ := three(t, true)
+	p.put(t, &gantryv1.Environment{Meta: store.NewMeta("open"), Spec: &gantryv1.EnvironmentSpec{AllowPrivileged: true}})
+	for env, want := range map[string]string{
+		"": "steps have a network of their own and more", "production": "steps have a network of their own and more", "open": "host and more",
+	} {
+		stream := p.images.Build(t.Context())
+		// Nobody gives himself the leave.
+		start := &gantryv1.BuildStart{Environment: env, HostNetwork: true}
+		if err := stream.Send(&gantryv1.BuildInput{Input: &gantryv1.BuildInput_Start{Start: start}}); err != nil {
+			t.Fatal(err)
+		}
+		if err := stream.Send(&gantryv1.BuildInput{}); err != nil {
+			t.Fatal(err)
+		}
+		if err := stream.CloseRequest(); err != nil {
+			t.Fatal(err)
+		}
+		m, err := stream.Receive()
+		if err != nil || m.GetImage().GetDigest() != want {
+			t.Errorf("environment %q: %v, %v", env, m, err)
+		}
+	}
+}

@@ -123,18 +123,7 @@ func (h *instances) interactive(ctx context.Context, stream *connect.BidiStream[
 	if err := up.Send(first); err != nil && !errors.Is(err, io.EOF) {
 		return h.s.answered(i.Node, err)
 	}
-	go func() {
-		for {
-			m, err := stream.Receive()
-			if err != nil {
-				_ = up.CloseRequest()
-				return
-			}
-			if up.Send(m) != nil {
-				return
-			}
-		}
-	}()
+	go forward(stream, up)
 	return pump(h.s, i.Node, up.Receive, stream.Send)
 }
 

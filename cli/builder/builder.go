@@ -49,6 +49,8 @@ type Builder struct {
 	Out     io.Writer
 	NewLive func() *terminal.Live
 	Style   terminal.Style
+	// Environment is whose permissions the build has.
+	Environment string
 	// Warn prints one line, made printable.
 	Warn func(format string, args ...any)
 }
@@ -109,7 +111,7 @@ func (s *Builder) buildStart(ctx context.Context, spec *gantryv1.BuildSpec, job 
 	if err != nil {
 		return nil, err
 	}
-	start := &gantryv1.BuildStart{Spec: spec, Tags: job.Tags, Auths: auths, Secrets: map[string][]byte{}}
+	start := &gantryv1.BuildStart{Spec: spec, Tags: job.Tags, Auths: auths, Secrets: map[string][]byte{}, Environment: s.Environment}
 	for id, from := range spec.GetSecrets() {
 		if start.Secrets[id], err = buildSecret(id, from, job.Dir); err != nil {
 			return nil, err
