@@ -105,11 +105,7 @@ func (e *Engine) forget(c *container) {
 }
 
 func (e *Engine) create(ctx context.Context, c *container, r CreateRequest) error {
-	ids, err := e.remap(r)
-	if err != nil {
-		return err
-	}
-	base, err := e.base(ctx, c, r, ids)
+	base, err := e.base(ctx, r)
 	if err != nil {
 		return err
 	}
@@ -119,6 +115,13 @@ func (e *Engine) create(ctx context.Context, c *container, r CreateRequest) erro
 	}
 	user, err := base.accounts.resolve(userOf(r.Spec, base.config), r.Spec.GetGroupAdd())
 	if err != nil {
+		return err
+	}
+	ids, err := e.remap(r, user)
+	if err != nil {
+		return err
+	}
+	if err := e.makeLayer(ctx, c, r, base, ids); err != nil {
 		return err
 	}
 	var pins []pin
@@ -144,27 +147,32 @@ func (e *Engine) create(ctx context.Context, c *container, r CreateRequest) erro
 	return e.createRecord(ctx, c, spec)
 }
 
-// base finds what the container's root file system is made of and makes the snapshot.
-func (e *Engine) base(ctx context.Context, c *container, r CreateRequest, ids remapping) (*imageInfo, error) {
+// base finds what the container's root file system is made of.
+func (e *Engine) base(ctx context.Context, r CreateRequest) (*imageInfo, error) {
 	if dir := r.Spec.GetRootfs(); dir != "" {
 		return rootfsBase(dir)
 	}
-	info, key, err := e.image(ctx, r.Spec)
-	if err != nil {
-		return nil, err
+	info, _, err := e.image(ctx, r.Spec)
+	return info, err
+}
+
+// makeLayer makes the container's writable layer on its image, and fills its volumes from there.
+func (e *Engine) makeLayer(ctx context.Context, c *container, r CreateRequest, base *imageInfo, ids remapping) error {
+	if r.Spec.GetRootfs() != "" {
+		return nil
 	}
 	sn := e.client.SnapshotService(snapshotter)
-	mounts, err := sn.Prepare(ctx, c.ID, info.parent, ids.snapshotOptions(c.ID))
+	mounts, err := sn.Prepare(ctx, c.ID, base.parent, ids.snapshotOptions(c.ID))
 	if errdefs.IsNotFound(err) { // the image was removed and came back since it was cached
-		e.images.drop(key)
-		if info, _, err = e.image(ctx, r.Spec); err == nil {
-			mounts, err = sn.Prepare(ctx, c.ID, info.parent, ids.snapshotOptions(c.ID))
+		e.images.drop(imageKey{base.digest, r.Spec.GetPlatform()})
+		if base, _, err = e.image(ctx, r.Spec); err == nil {
+			mounts, err = sn.Prepare(ctx, c.ID, base.parent, ids.snapshotOptions(c.ID))
 		}
 	}
 	if err != nil {
-		return nil, fault.Wrap(diskFault(err), err, "container %s: writable layer", c.ID).WithHint("gantry system df")
+		return fault.Wrap(diskFault(err), err, "container %s: writable layer", c.ID).WithHint("gantry system df")
 	}
-	return info, e.fillVolumes(ctx, unmapped(mounts), r.Mounts)
+	return e.fillVolumes(ctx, unmapped(mounts), r.Mounts)
 }
 
 func rootfsBase(dir string) (*imageInfo, error) {

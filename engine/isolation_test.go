@@ -78,6 +78,12 @@ func TestSpecReachesTheContainer(t *testing.T) {
 		{"sysctl", "sysctl -n net.ipv4.ip_forward kernel.msgmax", "1\n9000\n", func(r *engine.CreateRequest) {
 			r.Spec.Sysctls = map[string]string{"net.ipv4.ip_forward": "1", "kernel.msgmax": "9000"}
 		}},
+		{"out of memory first", "cat /proc/self/oom_score_adj", "500\n", func(r *engine.CreateRequest) {
+			r.Spec.Resources = &gantryv1.Resources{OomScoreAdj: 500}
+		}},
+		{"memory file system of a user", "stat -c '%u %g %a' /m", "1000 7 700\n", func(r *engine.CreateRequest) {
+			r.Mounts = []engine.Mount{{Type: engine.MountTmpfs, Target: "/m", Options: []string{"uid=1000", "gid=7", "mode=700"}}}
+		}},
 		{"init", "cat /proc/1/comm; (sleep 0.01 &) ; echo $$", "gantry-init\n", func(r *engine.CreateRequest) { r.Spec.Init = true }},
 		{"device", "ls -l /dev/full2 && head -c1 /dev/full2 | wc -c", "1\n", func(r *engine.CreateRequest) {
 			r.Spec.Devices = []*gantryv1.Device{{Source: "/dev/full", Target: "/dev/full2", Permissions: "r"}}

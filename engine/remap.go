@@ -10,6 +10,7 @@ import (
 
 	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/containerd/v2/core/snapshots"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
 	"github.com/gantryd/gantry/engine/ocispec"
@@ -29,12 +30,14 @@ type remapping struct {
 }
 
 // remap decides whether the container gets a user namespace.
-func (e *Engine) remap(r CreateRequest) (remapping, error) {
+func (e *Engine) remap(r CreateRequest, user specs.User) (remapping, error) {
 	if e.o.Users == nil {
 		return remapping{HostIDs: "this machine has no user namespaces for containers"}, nil
 	}
-	if why := needsHostIDs(r); why != "" {
-		return remapping{HostIDs: why}, nil
+	for _, why := range []string{needsHostIDs(r), beyond(r, user)} {
+		if why != "" {
+			return remapping{HostIDs: why}, nil
+		}
 	}
 	m := remapping{IDBase: e.o.Users.Base()}
 	joined := slices.DeleteFunc([]string{r.Netns, r.PidNS, r.IpcNS}, func(p string) bool { return p == "" })
@@ -64,6 +67,8 @@ func needsHostIDs(r CreateRequest) string {
 		return "privileged: true"
 	case r.Netns == "host":
 		return "network_mode: host"
+	case s.GetResources().GetOomScoreAdj() < 0:
+		return "oom_score_adj below 0"
 	case len(s.GetDevices()) > 0:
 		return "devices"
 	case len(s.GetDeviceCgroupRules()) > 0:
@@ -85,6 +90,18 @@ func needsHostIDs(r CreateRequest) string {
 		if propagates(m) {
 			return "mount propagation " + m.Propagation
 		}
+	}
+	return ""
+}
+
+// beyond names an ID that a user namespace does not have.
+func beyond(r CreateRequest, user specs.User) string {
+	ids := append([]uint32{user.UID, user.GID}, user.AdditionalGids...)
+	for _, f := range r.Files {
+		ids = append(ids, uint32(f.UID), uint32(f.GID))
+	}
+	if highest := slices.Max(ids); highest >= userns.Size {
+		return fmt.Sprintf("user or group %d is above %d", highest, userns.Size-1)
 	}
 	return ""
 }

@@ -152,14 +152,18 @@ func TestWhatNeedsTheMachinesRoot(t *testing.T) {
 	plain := filepath.Join(t.TempDir(), "netns")
 	keepNetns(t, plain)
 	for why, change := range map[string]func(*engine.CreateRequest){
-		"userns_mode: host":        func(r *engine.CreateRequest) { r.Spec.UsernsMode = "host" },
-		"privileged: true":         func(r *engine.CreateRequest) { r.Spec.Privileged = true },
-		"network_mode: host":       func(r *engine.CreateRequest) { r.Netns = "host" },
-		"pid: host":                func(r *engine.CreateRequest) { r.Spec.PidMode = "host" },
-		"ipc: host":                func(r *engine.CreateRequest) { r.Spec.IpcMode = "host" },
-		"uts: host":                func(r *engine.CreateRequest) { r.Spec.UtsMode = "host" },
-		"cgroup: host":             func(r *engine.CreateRequest) { r.Spec.CgroupMode = "host" },
-		"cap_add: SYS_TIME":        func(r *engine.CreateRequest) { r.Spec.CapAdd = []string{"SYS_TIME"} },
+		"userns_mode: host":                  func(r *engine.CreateRequest) { r.Spec.UsernsMode = "host" },
+		"privileged: true":                   func(r *engine.CreateRequest) { r.Spec.Privileged = true },
+		"network_mode: host":                 func(r *engine.CreateRequest) { r.Netns = "host" },
+		"pid: host":                          func(r *engine.CreateRequest) { r.Spec.PidMode = "host" },
+		"ipc: host":                          func(r *engine.CreateRequest) { r.Spec.IpcMode = "host" },
+		"uts: host":                          func(r *engine.CreateRequest) { r.Spec.UtsMode = "host" },
+		"cgroup: host":                       func(r *engine.CreateRequest) { r.Spec.CgroupMode = "host" },
+		"cap_add: SYS_TIME":                  func(r *engine.CreateRequest) { r.Spec.CapAdd = []string{"SYS_TIME"} },
+		"user or group 70000 is above 65535": func(r *engine.CreateRequest) { r.Spec.User = "70000:5" },
+		"user or group 80000 is above 65535": func(r *engine.CreateRequest) {
+			r.Files = []engine.File{{Target: "/f", Content: []byte("x"), GID: 80000}}
+		},
 		"device_cgroup_rules":      func(r *engine.CreateRequest) { r.Spec.DeviceCgroupRules = []string{"c 10:200 rwm"} },
 		"mount propagation rslave": func(r *engine.CreateRequest) { bind(r, t.TempDir()).Propagation = "rslave" },
 		"devices": func(r *engine.CreateRequest) {
@@ -174,7 +178,7 @@ func TestWhatNeedsTheMachinesRoot(t *testing.T) {
 		if s.IDBase != 0 || !strings.Contains(s.HostIDs, why) {
 			t.Errorf("%s: %d, %q", why, s.IDBase, s.HostIDs)
 		}
-		if uid, _ := ownerOf(t, filepath.Join("/proc", pid(s))); uid != 0 {
+		if uid, _ := ownerOf(t, filepath.Join("/proc", pid(s))); uid != 0 && uid != 70000 {
 			t.Errorf("%s: the process is %d's", why, uid)
 		}
 		if err := e.Remove(t.Context(), "c"); err != nil {
