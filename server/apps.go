@@ -129,41 +129,6 @@ func appView(snap *store.ReadTx, key string) *gantryv1.AppView {
 	return v
 }
 
-// Watch implements the API.
-func (h *apps) Watch(ctx context.Context, req *connect.Request[gantryv1.GetAppRequest], stream *connect.ServerStream[gantryv1.AppView]) error {
-	sub, err := h.s.store.ViewAndWatch(func(*store.ReadTx) error { return nil })
-	if err != nil {
-		return err
-	}
-	defer sub.Close()
-	var last *gantryv1.AppView
-	for {
-		v := appView(h.s.store.Snapshot(), req.Msg.Environment+"/"+req.Msg.App)
-		if last == nil || !sameView(last, v) {
-			if err := stream.Send(v); err != nil {
-				return err
-			}
-			last = v
-		}
-		if _, err := sub.Next(ctx); err != nil {
-			return err
-		}
-	}
-}
-
-// sameView compares views but for the revision, which grows with changes to other apps too.
-func sameView(a, b *gantryv1.AppView) bool {
-	if len(a.Services) != len(b.Services) || !proto.Equal(a.App, b.App) {
-		return false
-	}
-	for i := range a.Services {
-		if !proto.Equal(a.Services[i], b.Services[i]) {
-			return false
-		}
-	}
-	return true
-}
-
 // Remove implements the API. With volumes, the app itself goes last, so that what was interrupted can be asked for again.
 func (h *apps) Remove(ctx context.Context, req *connect.Request[gantryv1.RemoveAppRequest]) (*connect.Response[gantryv1.RemoveAppResponse], error) {
 	m := req.Msg

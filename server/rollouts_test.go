@@ -1,0 +1,159 @@
+package server_test
+
+import (
+	"testing"
+	"time"
+
+	"connectrpc.com/connect"
+	"google.golang.org/protobuf/types/known/durationpb"
+
+	gantryv1 "github.com/gantryd/gantry/api/gen/gantry/v1"
+	"github.com/gantryd/gantry/fault"
+	"github.com/gantryd/gantry/fault/wire"
+	"github.com/gantryd/gantry/operation"
+	"github.com/gantryd/gantry/store"
+)
+
+// kindOf is the kind of an error that came over the wire.
+func kindOf(err error) fault.Kind { return fault.KindOf(wire.Decode(err)) }
+
+func TestAStalePlanIsRefused(t *testing.T) {
+	p := start(t)
+	plan, err := p.apps.Plan(t.Context(), connect.NewRequest(app(nil)))
+	if err != nil || plan.Msg.Index == 0 {
+		t.Fatal(plan, err)
+	}
+	req := app(nil)
+	req.CheckIndex = plan.Msg.Index
+	if _, err := p.apps.Apply(t.Context(), connect.NewRequest(req)); err != nil {
+		t.Fatalf("nothing has changed: %v", err)
+	}
+	index := func() int64 {
+		t.Helper()
+		plan, err := p.apps.Plan(t.Context(), connect.NewRequest(app(nil)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return plan.Msg.Index
+	}
+	if _, err := p.apps.Apply(t.Context(), connect.NewRequest(req)); kindOf(err) != fault.Conflict || fault.HintOf(wire.Decode(err)) == "" {
+		t.Fatalf("a plan of the time before was applied: %v", err)
+	}
+	now := index()
+	for name, change := range map[string]func(tx *store.Tx) error{
+		"a service is scaled": func(tx *store.Tx) error {
+			return store.Modify(tx, "production/shop/web", func(s *gantryv1.Service) error { s.Replicas++; return nil })
+		},
+		"a secret has gone":  func(tx *store.Tx) error { store.Delete[*gantryv1.Secret](tx, "production/shop/pw"); return nil },
+		"a network has gone": func(tx *store.Tx) error { store.Delete[*gantryv1.Network](tx, "production/shop/default"); return nil },
+	} {
+		if err := p.store.Update(t.Context(), change); err != nil {
+			t.Fatal(err)
+		}
+		if next := index(); next == now {
+			t.Fatalf("%s, and the index is the same", name)
+		} else {
+			now = next
+		}
+	}
+	for name, change := range map[string]func(tx *store.Tx) error{
+		"another app": func(tx *store.Tx) error {
+			store.Put(tx, &gantryv1.Service{Meta: store.NewMeta("production/other/web")})
+			return nil
+		},
+		"a rollout's weights": func(tx *store.Tx) error {
+			return store.Modify(tx, "production/shop/web", func(s *gantryv1.Service) error { s.Weights = map[int64]int32{1: 5}; return nil })
+		},
+	} {
+		if err := p.store.Update(t.Context(), change); err != nil {
+			t.Fatal(err)
+		}
+		if next := index(); next != now {
+			t.Fatalf("%s changes the index", name)
+		}
+	}
+}
+
+func TestAnApplyBeginsRolloutsOfWhatChanges(t *testing.T) {
+	p := start(t)
+	first, err := p.apps.Apply(t.Context(), connect.NewRequest(app(nil)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := first.Msg.Operations; len(got) != 1 || got[0] != operation.Key("production/shop/web", 1) {
+		t.Fatal(got)
+	}
+	op, _ := store.Get[*gantryv1.Operation](p.store.Snapshot(), first.Msg.Operations[0])
+	if op.GetWho() != "ann" || op.Cause != "up" {
+		t.Fatal(op)
+	}
+	again, err := p.apps.Apply(t.Context(), connect.NewRequest(app(nil)))
+	if err != nil || len(again.Msg.Operations) != 0 {
+		t.Fatal(again, err)
+	}
+}
+
+func TestWhatCannotBeRolledOutIsRefused(t *testing.T) {
+	p := start(t)
+	for name, spoil := range map[string]func(*gantryv1.ServiceSpec){
+		"strategy": func(s *gantryv1.ServiceSpec) { s.Update.Strategy = "yolo" },
+		"no steps": func(s *gantryv1.ServiceSpec) { s.Update.Strategy = "canary" },
+		"an empty step": func(s *gantryv1.ServiceSpec) {
+			s.Update.Strategy, s.Update.Canary = "canary", []*gantryv1.CanaryStep{{Weight: 5}}
+		},
+		"a share": func(s *gantryv1.ServiceSpec) { s.Update.MaxFailureRatio = 2 },
+		"two sets that share files": func(s *gantryv1.ServiceSpec) {
+			s.Update.Strategy = "blue-green"
+			s.Container.Mounts = []*gantryv1.Mount{{Type: gantryv1.Mount_TYPE_VOLUME, Target: "/data"}}
+		},
+	} {
+		_, err := p.apps.Plan(t.Context(), connect.NewRequest(app(func(a *gantryv1.AppSpec) {
+			a.Services["web"].Update = &gantryv1.UpdateConfig{}
+			spoil(a.Services["web"])
+		})))
+		if kindOf(err) != fault.Invalid || fault.HintOf(wire.Decode(err)) == "" {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+func TestRollbackIsARollout(t *testing.T) {
+	p := start(t)
+	for _, image := range []string{"one", "two"} {
+		_, err := p.apps.Apply(t.Context(), connect.NewRequest(app(func(a *gantryv1.AppSpec) { a.Services["web"].Container.Image = image })))
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	back := &gantryv1.RollbackRequest{Environment: "production", App: "shop", Service: "web"}
+	got, err := p.apps.Rollback(t.Context(), connect.NewRequest(back))
+	if err != nil || got.Msg.Release != 1 {
+		t.Fatal(got, err)
+	}
+	op, _ := store.Get[*gantryv1.Operation](p.store.Snapshot(), got.Msg.Operation)
+	if op.GetCause() != "rollback" || op.Rollout.To != 1 {
+		t.Fatal(op)
+	}
+	back.Release = 1
+	if got, err = p.apps.Rollback(t.Context(), connect.NewRequest(back)); err != nil || got.Msg.Operation != "" {
+		t.Fatalf("it has that release: %v %v", got, err)
+	}
+}
+
+func TestAGracePeriodOfAServiceHoldsOnce(t *testing.T) {
+	p := start(t)
+	if _, err := p.apps.Apply(t.Context(), connect.NewRequest(app(nil))); err != nil {
+		t.Fatal(err)
+	}
+	web := func() *gantryv1.Service {
+		s, _ := store.Get[*gantryv1.Service](p.store.Snapshot(), "production/shop/web")
+		return s
+	}
+	stop := &gantryv1.SetStoppedRequest{Environment: "production", App: "shop", Stopped: true, GracePeriod: durationpb.New(3 * time.Second)}
+	if _, err := p.apps.SetStopped(t.Context(), connect.NewRequest(stop)); err != nil || web().StopGrace.AsDuration() != 3*time.Second {
+		t.Fatal(err, web())
+	}
+	if _, err := p.apps.Restart(t.Context(), connect.NewRequest(&gantryv1.RestartRequest{Environment: "production", App: "shop"})); err != nil || web().StopGrace != nil {
+		t.Fatal(err, web())
+	}
+}
