@@ -20,6 +20,7 @@ func hostFlags(cmd *cobra.Command, o *hostinit.Options, advertise, timeout *stri
 	cmd.Flags().StringVar(&o.Root, "root", "/var/lib/gantry", "directory for all that the daemon keeps")
 	cmd.Flags().StringVar(&o.Run, "run", "/run/gantry", "directory for what is gone after a reboot")
 	cmd.Flags().StringVar(&o.Listen, "listen", "", "where the daemon listens (unix://RUN/gantry.sock)")
+	cmd.Flags().StringVar(&o.Group, "group", "", "group that may use the daemon without sudo; made if it is not there (gantry)")
 	cmd.Flags().StringVar(&o.Daemon, "daemon", "", "path of gantryd")
 	cmd.Flags().StringVar(advertise, "advertise", "auto", "address that other machines reach this one at; none for a machine that stands alone")
 	cmd.Flags().StringVarP(timeout, "timeout", "t", "60s", "how long to wait for the daemon's first answer")

@@ -19,8 +19,8 @@ import (
 	"github.com/gantryd/gantry/fault"
 )
 
-// Group owns the daemon's socket beside root.
-const Group = "gantry"
+// defaultGroup owns the daemon's socket beside root, as gantryd itself has it.
+const defaultGroup = "gantry"
 
 const unitName = "gantryd.service"
 
@@ -28,6 +28,8 @@ const unitName = "gantryd.service"
 type Options struct {
 	// Root, Run and Listen as gantryd takes them; empty for its defaults.
 	Root, Run, Listen string
+	// Group owns the socket beside root; it is made if it is not there. Empty for the daemon's default.
+	Group string
 	// Extra is further arguments of gantryd.
 	Extra []string
 	// Daemon is the path of gantryd; empty to look beside this program and in PATH.
@@ -48,6 +50,9 @@ func (o *Options) defaults() {
 	if o.Listen == "" {
 		o.Listen = "unix://" + filepath.Join(o.Run, "gantry.sock")
 	}
+	if o.Group == "" {
+		o.Group = defaultGroup
+	}
 	if o.UnitDir == "" {
 		o.UnitDir = "/etc/systemd/system"
 	}
@@ -60,7 +65,11 @@ func (o *Options) defaults() {
 }
 
 func (o *Options) args() []string {
-	return append([]string{"--root", o.Root, "--run", o.Run, "--listen", o.Listen}, o.Extra...)
+	args := []string{"--root", o.Root, "--run", o.Run, "--listen", o.Listen}
+	if o.Group != defaultGroup {
+		args = append(args, "--group", o.Group)
+	}
+	return append(args, o.Extra...)
 }
 
 // Result says where the daemon will answer and where it says what it does.
@@ -121,16 +130,16 @@ func findDaemon(named string) (string, error) {
 }
 
 func makeGroup(ctx context.Context, o Options) error {
-	if _, err := user.LookupGroup(Group); err == nil {
+	if _, err := user.LookupGroup(o.Group); err == nil {
 		return nil
 	}
-	if err := run(ctx, "groupadd", "--system", Group); err != nil {
+	if err := run(ctx, "groupadd", "--system", o.Group); err != nil {
 		// BusyBox systems have the other program.
-		if berr := run(ctx, "addgroup", "-S", Group); berr != nil {
-			return fault.Wrap(fault.Internal, err, "group %s cannot be made", Group)
+		if berr := run(ctx, "addgroup", "-S", o.Group); berr != nil {
+			return fault.Wrap(fault.Internal, err, "group %s cannot be made", o.Group)
 		}
 	}
-	o.Say("made group %s: its members may use gantry without sudo", Group)
+	o.Say("made group %s: its members may use gantry without sudo", o.Group)
 	return nil
 }
 
