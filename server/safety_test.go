@@ -82,7 +82,11 @@ func TestReleasesOfInstancesAreKept(t *testing.T) {
 func TestANodeKeepsAnInstanceWhoseReleaseIsMissing(t *testing.T) {
 	p := start(t)
 	_, updates := p.node(t)
-	p.apply(t, app(nil))
+	p.apply(t, app(func(s *gantryv1.AppSpec) {
+		s.Services["web"].Container.Network = &gantryv1.NetworkMode{
+			Attachments: []*gantryv1.NetworkAttachment{{Network: "production/shop/default"}},
+		}
+	}))
 	for u := range updates {
 		if len(u.Assignments) > 0 {
 			break
