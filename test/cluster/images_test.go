@@ -133,3 +133,27 @@ func TestImageSourceDiesInTheMiddle(t *testing.T) {
 		t.Errorf("the source sent %d MiB of an image of 256", sent>>20)
 	}
 }
+
+// TestImageOfFormerLeader imports an image on the leader, lets another lead, and uses the image there by its name: to run, to
+// build on, to give it a further name. No registry can be reached.
+func TestImageOfFormerLeader(t *testing.T) {
+	heavy(t)
+	c := lab.Form(t, lab.Shape{Servers: 3})
+	old := c.Leader(t)
+	old.Gantry(t, "image", "import", lab.BusyboxArchive(t))
+	old.KillDaemon(t)
+	next := c.Leader(t, c.Except(old)...)
+	old.StartDaemon(t)
+	c.AwaitNodes(t, 3)
+	compose := "services:\n  web:\n    build: .\n    command: sleep infinity\n    deploy:\n      mode: global\n"
+	dir := lab.Project(t, compose, "Dockerfile", "FROM "+lab.Busybox+"\nRUN echo built > /built\n")
+	lab.Eventually(t, time.Minute, "the other servers know the image", func() error {
+		if r := next.TryIn(dir, "build"); r.Code != 0 {
+			return fmt.Errorf("%s", r.Stderr)
+		}
+		return nil
+	})
+	next.GantryIn(t, dir, "up", "--detach")
+	next.AwaitReady(t, "web", 3)
+	next.Gantry(t, "image", "tag", lab.Busybox, "again:lab")
+}
