@@ -316,7 +316,7 @@ func (m *machine) awaitPing(to netip.Addr) {
 		return err
 	})
 	defer socket.Close()
-	await(m.t, fmt.Sprintf("%s to answer %s", to, m.id), func() bool {
+	awaitFor(m.t, 20*time.Second, fmt.Sprintf("%s to answer %s", to, m.id), func() bool {
 		const echoRequest, checksum = 8, 0xf7ff
 		_, _ = socket.WriteTo([]byte{echoRequest, 0, checksum >> 8, checksum & 0xff, 0, 0, 0, 0}, &net.IPAddr{IP: to.AsSlice()})
 		_ = socket.SetReadDeadline(time.Now().Add(100 * time.Millisecond))

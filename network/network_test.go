@@ -123,7 +123,12 @@ func must(t testing.TB, err error) {
 // await polls until a condition holds.
 func await(t testing.TB, what string, ok func() bool) {
 	t.Helper()
-	for deadline := time.After(5 * time.Second); !ok(); {
+	awaitFor(t, 5*time.Second, what, ok)
+}
+
+func awaitFor(t testing.TB, patience time.Duration, what string, ok func() bool) {
+	t.Helper()
+	for deadline := time.After(patience); !ok(); {
 		select {
 		case <-deadline:
 			t.Fatalf("waited in vain: %s", what)

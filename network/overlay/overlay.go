@@ -301,11 +301,11 @@ func (v *Overlay) retainRoutes() error {
 
 // Two nodes that learn of each other in the same moment both begin, and then neither answers; one that learns first speaks
 // to somebody who does not know it yet. WireGuard tries again after five seconds. We begin anew earlier, each at a time of its
-// own, until they have met.
+// own, until they have met. Each wait is twice as long as the one before, so that there is time enough for slow ways too.
 const (
-	meetAfter  = 700 * time.Millisecond
-	meetSpread = 600 * time.Millisecond
-	meetTries  = 8
+	meetAfter  = 500 * time.Millisecond
+	meetSpread = 500 * time.Millisecond
+	meetTries  = 4
 )
 
 // meet has Run look after a new peer.
@@ -328,11 +328,14 @@ func (v *Overlay) Run(ctx context.Context) error {
 			return nil
 		case <-v.wake:
 		}
-		for more := true; more; more = v.introduce() {
+		for wait, more := meetAfter+rand.N(meetSpread), true; more; wait *= 2 {
 			select {
 			case <-ctx.Done():
 				return nil
-			case <-time.After(meetAfter + rand.N(meetSpread)):
+			case <-v.wake: // somebody else is new
+				wait = (meetAfter + rand.N(meetSpread)) / 2 // doubled before it counts
+			case <-time.After(wait):
+				more = v.introduce()
 			}
 		}
 	}
