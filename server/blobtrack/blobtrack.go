@@ -70,7 +70,7 @@ type holder struct {
 	from     string          // whom it fetches from, while not whole; empty for a registry
 	active   int             // nodes that fetch from it now
 	sent     int             // how often somebody was sent to it
-	accusers map[string]bool // nodes that say it does not keep what it promises
+	accusers map[string]bool // nodes that say it does not keep what it promises; until it removes the blob or starts again
 }
 
 type machine struct {
@@ -270,7 +270,7 @@ func (t *Tracker) Announce(node string, req *gantryv1.AnnounceRequest) *gantryv1
 	for _, d := range req.Have {
 		if h := t.holder(node, d); h != nil {
 			t.leave(d, h)
-			h.whole, h.accusers = true, nil
+			h.whole = true
 		}
 	}
 	for _, f := range req.Faults {
@@ -280,10 +280,11 @@ func (t *Tracker) Announce(node string, req *gantryv1.AnnounceRequest) *gantryv1
 	return &gantryv1.AnnounceResponse{Tracker: t.id}
 }
 
-// interrupted forgets what the node's earlier daemon was fetching.
+// interrupted forgets what the node's earlier daemon was fetching, and what was said of it.
 func (t *Tracker) interrupted(node string, m *machine) {
 	for d := range m.blobs {
-		if !t.blobs[d][node].whole {
+		h := t.blobs[d][node]
+		if h.accusers = nil; !h.whole {
 			t.drop(node, d)
 		}
 	}

@@ -182,7 +182,9 @@ func TestAccusations(t *testing.T) {
 	w.wants(t, "d", "s")
 	accuse("b", "s", gantryv1.BlobFault_KIND_MISSING)
 	w.wants(t, "d", "")
-	w.has("s") // it says again that it has it
+	w.has("s") // to say it again changes nothing
+	w.wants(t, "d", "")
+	w.Announce("s", &gantryv1.AnnounceRequest{Boot: "2", Full: true, Have: []string{layer}}) // to start again does
 	w.Announce("d", &gantryv1.AnnounceRequest{Gone: []string{layer}})
 	w.wants(t, "a", "s")
 }
