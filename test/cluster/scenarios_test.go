@@ -10,6 +10,7 @@ import (
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	gantryv1 "github.com/gantryd/gantry/api/gen/gantry/v1"
+	"github.com/gantryd/gantry/fault"
 	"github.com/gantryd/gantry/test/lab"
 )
 
@@ -62,14 +63,23 @@ func (tr *trial) follower(t *testing.T) *lab.Node {
 	return nil
 }
 
-// refuses wants a server to take no change and to say so in time.
+// refuses wants a server to acknowledge no change and to say so in time. The change is one that may take effect later.
 func refuses(t *testing.T, n *lab.Node) {
 	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	defer cancel()
 	began := time.Now()
-	if result := n.TryWithin(30*time.Second, "", "scale", "shop/web=1"); result.Code == 0 {
+	_, err := n.Client(t).Configs.Create(ctx, connect.NewRequest(&gantryv1.CreateFileRequest{
+		Environment: environment, Name: "refused-by-" + n.Name(), Content: []byte("x"),
+	}))
+	took := time.Since(began).Round(100 * time.Millisecond)
+	switch {
+	case err == nil:
 		t.Errorf("%s takes a change without a majority", n.Name())
-	} else if took := time.Since(began); took > 20*time.Second {
-		t.Errorf("%s needs %s to refuse a change without a majority: %s", n.Name(), took, result.Stderr)
+	case took > 15*time.Second || !fault.Is(err, fault.Unavailable):
+		t.Errorf("%s, without a majority, answers after %s: %v", n.Name(), took, err)
+	default:
+		t.Logf("%s refused after %s: %v (hint: %s)", n.Name(), took, err, fault.HintOf(err))
 	}
 }
 
@@ -110,7 +120,7 @@ func TestServersCutOff(t *testing.T) {
 	first.Isolate(t)
 	leader := tr.Leader(t, tr.Except(first)...)
 	tr.want["web"] = 8
-	leader.Gantry(t, "scale", "shop/web=8")
+	leader.GantryIn(t, tr.dir, "scale", "web=8")
 	tr.awaitRunning(t, 8, tr.Except(first)...)
 
 	leader.Isolate(t)
@@ -337,8 +347,7 @@ func TestJoinAndRemove(t *testing.T) {
 	server, leaving := tr.Node(0), tr.Node(2)
 	tr.update(t, server, 2)
 	tr.awaitNew(t, server, "web", old, 4)
-	joined := tr.Join(t, "node", tr.shape)
-	joined.Gantry(t, "image", "import", tr.image)
+	tr.Join(t, "node", tr.shape)
 	server.Gantry(t, "node", "drain", leaving.Name())
 	lab.Eventually(t, 2*time.Minute, "drained", func() error {
 		if left := ids(leaving); len(left) > 0 {

@@ -40,9 +40,7 @@ func begin(t *testing.T, shape lab.Shape) *trial {
 	t.Helper()
 	c := lab.Form(t, shape)
 	tr := &trial{Lab: c, shape: shape, dir: lab.Project(t, ""), image: lab.BusyboxArchive(t), want: map[string]int{}}
-	for _, n := range c.Nodes() {
-		n.Gantry(t, "image", "import", tr.image)
-	}
+	c.Node(0).Gantry(t, "image", "import", tr.image)
 	tr.slots = observe(t, c)
 	tr.ledger = keepLedger(t, c.Nodes()[:max(1, shape.Servers)])
 	return tr
