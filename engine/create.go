@@ -2,12 +2,14 @@ package engine
 
 import (
 	"context"
+	"os"
 	"path/filepath"
 	"regexp"
 	"slices"
 	"time"
 
 	"github.com/containerd/containerd/v2/core/containers"
+	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/typeurl/v2"
 	imagespec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -15,6 +17,7 @@ import (
 
 	gantryv1 "github.com/gantryd/gantry/api/gen/gantry/v1"
 	"github.com/gantryd/gantry/engine/embedded"
+	"github.com/gantryd/gantry/engine/fill"
 	"github.com/gantryd/gantry/engine/ocispec"
 	"github.com/gantryd/gantry/fault"
 )
@@ -233,4 +236,30 @@ func (e *Engine) createRecord(ctx context.Context, c *container, spec *specs.Spe
 		return fault.Wrap(diskFault(err), err, "container %s: record", c.ID)
 	}
 	return nil
+}
+
+// fillVolumes gives empty volumes what the image has at their targets.
+func (e *Engine) fillVolumes(ctx context.Context, rootfs []mount.Mount, mounts []Mount) error {
+	for _, m := range mounts {
+		wanted := m.CopyUp && m.Subpath == ""
+		if m.Type != MountVolume || !fill.Needed(m.Source, wanted) {
+			continue
+		}
+		if err := e.fillVolume(ctx, rootfs, m, wanted); err != nil {
+			return fault.Wrap(diskFault(err), err, "volume at %s: copy of the image's content", m.Target)
+		}
+	}
+	return nil
+}
+
+func (e *Engine) fillVolume(ctx context.Context, rootfs []mount.Mount, m Mount, wanted bool) error {
+	e.filling.Lock() // another container of the same volume waits until it is filled
+	defer e.filling.Unlock()
+	scratch := filepath.Join(e.o.Run, "fill")
+	if err := os.MkdirAll(scratch, 0o700); err != nil {
+		return err
+	}
+	return mount.WithTempMount(ctx, rootfs, func(root string) error {
+		return fill.Run(fill.Job{Scratch: scratch, Image: root, Target: m.Target, Volume: m.Source, Wanted: wanted})
+	})
 }

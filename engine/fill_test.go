@@ -4,13 +4,12 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
-
-	imagespec "github.com/opencontainers/image-spec/specs-go/v1"
-	"golang.org/x/sys/unix"
 
 	"github.com/gantryd/gantry/engine"
 	"github.com/gantryd/gantry/engine/enginetest"
+	imagespec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
 // filesToCopy is how many files the image of the tests below has for its volume: enough to be killed in their midst.
@@ -35,8 +34,8 @@ func fullVolume(id, volume string) engine.CreateRequest {
 }
 
 func isFilling(volume string) bool {
-	_, err := unix.Getxattr(volume, "trusted.gantry.filling", nil)
-	return err == nil
+	left, _ := filepath.Glob(filepath.Join(volume, ".gantry-*"))
+	return len(left) > 0
 }
 
 // TestAFillThatWasCutShortIsDoneAgain kills a daemon while it copies the image's files into a volume.
@@ -77,13 +76,19 @@ func cutShort(t *testing.T, o engine.Options) string {
 			if err != nil {
 				t.Fatal(err)
 			}
-			files = len(entries)
+			for _, d := range entries {
+				part, err := os.ReadDir(filepath.Join(volume, d.Name()))
+				if err == nil {
+					files = len(part)
+				}
+			}
 		}
 		d.kill()
 		if entries, err := os.ReadDir(volume); err == nil && len(entries) < filesToCopy {
 			if !isFilling(volume) {
 				t.Fatalf("%d of %d files, and nothing says so", len(entries), filesToCopy)
 			}
+			t.Logf("killed with %v in the volume", entries)
 			return volume
 		}
 	}
@@ -91,20 +96,64 @@ func cutShort(t *testing.T, o engine.Options) string {
 	return ""
 }
 
-// TestAVolumeThatNobodyFilledIsEmpty has a half-filled volume mounted by one that does not want the image's content.
-func TestAVolumeThatNobodyFilledIsEmpty(t *testing.T) {
+// TestWhatOthersWroteIsKept settles copies that were cut short in volumes that somebody has written to meanwhile.
+func TestWhatOthersWroteIsKept(t *testing.T) {
 	e := enginetest.Open(t)
 	fullImage(t, e)
-	volume := t.TempDir()
-	if err := unix.Setxattr(volume, "trusted.gantry.filling", []byte("1"), 0); err != nil {
-		t.Skip("no such attributes here: ", err)
+	for name, c := range map[string]struct {
+		left   string
+		wanted bool
+		want   string
+	}{
+		"half, then filled":       {left: ".gantry-filling", wanted: true, want: fmt.Sprintln(filesToCopy)},
+		"half, not wanted":        {left: ".gantry-filling", want: "0\n"},
+		"whole, then moved":       {left: ".gantry-filled", wanted: true, want: "2\n"},
+		"whole, not wanted":       {left: ".gantry-filled", want: "2\n"},
+		"whole, beside others'":   {left: ".gantry-filled", wanted: true, want: "3\n"},
+		"half, beside others'":    {left: ".gantry-filling", wanted: true, want: "1\n"},
+		"nothing, beside others'": {wanted: true, want: "1\n"},
+	} {
+		volume := t.TempDir()
+		if c.left != "" {
+			for _, f := range []string{"a", "b"} {
+				writeFile(t, filepath.Join(volume, c.left, f), "the image's\n")
+			}
+		}
+		if strings.Contains(name, "others") {
+			writeFile(t, filepath.Join(volume, "mine"), "mine\n")
+			if c.left == ".gantry-filled" {
+				writeFile(t, filepath.Join(volume, "a"), "mine\n")
+			}
+		}
+		r := fullVolume("c", volume)
+		r.Mounts[0].CopyUp = c.wanted
+		if out := output(t, e, r); out != c.want || isFilling(volume) {
+			t.Errorf("%s: files: %q, want %q; half filled: %v", name, out, c.want, isFilling(volume))
+		}
+		if b, err := os.ReadFile(filepath.Join(volume, "a")); err == nil && strings.Contains(name, "others") && string(b) != "mine\n" {
+			t.Errorf("%s: what was mine is %q", name, b)
+		}
 	}
-	if err := os.WriteFile(filepath.Join(volume, "half"), nil, 0o600); err != nil {
-		t.Fatal(err)
+}
+
+// TestAFillFollowsNoLinks has a container of the same volume put a link in the way of the copy.
+func TestAFillFollowsNoLinks(t *testing.T) {
+	e := enginetest.Open(t)
+	fullImage(t, e)
+	volume, outside := t.TempDir(), t.TempDir()
+	writeFile(t, filepath.Join(outside, "f"), "the machine's\n")
+	for _, name := range []string{".gantry-filled", ".gantry-filling"} {
+		if err := os.Symlink(outside, filepath.Join(volume, name)); err != nil {
+			t.Fatal(err)
+		}
 	}
-	r := fullVolume("c", volume)
-	r.Mounts[0].CopyUp = false
-	if out := output(t, e, r); out != "0\n" || isFilling(volume) {
-		t.Errorf("files: %q, half filled: %v", out, isFilling(volume))
+	if out := output(t, e, fullVolume("c", volume)); out != fmt.Sprintln(filesToCopy) {
+		t.Errorf("files: %q", out)
+	}
+	if entries, err := os.ReadDir(outside); err != nil || len(entries) != 1 {
+		t.Errorf("outside of the volume: %v, %v", entries, err)
+	}
+	if isFilling(volume) {
+		t.Error("the links are left")
 	}
 }

@@ -20,7 +20,8 @@ type pin struct {
 	Source string
 	// Subpath is a directory or file inside of Source, a volume. Links in it stay inside.
 	Subpath string
-	Place   string
+	// Place is empty for a source that is only looked at: mounts that go on propagating must be of the source itself.
+	Place string
 }
 
 // pins lists the mounts of r that are pinned, and returns r's mounts with their sources replaced.
@@ -28,11 +29,14 @@ func (e *Engine) pins(r CreateRequest) ([]Mount, []pin) {
 	mounts := slices.Clone(r.Mounts)
 	var list []pin
 	for i, m := range mounts {
-		if m.Subpath == "" && m.Type != MountBind || propagates(m) {
+		if m.Subpath == "" && m.Type != MountBind {
 			continue
 		}
-		p := pin{Source: m.Source, Subpath: m.Subpath, Place: filepath.Join(e.pinDir(r.ID), strconv.Itoa(i))}
-		mounts[i].Source = p.Place
+		p := pin{Source: m.Source, Subpath: m.Subpath}
+		if m.Subpath != "" || !propagates(m) {
+			p.Place = filepath.Join(e.pinDir(r.ID), strconv.Itoa(i))
+			mounts[i].Source = p.Place
+		}
 		list = append(list, p)
 	}
 	return mounts, list
@@ -84,6 +88,9 @@ func (p pin) mount() error {
 		return err
 	}
 	defer source.Close()
+	if p.Place == "" {
+		return nil
+	}
 	var st unix.Stat_t
 	if err := unix.Fstat(int(source.Fd()), &st); err != nil {
 		return err
