@@ -21,6 +21,7 @@ type index struct {
 	gone    map[string]bool   // instances to be forgotten: wanted gone and on no node
 	runs    map[string]bool   // `gantry run --rm`
 	apps    map[string]bool   // apps that may have left networks behind
+	nodes   map[string]progress.NodeState
 }
 
 // entry is one service with its instances; one without a service object holds instances of `gantry run`, or what is left of
@@ -42,6 +43,7 @@ func newIndex() *index {
 		entries: map[string]*entry{}, owner: map[string]*entry{}, onNode: map[string]map[string]bool{},
 		needs: map[string]map[*entry]bool{}, dirty: map[*entry]bool{}, unmade: map[string]*entry{},
 		gone: map[string]bool{}, runs: map[string]bool{}, apps: map[string]bool{},
+		nodes: map[string]progress.NodeState{},
 	}
 }
 
@@ -88,7 +90,8 @@ func (x *index) absorb(snap *store.ReadTx, events []store.Event, now time.Time) 
 		case *gantryv1.Instance:
 			x.instance(snap, o, ev, now)
 		case *gantryv1.InstanceStatus:
-			x.status(snap, o.Meta.Key, now)
+			st, _ := ev.New.(*gantryv1.InstanceStatus)
+			x.status(snap, o.Meta.Key, st, now)
 		case *gantryv1.Node:
 			x.node(snap, o.Meta.Key, now)
 		case *gantryv1.NodeStatus:
@@ -196,7 +199,7 @@ func (x *index) instance(snap *store.ReadTx, i *gantryv1.Instance, ev store.Even
 	was, _ := ev.Old.(*gantryv1.Instance)
 	e := x.setInstance(snap, i, now)
 	if was == nil || was.Desired != i.Desired || was.Release != i.Release || was.RestartGeneration != i.RestartGeneration ||
-		progress.NodeIs(snap, i.Node) != progress.NodeServes && i.Node != "" {
+		i.Node != "" && x.nodeState(snap, i.Node) != progress.NodeServes {
 		x.mark(e)
 	}
 }
@@ -217,11 +220,15 @@ func (x *index) setInstance(snap *store.ReadTx, i *gantryv1.Instance, now time.T
 		}
 		x.onNode[i.Node][id] = true
 	}
-	x.see(e, progress.View(snap, i), now)
+	if old := e.views[id]; old != nil {
+		x.see(e, x.view(snap, i, old.Status), now)
+	} else {
+		x.see(e, progress.View(snap, i), now)
+	}
 	if i.AutoRemove {
 		x.runs[id] = true
 	}
-	if i.Desired == removed && i.Node == "" || i.Node != "" && e.service == nil && progress.NodeIs(snap, i.Node) == progress.NodeRemoved {
+	if i.Desired == removed && i.Node == "" || i.Node != "" && e.service == nil && x.nodeState(snap, i.Node) == progress.NodeRemoved {
 		x.gone[id] = true
 	}
 	return e
@@ -250,14 +257,32 @@ func (x *index) forget(e *entry, id string) {
 	x.drop(e)
 }
 
+// nodeState is what a node means for the instances on it.
+func (x *index) nodeState(snap *store.ReadTx, id string) progress.NodeState {
+	state, ok := x.nodes[id]
+	if !ok {
+		state = progress.NodeIs(snap, id)
+		x.nodes[id] = state
+	}
+	return state
+}
+
+// view joins an instance with what its node said last; nil if that is nothing.
+func (x *index) view(snap *store.ReadTx, i *gantryv1.Instance, st *gantryv1.InstanceStatus) *gantryv1.InstanceView {
+	if st == nil || st.Phase == gantryv1.InstanceStatus_PHASE_LOST || i.Node != "" && x.nodeState(snap, i.Node) == progress.NodeLost {
+		return progress.View(snap, i)
+	}
+	return &gantryv1.InstanceView{Instance: i, Status: st}
+}
+
 // status takes in what a node said of an instance; the service is decided if it makes a difference to it.
-func (x *index) status(snap *store.ReadTx, id string, now time.Time) {
+func (x *index) status(snap *store.ReadTx, id string, st *gantryv1.InstanceStatus, now time.Time) {
 	e := x.owner[id]
 	if e == nil {
 		return
 	}
 	old := e.views[id]
-	v := progress.View(snap, old.Instance)
+	v := x.view(snap, old.Instance, st)
 	x.see(e, v, now)
 	if meaning(old) != meaning(v) {
 		x.mark(e)
@@ -277,6 +302,7 @@ func meaning(v *gantryv1.InstanceView) judgement {
 
 // node takes in that a node has changed: all on it is looked at again, and every global service.
 func (x *index) node(snap *store.ReadTx, id string, now time.Time) {
+	delete(x.nodes, id)
 	for i := range x.onNode[id] {
 		e := x.owner[i]
 		x.setInstance(snap, e.views[i].Instance, now)

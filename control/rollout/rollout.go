@@ -114,7 +114,7 @@ func (c *Controller) think(events []store.Event) (*batch, time.Time) {
 	c.index.absorb(snap, events, now)
 	due, again := c.index.due(now)
 	work := &batch{controller: c, entries: due}
-	nodes := nodeStates(snap)
+	nodes := func(id string) progress.NodeState { return c.index.nodeState(snap, id) }
 	for _, e := range due {
 		switch {
 		case e.service == nil:
@@ -126,19 +126,6 @@ func (c *Controller) think(events []store.Event) (*batch, time.Time) {
 		}
 	}
 	return work, sooner(again, c.sweep(snap, work, now))
-}
-
-// nodeStates looks at each node once.
-func nodeStates(snap *store.ReadTx) func(string) progress.NodeState {
-	known := map[string]progress.NodeState{}
-	return func(id string) progress.NodeState {
-		state, ok := known[id]
-		if !ok {
-			state = progress.NodeIs(snap, id)
-			known[id] = state
-		}
-		return state
-	}
 }
 
 // decide looks at one service.

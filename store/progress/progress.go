@@ -97,25 +97,31 @@ func Failure(v *gantryv1.InstanceView) string {
 	if Stale(v) {
 		return ""
 	}
-	st, name := v.Status, Name(v.Instance)
+	if why := failure(v.Status); why != "" {
+		return Name(v.Instance) + why
+	}
+	return ""
+}
+
+func failure(st *gantryv1.InstanceStatus) string {
 	switch st.GetPhase() {
 	case gantryv1.InstanceStatus_PHASE_LOST:
 		if st.Error != "" {
-			return fmt.Sprintf("%s %s", name, st.Error)
+			return " " + st.Error
 		}
 	case gantryv1.InstanceStatus_PHASE_FAILED:
-		return fmt.Sprintf("%s: %s", name, st.Error)
+		return ": " + st.Error
 	case gantryv1.InstanceStatus_PHASE_EXITED:
 		if st.ExitCode != 0 {
-			return fmt.Sprintf("%s exited with code %d%s", name, st.ExitCode, oom(st))
+			return fmt.Sprintf(" exited with code %d%s", st.ExitCode, oom(st))
 		}
 	case gantryv1.InstanceStatus_PHASE_RESTARTING:
 		if st.Streak >= crashLoop {
-			return fmt.Sprintf("%s keeps exiting, last with code %d%s, after %d restarts in a row", name, st.ExitCode, oom(st), st.Streak)
+			return fmt.Sprintf(" keeps exiting, last with code %d%s, after %d restarts in a row", st.ExitCode, oom(st), st.Streak)
 		}
 	case gantryv1.InstanceStatus_PHASE_RUNNING:
 		if st.Health == gantryv1.InstanceStatus_HEALTH_UNHEALTHY {
-			return fmt.Sprintf("%s is unhealthy: %s", name, st.HealthOutput)
+			return " is unhealthy: " + st.HealthOutput
 		}
 	}
 	return ""
