@@ -99,10 +99,13 @@ func (x *Exchange) Changed() { x.said.want(scan) }
 func (x *Exchange) Run(ctx context.Context) error {
 	beat := time.NewTicker(beatEvery)
 	defer beat.Stop()
+	retry := time.NewTimer(announceRetry)
+	defer retry.Stop()
 	x.said.want(all)
 	for beats := 1; ; {
 		select {
 		case <-x.said.wake:
+		case <-retry.C:
 		case <-beat.C:
 			beats++
 			if beats%beatsToScan == 0 {
@@ -116,8 +119,7 @@ func (x *Exchange) Run(ctx context.Context) error {
 		}
 		if err := x.Announce(ctx); err != nil && ctx.Err() == nil {
 			x.Logger.Debug("the tracker of images was not told, trying again", "err", err)
-			retry := time.AfterFunc(announceRetry, x.said.poke)
-			defer retry.Stop()
+			retry.Reset(announceRetry)
 		}
 	}
 }
