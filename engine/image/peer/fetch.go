@@ -29,14 +29,16 @@ const (
 // Fetcher fetches blobs from other nodes, and what none of them has, or none can send to its end, from the fallback: a registry.
 func (x *Exchange) Fetcher(fallback remotes.Fetcher) remotes.Fetcher {
 	return remotes.FetcherFunc(func(ctx context.Context, d ocispec.Descriptor) (io.ReadCloser, error) {
-		return &download{x: x, ctx: ctx, desc: d, fallback: fallback, locator: locator{x: x, digest: d.Digest, small: d.Size <= smallBlob}, credited: "-"}, nil
+		return &download{
+			ctx: ctx, desc: d, fallback: fallback, credited: "-",
+			locator: locator{x: x, digest: d.Digest, small: d.Size <= smallBlob},
+		}, nil
 	})
 }
 
 // download reads one blob from a node after another.
 type download struct {
 	locator
-	x        *Exchange
 	ctx      context.Context
 	desc     ocispec.Descriptor
 	fallback remotes.Fetcher
