@@ -17,7 +17,6 @@ import (
 	"github.com/containerd/containerd/api/types/runc/options"
 	"github.com/containerd/containerd/v2/pkg/cap"
 	"github.com/containerd/errdefs"
-	"github.com/containerd/errdefs/pkg/errgrpc"
 	"github.com/containerd/fifo"
 	"github.com/containerd/typeurl/v2"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -199,14 +198,28 @@ func (x *execution) run(ctx context.Context, p *specs.Process, req ExecRequest, 
 	if x.stdin != nil {
 		r.Stdin = x.path("stdin")
 	}
-	if _, err := svc.Exec(ctx, r); err != nil {
-		return 0, fault.Wrap(fault.Internal, errgrpc.ToNative(err), "exec in %s", x.c.ID)
+	err = askShim(ctx, x.c.ID, "take a process", shimLimit, func(ctx context.Context) error {
+		_, err := svc.Exec(ctx, r)
+		return err
+	})
+	if fault.Is(err, fault.Timeout) {
+		return 0, err
+	}
+	if err != nil {
+		return 0, fault.Wrap(fault.Internal, err, "exec in %s", x.c.ID)
 	}
 	defer x.remove(ctx)
 	x.copyOutput(streams)
-	started, err := svc.Start(ctx, &tasks.StartRequest{ContainerID: x.c.ID, ExecID: x.id})
+	var started *tasks.StartResponse
+	err = askShim(ctx, x.c.ID, "start a process", shimExecLimit, func(ctx context.Context) (err error) {
+		started, err = svc.Start(ctx, &tasks.StartRequest{ContainerID: x.c.ID, ExecID: x.id})
+		return err
+	})
+	if fault.Is(err, fault.Timeout) {
+		return 0, err
+	}
 	if err != nil {
-		return 0, x.startFault(ctx, p, errgrpc.ToNative(err))
+		return 0, x.startFault(ctx, p, err)
 	}
 	if x.stdin != nil {
 		// Ends when the caller's reader does, which nobody else can end.

@@ -3,6 +3,7 @@ package engine
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"syscall"
 	"time"
@@ -44,12 +45,17 @@ func (e *Engine) Signal(ctx context.Context, id, name string) error {
 }
 
 func (e *Engine) signal(ctx context.Context, id string, sig syscall.Signal) error {
-	_, err := e.client.TaskService().Kill(ctx, &tasks.KillRequest{
-		ContainerID: id, Signal: uint32(sig), All: sig == syscall.SIGKILL,
+	err := askShim(ctx, id, "send "+sig.String(), shimLimit, func(ctx context.Context) error {
+		_, err := e.client.TaskService().Kill(ctx, &tasks.KillRequest{
+			ContainerID: id, Signal: uint32(sig), All: sig == syscall.SIGKILL,
+		})
+		return err
 	})
-	err = errgrpc.ToNative(err)
 	if err == nil || errdefs.IsNotFound(err) {
 		return nil // it has ended meanwhile
+	}
+	if fault.Is(err, fault.Timeout) {
+		return err
 	}
 	return fault.Wrap(fault.Internal, err, "container %s: signal %s", id, sig)
 }
@@ -126,6 +132,9 @@ func (e *Engine) kill(ctx context.Context, c *container, r *run) error {
 		case <-ctx.Done():
 			return fault.Wrap(fault.Canceled, ctx.Err(), "container %s: stop was given up, SIGKILL is sent", c.ID)
 		case <-deadline.C:
+			if _, err := os.Stat(fmt.Sprintf("/proc/%d", r.pid)); os.IsNotExist(err) {
+				return errShimSilent(c.ID, "report the end of its process", killLimit)
+			}
 			return fault.New(fault.Timeout, "container %s: process %d does not end %s after SIGKILL; it hangs in the kernel",
 				c.ID, r.pid, killLimit).WithHint("cat /proc/%d/stack on the machine", r.pid)
 		}
@@ -148,18 +157,33 @@ func (e *Engine) Resume(ctx context.Context, id string) error {
 	})
 }
 
+// setPaused has a shim freeze or thaw a container. A shim that does not answer in time may still do it: then the state
+// follows, whoever has been told that it takes too long.
 func (e *Engine) setPaused(ctx context.Context, id string, from, to Status, act func(context.Context) error) error {
 	c, err := e.container(id)
 	if err != nil {
 		return err
 	}
-	c.op.Lock()
-	defer c.op.Unlock()
+	done := make(chan error, 1)
+	go func() {
+		c.op.Lock()
+		defer c.op.Unlock()
+		done <- e.pauseNow(context.WithoutCancel(ctx), c, from, to, act)
+	}()
+	select {
+	case err := <-done:
+		return err
+	case <-time.After(shimLimit):
+		return errShimSilent(id, "make it "+string(to), shimLimit)
+	}
+}
+
+func (e *Engine) pauseNow(ctx context.Context, c *container, from, to Status, act func(context.Context) error) error {
 	if s := c.snapshot().Status; s != from {
-		return fault.New(fault.Conflict, "container %s is %s, not %s", id, s, from)
+		return fault.New(fault.Conflict, "container %s is %s, not %s", c.ID, s, from)
 	}
 	if err := errgrpc.ToNative(act(e.Context(ctx))); err != nil {
-		return fault.Wrap(fault.Internal, err, "container %s cannot become %s", id, to)
+		return fault.Wrap(fault.Internal, err, "container %s cannot become %s", c.ID, to)
 	}
 	c.mu.Lock()
 	if c.state.Status == from {

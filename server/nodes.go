@@ -16,7 +16,7 @@ import (
 
 // How long one node may take to answer: what it looks up, and what it has to walk its disk for.
 const (
-	nodePatience = 10 * time.Second
+	nodePatience = 20 * time.Second // longer than a node waits for a shim
 	diskPatience = 10 * time.Minute
 )
 
