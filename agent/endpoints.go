@@ -168,11 +168,12 @@ func (e *endpointState) apply(ctx context.Context, log *slog.Logger) {
 	ctx, cancel := context.WithTimeout(ctx, applyTimeout)
 	defer cancel()
 	ports, filled := e.publish(ctx, state.Endpoints, log)
-	if err := e.network.Apply(ctx, state); err != nil {
+	err := e.network.Apply(ctx, state)
+	e.discovery.Apply(discovery.State{Endpoints: state.Endpoints, Networks: state.Networks, Upstreams: upstreams})
+	if err != nil { // run tries again
 		log.Error("the kernel's tables could not be brought up to date", "err", err)
 		return
 	}
-	e.discovery.Apply(discovery.State{Endpoints: state.Endpoints, Networks: state.Networks, Upstreams: upstreams})
 	e.mu.Lock()
 	e.done, e.ports, e.filled = upTo, ports, filled
 	e.mu.Unlock()

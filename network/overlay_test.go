@@ -430,10 +430,19 @@ func TestNodesComeMoveAndGo(t *testing.T) {
 		a.cannotReach(to)
 		told(all...)
 		await(t, "b to be reached when its node's address is right", func() bool { return reaches(t, a, to) })
+		former := l.machines[1].node() // the same machine, by the range it had before
+		former.Subnet = "10.64.7.0/24"
+		told(append(all, former)...)
+		told(all...)
+		await(t, "b to be reached when its node's former range is forgotten", func() bool { return reaches(t, a, to) })
 		told()
 		a.cannotReach(to)
-		told(append(all, &gantryv1.Node{Name: "thief", Address: "192.0.2.9", Subnet: "10.64.1.0/25"}, &gantryv1.Node{Name: "half"})...)
+		told(append(all, &gantryv1.Node{Name: "thief", Address: "192.0.2.9", Subnet: "10.64.1.0/25"}, &gantryv1.Node{Name: "half"},
+			&gantryv1.Node{Name: "broken", Address: "192.0.2.8", Subnet: "10.64.8.0/24", OverlayKey: "garbage"})...)
 		await(t, "b to be reached beside nodes that make no sense", func() bool { return reaches(t, a, to) })
+		l.machines[0].kill()
+		l.machines[0].revive() // with the same nodes on record
+		await(t, "b to be reached after a restart", func() bool { return reaches(t, a, to) })
 	})
 }
 

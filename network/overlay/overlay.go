@@ -76,6 +76,8 @@ type Peer struct {
 type tunnel interface {
 	// ensure makes the device, or corrects the one that is there. made says that it forgot all peers.
 	ensure() (link netlink.Link, made bool, err error)
+	// takes reports whether a peer can be put.
+	takes(p Peer) bool
 	// put adds a peer or changes it.
 	put(link netlink.Link, p Peer) error
 	// drop removes a peer. One that is not there is no error.
@@ -97,6 +99,7 @@ type Overlay struct {
 
 	mu    sync.Mutex
 	link  netlink.Link
+	made  bool                  // the device is new and knows no peers
 	peers map[netip.Prefix]Peer // by Subnet
 	young map[netip.Prefix]int  // peers not known to have been met, and how often they were put
 	wake  chan struct{}
@@ -123,9 +126,12 @@ func Open(links *netlink.Handle, o Options, peers []Peer) (*Overlay, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := v.Ensure(); err != nil {
+	if err := v.ensureDevice(); err != nil {
 		v.Close()
 		return nil, err
+	}
+	if err := v.ensurePeers(); err != nil {
+		o.Logger.Warn("not every node can be reached; this is tried again", "err", err)
 	}
 	return v, nil
 }
@@ -134,6 +140,13 @@ func Open(links *netlink.Handle, o Options, peers []Peer) (*Overlay, error) {
 func (v *Overlay) Ensure() error {
 	v.mu.Lock()
 	defer v.mu.Unlock()
+	if err := v.ensureDevice(); err != nil {
+		return err
+	}
+	return v.ensurePeers()
+}
+
+func (v *Overlay) ensureDevice() error {
 	if err := v.catch(); err != nil {
 		return fault.Wrap(fault.Unsupported, err, "make %s unreachable but for the nodes in it", v.o.Range)
 	}
@@ -144,28 +157,28 @@ func (v *Overlay) Ensure() error {
 	if made && v.link != nil {
 		v.o.Logger.Warn("the overlay's device was removed; it is made anew", "device", v.o.Device)
 	}
-	v.link = link
-	peers := v.sorted()
-	if !made {
-		if err := v.tunnel.retain(link, peers); err != nil {
-			return v.failed(err)
-		}
-	}
-	if err := v.retainRoutes(); err != nil {
-		return v.failed(err)
-	}
-	for _, p := range peers {
-		if err := v.put(p); err != nil {
-			return v.failed(err)
-		}
-		if made {
-			v.meet(p)
-		}
-	}
+	v.link, v.made = link, v.made || made
 	return nil
 }
 
+// ensurePeers does what it can for all of them before it fails for one.
+func (v *Overlay) ensurePeers() error {
+	peers := v.sorted()
+	failures := []error{v.tunnel.retain(v.link, peers), v.retainRoutes()}
+	for _, p := range peers {
+		failures = append(failures, v.put(p))
+		if v.made {
+			v.meet(p)
+		}
+	}
+	v.made = false
+	return v.failed(errors.Join(failures...))
+}
+
 func (v *Overlay) failed(err error) error {
+	if err == nil {
+		return nil
+	}
 	return fault.Wrap(fault.Internal, err, "set up the overlay %s", v.o.Device).WithHint("ip -d link show %s; ip route", v.o.Device)
 }
 
@@ -224,10 +237,7 @@ func (v *Overlay) Set(peers []Peer) error {
 		}
 		v.meet(p)
 	}
-	if err := errors.Join(failures...); err != nil {
-		return v.failed(err)
-	}
-	return nil
+	return v.failed(errors.Join(failures...))
 }
 
 // replaces reports whether putting a peer leaves nothing of what it was before. WireGuard would go on waiting for answers
@@ -237,7 +247,7 @@ func (v *Overlay) replaces(now, old Peer) bool {
 }
 
 func (v *Overlay) put(p Peer) error {
-	if v.o.Kind == WireGuard && p.Key == "" {
+	if !v.tunnel.takes(p) {
 		v.o.Logger.Warn("a node has no key for the encrypted overlay; its instances are not reachable", "address", p.Address, "subnet", p.Subnet)
 		return v.remove(p)
 	}
@@ -256,6 +266,11 @@ func (v *Overlay) remove(p Peer) error {
 	for _, r := range v.routes(p) {
 		if err := v.links.RouteDel(r); err != nil && !errors.Is(err, unix.ESRCH) && !errors.Is(err, unix.ENODEV) {
 			return fmt.Errorf("route to %s: %w", r.Dst, err)
+		}
+	}
+	for _, other := range v.peers { // a node that changed its range is a peer still
+		if p.Key != "" && other.Key == p.Key && other.Subnet != p.Subnet {
+			return nil
 		}
 	}
 	if err := v.tunnel.drop(v.link, p); err != nil {
@@ -347,7 +362,7 @@ func (v *Overlay) introduce() bool {
 	defer v.mu.Unlock()
 	for subnet, tries := range v.young {
 		p, there := v.peers[subnet]
-		if !there || p.Key == "" || tries == meetTries || v.tunnel.met(p) {
+		if !there || !v.tunnel.takes(p) || tries == meetTries || v.tunnel.met(p) {
 			delete(v.young, subnet)
 			continue
 		}

@@ -145,7 +145,8 @@ func (v *vxlan) route(r *netlink.Route, gateway netip.Addr) {
 	r.Gw, r.Flags = gateway.AsSlice(), int(netlink.FLAG_ONLINK)
 }
 
-// met is always true: machines need not talk before they send.
-func (v *vxlan) met(Peer) bool { return true }
+// met and takes are always true: machines need not talk before they send.
+func (v *vxlan) met(Peer) bool   { return true }
+func (v *vxlan) takes(Peer) bool { return true }
 
 func (v *vxlan) close() {}

@@ -227,6 +227,11 @@ func (w *wireGuard) retain(link netlink.Link, peers []Peer) error {
 	return err
 }
 
+func (w *wireGuard) takes(p Peer) bool {
+	_, err := wgtypes.ParseKey(p.Key)
+	return err == nil
+}
+
 func (w *wireGuard) met(p Peer) bool {
 	key, err := wgtypes.ParseKey(p.Key)
 	known, err2 := w.engine.peers()
