@@ -7,6 +7,7 @@ import (
 	"connectrpc.com/connect"
 
 	"github.com/gantryd/gantry/agent"
+	"github.com/gantryd/gantry/control/rollout"
 	"github.com/gantryd/gantry/control/schedule"
 	"github.com/gantryd/gantry/engine/image/peer"
 	"github.com/gantryd/gantry/observe"
@@ -63,6 +64,12 @@ func scheduleMetrics(m *observe.Metrics, f *schedule.Figures) {
 	m.Count("schedule_placed_total", "Instances that were given a node.", &f.Placed)
 	m.Count("schedule_evicted_total", "Instances that were sent away to make room or to even out.", &f.Evicted)
 	m.Level("schedule_waiting", "Instances that fit on no node.", &f.Waiting)
+}
+
+// rolloutMetrics publishes what is done about services.
+func rolloutMetrics(m *observe.Metrics, f *rollout.Figures) {
+	m.Time("rollout_pass_seconds", "Passes that decided services, with their commit.", &f.Passes)
+	m.Level("rollout_queue", "Services that the last pass decided together.", &f.Queue)
 }
 
 // sessionMetrics publishes the sessions of nodes.

@@ -54,6 +54,7 @@ type serving struct {
 	sessions  http.Handler // of the nodes, on the leader
 	metrics   *observe.Metrics
 	scheduler *schedule.Controller
+	rollouts  rollout.Figures
 	tracker   *blobtrack.Tracker
 	reigns    atomic.Bool
 }
@@ -260,6 +261,7 @@ func (r *serverRole) assemble(member *cluster.Member, st *store.Store, sealer *s
 	sessionMetrics(s.metrics, srv)
 	s.scheduler = schedule.New(st, r.d.Logger)
 	scheduleMetrics(s.metrics, s.scheduler.Figures())
+	rolloutMetrics(s.metrics, &s.rollouts)
 	m := machines.New(st, member, machines.Options{
 		Node: node, Version: r.d.Version.GetVersion(), Sealer: sealer, Logger: r.d.Logger, Options: measured(calls, server.AuditedOptions(r.d.Logger)),
 	})
@@ -338,7 +340,7 @@ func (r *serverRole) lead(ctx context.Context, s *serving, srv *server.Server, s
 	}()
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return srv.Lead(ctx) })
-	group.Go(func() error { return rollout.New(s.store, r.d.Logger).Run(as(ctx, "rollout")) })
+	group.Go(func() error { return rollout.New(s.store, r.d.Logger).Measure(&s.rollouts).Run(as(ctx, "rollout")) })
 	group.Go(func() error { return job.New(s.store, r.d.Logger).Run(as(ctx, "jobs")) })
 	group.Go(func() error { return s.scheduler.Run(as(ctx, "scheduler")) })
 	return group.Wait()

@@ -26,6 +26,8 @@ type Controller struct {
 	chunk int           // writes of one transaction
 	slow  time.Duration // a decision that took longer is not made again before slowRest times as long
 	now   func() time.Time
+
+	figures *Figures
 }
 
 const (
@@ -37,7 +39,7 @@ const (
 
 // New makes a controller over the store.
 func New(s *store.Store, log *slog.Logger) *Controller {
-	return &Controller{store: s, log: log, index: newIndex(), chunk: chunkSize, slow: slowTime, now: time.Now}
+	return &Controller{store: s, log: log, index: newIndex(), chunk: chunkSize, slow: slowTime, now: time.Now, figures: &Figures{}}
 }
 
 // Run reconciles every service once and then those that something has happened to, until ctx ends.
@@ -97,7 +99,11 @@ func (c *Controller) pass(ctx context.Context, sub *store.Subscription) (again t
 	if err != nil {
 		return again, err
 	}
+	begun := time.Now()
 	work, again := c.think(events)
+	if c.figures.Queue.Set(len(work.entries)); len(work.entries) > 0 {
+		defer c.figures.Passes.Since(begun)
+	}
 	if err := work.commit(ctx); err != nil {
 		for _, e := range work.entries {
 			c.index.dirty[e] = true
