@@ -57,14 +57,37 @@ func (m *Member) reign(ctx context.Context, name string, run func(context.Contex
 	return err
 }
 
-// awaitDeposed returns when this member leads no longer, or ctx ends.
+// Confirm returns nil if this member has led at some moment since the call, as a majority says: what it has stored is all that
+// was acknowledged until then. A leader that is cut off does not know for a while that another one has taken over.
+func (m *Member) Confirm(ctx context.Context) error {
+	if len(m.etcd.Server.Cluster().Members()) > 1 {
+		ctx, cancel := context.WithTimeout(ctx, confirmPatience)
+		defer cancel()
+		if err := m.etcd.Server.LinearizableReadNotify(ctx); err != nil {
+			return fault.Wrap(fault.Unavailable, err, "a majority of servers does not answer the leader")
+		}
+	}
+	if !m.leads() {
+		return fault.New(fault.Unavailable, "this server leads no longer")
+	}
+	return nil
+}
+
+// confirmPatience is longer than a leader without a majority takes to step down.
+const confirmPatience = 3 * time.Second
+
+// awaitDeposed returns when this member leads no longer, or ctx ends. Nothing is notified of a leader that is lost before there
+// is another one, so it looks, too.
 func (m *Member) awaitDeposed(ctx context.Context) {
+	look := time.NewTicker(deposedPoll)
+	defer look.Stop()
 	for {
 		changed := m.etcd.Server.LeaderChangedNotify()
 		if !m.leads() {
 			return
 		}
 		select {
+		case <-look.C:
 		case <-changed:
 		case <-m.etcd.Server.StopNotify():
 			return
@@ -93,4 +116,7 @@ func (m *Member) begin(ctx context.Context, node string) (int64, error) {
 	}
 }
 
-const retryEpoch = 100 * time.Millisecond
+const (
+	retryEpoch  = 100 * time.Millisecond
+	deposedPoll = 100 * time.Millisecond
+)

@@ -204,6 +204,37 @@ func TestLead(t *testing.T) {
 	}
 }
 
+// TestLeadWithoutMajority shows that a leader that nobody answers stops leading, and does not claim to lead before.
+func TestLeadWithoutMajority(t *testing.T) {
+	r := newRig(t)
+	a := r.start(r.options("a", identity.Server))
+	check(t, a.Confirm(t.Context()))
+	b, _ := r.join(a, "b")
+	began, ended := make(chan struct{}), make(chan struct{})
+	go func() {
+		_ = a.Lead(t.Context(), "a", func(ctx context.Context, _ int64) error {
+			close(began)
+			<-ctx.Done()
+			close(ended)
+			return nil
+		})
+	}()
+	<-began
+	check(t, a.Confirm(t.Context()))
+	if err := b.Confirm(t.Context()); err == nil {
+		t.Error("a follower is confirmed as leader")
+	}
+	b.Stop()
+	if err := a.Confirm(t.Context()); err == nil {
+		t.Error("a leader is confirmed without a majority")
+	}
+	select {
+	case <-ended:
+	case <-time.After(time.Minute):
+		t.Error("a leader without a majority goes on leading")
+	}
+}
+
 func TestForcedClusterOfOne(t *testing.T) {
 	r := newRig(t)
 	oa := r.options("a", identity.Server)

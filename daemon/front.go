@@ -130,7 +130,7 @@ func (f *front) lead(w http.ResponseWriter, r *http.Request, pick func(*serving)
 	for {
 		s, moved := f.role.current()
 		switch {
-		case s != nil && s.Leading():
+		case s != nil && s.Leading() && s.member.Confirm(ctx) == nil:
 			pick(s).ServeHTTP(w, r)
 			return
 		case s != nil && s.LeaderAddress() != "":
@@ -210,7 +210,7 @@ func (f *front) onLeader(w http.ResponseWriter, r *http.Request) {
 
 // final answers a call that another server has passed on. It is not passed on again: the two could disagree for ever.
 func (f *front) final(w http.ResponseWriter, r *http.Request) {
-	if s, _ := f.role.current(); s != nil && s.Leading() {
+	if s, _ := f.role.current(); s != nil && s.Leading() && s.member.Confirm(r.Context()) == nil {
 		s.api.ServeHTTP(w, r)
 		return
 	}
