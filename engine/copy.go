@@ -6,13 +6,13 @@ import (
 	"io"
 	"os"
 	"path/filepath"
-	"runtime"
 
 	"github.com/containerd/containerd/v2/core/mount"
 	"golang.org/x/sys/unix"
 
 	"github.com/gantryd/gantry/engine/archive"
 	"github.com/gantryd/gantry/fault"
+	"github.com/gantryd/gantry/internal/ownthread"
 )
 
 // CopyTo unpacks a tar stream into an existing directory of a container. In one that runs it sees the container's
@@ -110,16 +110,12 @@ func asRoot(ids archive.IDs, fn func() error) error {
 	if ids.Base == 0 {
 		return fn()
 	}
-	done := make(chan error)
-	go func() {
-		runtime.LockOSThread() // and never unlocked: the thread ends with the goroutine
-		err := beRoot(int(ids.Base))
-		if err == nil {
-			err = fn()
+	return ownthread.Run(func() error {
+		if err := beRoot(int(ids.Base)); err != nil {
+			return err
 		}
-		done <- err
-	}()
-	return <-done
+		return fn()
+	})
 }
 
 // keepCapabilities is SECBIT_NO_SETUID_FIXUP of capabilities(7).

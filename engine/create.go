@@ -175,7 +175,7 @@ func (e *Engine) makeLayer(ctx context.Context, c *container, r CreateRequest, b
 	if err != nil {
 		return fault.Wrap(diskFault(err), err, "container %s: writable layer", c.ID).WithHint("gantry system df")
 	}
-	return e.fillVolumes(ctx, unmapped(mounts), r.Mounts)
+	return e.fillVolumes(unmapped(mounts), r.Mounts)
 }
 
 func rootfsBase(dir string) (*imageInfo, error) {
@@ -239,27 +239,27 @@ func (e *Engine) createRecord(ctx context.Context, c *container, spec *specs.Spe
 }
 
 // fillVolumes gives empty volumes what the image has at their targets.
-func (e *Engine) fillVolumes(ctx context.Context, rootfs []mount.Mount, mounts []Mount) error {
+func (e *Engine) fillVolumes(rootfs []mount.Mount, mounts []Mount) error {
 	for _, m := range mounts {
 		wanted := m.CopyUp && m.Subpath == ""
 		if m.Type != MountVolume || !fill.Needed(m.Source, wanted) {
 			continue
 		}
-		if err := e.fillVolume(ctx, rootfs, m, wanted); err != nil {
+		if err := e.fillVolume(rootfs, m, wanted); err != nil {
 			return fault.Wrap(diskFault(err), err, "volume at %s: copy of the image's content", m.Target)
 		}
 	}
 	return nil
 }
 
-func (e *Engine) fillVolume(ctx context.Context, rootfs []mount.Mount, m Mount, wanted bool) error {
+func (e *Engine) fillVolume(rootfs []mount.Mount, m Mount, wanted bool) error {
 	e.filling.Lock() // another container of the same volume waits until it is filled
 	defer e.filling.Unlock()
-	scratch := filepath.Join(e.o.Run, "fill")
+	scratch := filepath.Join(e.o.Run, "scratch")
 	if err := os.MkdirAll(scratch, 0o700); err != nil {
 		return err
 	}
-	return mount.WithTempMount(ctx, rootfs, func(root string) error {
+	return e.withMounts("fill", rootfs, func(root string) error {
 		return fill.Run(fill.Job{Scratch: scratch, Image: root, Target: m.Target, Volume: m.Source, Wanted: wanted})
 	})
 }

@@ -114,7 +114,7 @@ func (e *Engine) startContainerd(ctx context.Context) error {
 	if e.runtime, err = e.writeRuntime(ctx); err != nil {
 		return err
 	}
-	e.unpinAll()
+	e.unmountLeftovers()
 	used := e.usedShims()
 	e.server, err = embedded.Start(ctx, embedded.Options{
 		Root: filepath.Join(e.o.Root, "containerd"), Run: e.o.Run, Runtime: e.runtime, Logger: e.o.Logger,

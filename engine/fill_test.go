@@ -55,6 +55,7 @@ func TestAFillThatWasCutShortIsDoneAgain(t *testing.T) {
 	if isFilling(volume) {
 		t.Error("the volume still passes as half filled")
 	}
+	assertOnly(t, e, o, "")
 	// Now it is the container's: what it removes stays removed.
 	if err := os.Remove(filepath.Join(volume, "0000")); err != nil {
 		t.Fatal(err)

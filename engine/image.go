@@ -11,7 +11,6 @@ import (
 
 	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/containerd/v2/core/images"
-	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/platforms"
@@ -219,7 +218,7 @@ func (e *Engine) imageAccounts(ctx context.Context, parent string) (a accounts, 
 		return a, err
 	}
 	defer func() { err = errors.Join(err, sn.Remove(ctx, key)) }()
-	err = mount.WithTempMount(ctx, mounts, func(dir string) error {
+	err = e.withMounts("accounts", mounts, func(dir string) error {
 		a, err = readAccounts(dir)
 		return err
 	})

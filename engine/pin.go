@@ -8,6 +8,7 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/containerd/containerd/v2/core/mount"
 	"golang.org/x/sys/unix"
 
 	"github.com/gantryd/gantry/engine/inroot"
@@ -145,17 +146,41 @@ func (e *Engine) unpin(id string) {
 	entries, _ := os.ReadDir(dir)
 	for _, d := range entries {
 		place := filepath.Join(dir, d.Name())
-		for unix.Unmount(place, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW) == nil {
-		}
+		unmountAll(place)
 		_ = os.Remove(place) // never what is below: it might still be mounted
 	}
 	_ = os.Remove(dir)
 }
 
-// unpinAll clears away what a killed daemon left.
-func (e *Engine) unpinAll() {
+// unmountLeftovers clears away what a killed daemon left mounted for a moment.
+func (e *Engine) unmountLeftovers() {
 	entries, _ := os.ReadDir(e.pinDir(""))
 	for _, d := range entries {
 		e.unpin(d.Name())
+	}
+	entries, _ = os.ReadDir(e.momentDir(""))
+	for _, d := range entries {
+		unmountAll(e.momentDir(d.Name()))
+	}
+}
+
+// momentDir is where file systems are mounted as long as the engine itself looks into them.
+func (e *Engine) momentDir(name string) string { return filepath.Join(e.o.Run, "moment", name) }
+
+// withMounts calls fn with a directory that a snapshot is mounted on. One at a time may use a name.
+func (e *Engine) withMounts(name string, mounts []mount.Mount, fn func(dir string) error) error {
+	dir := e.momentDir(name)
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return err
+	}
+	defer unmountAll(dir)
+	if err := mount.All(mounts, dir); err != nil {
+		return err
+	}
+	return fn(dir)
+}
+
+func unmountAll(place string) {
+	for unix.Unmount(place, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW) == nil {
 	}
 }

@@ -82,7 +82,22 @@ func TestABindThatBecomesALinkIsRefused(t *testing.T) {
 	if b, err := os.ReadFile(filepath.Join(source, "new")); err != nil || string(b) != "new\n" {
 		t.Errorf("%q, %v", b, err)
 	}
+	slave := engine.CreateRequest{ID: "slave", Spec: enginetest.Spec(enginetest.BusyboxName, "cat /m/f"), Mounts: []engine.Mount{
+		{Type: engine.MountBind, Source: source, Target: "/m", Propagation: "rslave"},
+	}}
+	if out := output(t, e, slave); out != "plain\n" {
+		t.Errorf("rslave: %q", out)
+	}
+	if err := e.Create(t.Context(), slave); err != nil {
+		t.Fatal(err)
+	}
 	swap(t, source, "/")
+	if _, err := e.Start(t.Context(), "slave"); !fault.Is(err, fault.Denied) {
+		t.Errorf("a link to the machine, rslave: %v", err)
+	}
+	if err := e.Remove(t.Context(), "slave"); err != nil {
+		t.Fatal(err)
+	}
 	if _, err := e.Start(t.Context(), "c"); !fault.Is(err, fault.Denied) {
 		t.Errorf("a link to the machine: %v", err)
 	}

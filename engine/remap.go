@@ -11,7 +11,6 @@ import (
 	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/containerd/v2/core/snapshots"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
-	"golang.org/x/sys/unix"
 
 	"github.com/gantryd/gantry/engine/ocispec"
 	"github.com/gantryd/gantry/engine/userns"
@@ -228,8 +227,7 @@ func (e *Engine) prepareRemap() error {
 	if err := errors.Join(os.RemoveAll(lent), os.MkdirAll(lent, 0o700), os.MkdirAll(e.layersDir(), 0o700)); err != nil {
 		return fault.Wrap(diskFault(err), err, "directories of user namespaces")
 	}
-	for unix.Unmount(e.layersDir(), unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW) == nil { // of a daemon before
-	}
+	unmountAll(e.layersDir()) // of a daemon before
 	if err := e.o.Users.Mount(e.snapshotDir(), e.layersDir()); err != nil {
 		return fault.Wrap(fault.Unsupported, err, "image layers for user namespaces")
 	}
@@ -238,7 +236,7 @@ func (e *Engine) prepareRemap() error {
 
 func (e *Engine) unmountLayers() {
 	if e.o.Users != nil {
-		_ = unix.Unmount(e.layersDir(), unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
+		unmountAll(e.layersDir())
 	}
 }
 

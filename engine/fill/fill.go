@@ -12,7 +12,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -22,6 +21,7 @@ import (
 
 	"github.com/gantryd/gantry/engine/inroot"
 	"github.com/gantryd/gantry/fault"
+	"github.com/gantryd/gantry/internal/ownthread"
 )
 
 // Names in a volume: the copy while it is made, and when it is whole and being moved to its place.
@@ -65,16 +65,12 @@ func Run(j Job) error {
 	if err != nil {
 		return err
 	}
-	done := make(chan error)
-	go func() {
-		runtime.LockOSThread() // and never unlocked: root directory and mounts end with the thread
+	return ownthread.Run(func() error { // root directory and mounts end with the thread
 		if err := j.enter(); err != nil {
-			done <- fault.Wrap(fault.Internal, err, "a root directory for the copy")
-			return
+			return fault.Wrap(fault.Internal, err, "a root directory for the copy")
 		}
-		done <- fill(content)
-	}()
-	return <-done
+		return fill(content)
+	})
 }
 
 // Paths in the root directory that the work is done in.

@@ -9,13 +9,13 @@ package kernelcheck
 import (
 	"fmt"
 	"io"
-	"runtime"
 	"strings"
 	"text/tabwriter"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/gantryd/gantry/fault"
+	"github.com/gantryd/gantry/internal/ownthread"
 )
 
 // Check is what was found out about one feature.
@@ -102,22 +102,9 @@ func (p probe) run(scratch string) Check {
 
 const ownNamespaces = unix.CLONE_NEWNS | unix.CLONE_NEWNET | unix.CLONE_NEWIPC | unix.CLONE_NEWUTS | unix.CLONE_NEWCGROUP
 
-// onThread runs do on a thread with namespaces of its own. The thread is never unlocked: it ends with its goroutine,
-// and the namespaces end with it.
+// onThread runs do on a thread with namespaces of its own, which end with it.
 func onThread(do func() error) error {
-	done := make(chan error)
-	go func() {
-		runtime.LockOSThread()
-		if unix.Gettid() == unix.Getpid() {
-			// The first thread never ends, and /proc/self shows its namespaces for the whole process. Another
-			// goroutine cannot run on it as long as this one waits here.
-			done <- onThread(do)
-			runtime.UnlockOSThread()
-			return
-		}
-		done <- inOwnNamespaces(do)
-	}()
-	return <-done
+	return ownthread.Run(func() error { return inOwnNamespaces(do) })
 }
 
 func inOwnNamespaces(do func() error) error {
