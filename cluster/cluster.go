@@ -189,5 +189,5 @@ func socketURL(dir, name string) url.URL {
 
 // logger passes etcd's warnings and errors on; its information lines say nothing that a person running Gantry needs.
 func logger(log *slog.Logger) *zap.Logger {
-	return zap.New(&slogCore{log: log})
+	return zap.New(&slogCore{log: log, said: &memory{last: map[string]time.Time{}}})
 }

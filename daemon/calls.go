@@ -3,6 +3,7 @@ package daemon
 import (
 	"context"
 	"net/http"
+	"path/filepath"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -14,6 +15,7 @@ import (
 	"github.com/gantryd/gantry/cluster/identity"
 	"github.com/gantryd/gantry/fault"
 	"github.com/gantryd/gantry/fault/wire"
+	"github.com/gantryd/gantry/internal/seal"
 )
 
 // servers is the way from a machine to the servers of its cluster. The local one comes first if it answers.
@@ -112,6 +114,12 @@ func (s *servers) renew(ctx context.Context) (*gantryv1.RenewResponse, error) {
 	resp, err := ask(ctx, s, &gantryv1.RenewRequest{CertificateRequest: request}, gantryv1connect.MachineServiceClient.Renew)
 	if err != nil {
 		return nil, err
+	}
+	// A server's key goes first: with the certificate the machine begins to be one.
+	if len(resp.SecretsKey) > 0 {
+		if err := seal.Import(filepath.Join(s.machine.root, sealFile), resp.SecretsKey); err != nil {
+			return nil, err
+		}
 	}
 	return resp, s.machine.keeper.Replace(resp.Certificate, key, resp.Roots)
 }

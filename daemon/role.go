@@ -68,7 +68,7 @@ func (r *serverRole) run(ctx context.Context) error {
 	for {
 		changed := r.machine.Changed()
 		if r.machine.isServer() && r.machine.keeper.Role() == identity.Server {
-			if err := r.serve(ctx); err != nil {
+			if err := r.serve(ctx); err != nil && !r.outlive(ctx, err) {
 				return err
 			}
 			if ctx.Err() != nil {
@@ -84,6 +84,21 @@ func (r *serverRole) run(ctx context.Context) error {
 		}
 	}
 }
+
+// outlive waits before another try, if the machine has a use without its server role: others lead its cluster.
+func (r *serverRole) outlive(ctx context.Context, err error) bool {
+	if len(r.machine.Servers()) == 0 || ctx.Err() != nil {
+		return false
+	}
+	r.d.Logger.Error("this machine cannot be a server now and goes on as a node; trying again", "err", err, "hint", fault.HintOf(err))
+	select {
+	case <-time.After(serverRetry):
+	case <-ctx.Done():
+	}
+	return true
+}
+
+const serverRetry = 5 * time.Second
 
 // serve is one time of being a server, from the start of the member to the end of the role or of ctx.
 func (r *serverRole) serve(ctx context.Context) error {
