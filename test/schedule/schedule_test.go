@@ -155,6 +155,44 @@ services:
 	}
 }
 
+func TestAJobIsStoppedAndStarted(t *testing.T) {
+	n := machine(t)
+	dir := lab.Project(t, `
+name: long
+services:
+  task:
+    image: `+lab.Busybox+`
+    command: sleep 1000
+    init: true
+    deploy: {mode: replicated-job, replicas: 2}
+`)
+	n.GantryIn(t, dir, "up", "-d")
+	n.AwaitReady(t, "task", 2)
+	n.GantryIn(t, dir, "stop")
+	awaitRuns(t, n, dir, "task", "stopped")
+	if ps := n.GantryIn(t, dir, "ps"); strings.Contains(ps, "task") {
+		t.Errorf("ps after the stop:\n%s", ps)
+	}
+	n.KillDaemon(t)
+	n.StartDaemon(t)
+	awaitRuns(t, n, dir, "task", "stopped")
+	n.GantryIn(t, dir, "scale", "task=1", "-d")
+	n.GantryIn(t, dir, "start", "-d") // without -d it waits for the job's end
+	if e := awaitRuns(t, n, dir, "task", "stopped", "running"); e.Job.Runs[1].Completions != 1 {
+		t.Errorf("%v", e.Job)
+	}
+	lab.Eventually(t, patience, "the new run's instance runs", func() error {
+		if ps := n.GantryIn(t, dir, "ps"); strings.Count(ps, "task.1") != 1 || !strings.Contains(ps, "Up ") {
+			return fmt.Errorf("%s", ps)
+		}
+		return nil
+	})
+	n.GantryIn(t, dir, "down")
+	if left := n.Instances(t); len(left) > 0 {
+		t.Errorf("left: %v", left)
+	}
+}
+
 func TestWhatFitsNowhere(t *testing.T) {
 	n := machine(t, "--device", "gpu=1")
 	dir := lab.Project(t, `
