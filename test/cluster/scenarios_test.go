@@ -314,12 +314,12 @@ func TestWrongClocks(t *testing.T) {
 func TestPausedLeader(t *testing.T) {
 	tr := begin(t, three)
 	tr.up(t, "web", 6)
-	old := tr.release(t, "web")
 	leader := tr.Leader(t)
 	leader.PauseDaemon(t)
 	next := tr.Leader(t, tr.Except(leader)...)
-	tr.update(t, next, 2)
-	tr.awaitNew(t, next, "web", old, 1)
+	tr.want["web"] = 9
+	next.GantryIn(t, tr.dir, "scale", "web=9")
+	tr.awaitRunning(t, 9, tr.Except(leader)...)
 	leader.ResumeDaemon(t)
 	tr.settle(t)
 }
