@@ -33,7 +33,9 @@ func stateOf(v *gantryv1.ServiceView) string {
 		return stoppedState(v)
 	case v.GetFailure() != "":
 		return "failed: " + v.GetFailure()
-	case v.GetConverged() && v.GetService().GetSpec().GetMode() == "replicated-job":
+	case v.GetConverged() && v.GetService().GetSpec().GetJob().GetSchedule() != "":
+		return "scheduled"
+	case v.GetConverged() && strings.HasSuffix(v.GetService().GetSpec().GetMode(), "-job"):
 		return "completed"
 	case v.GetConverged():
 		return count

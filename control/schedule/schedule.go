@@ -2,8 +2,8 @@
 //
 // New and Run start the controller; the planner is the pure part it follows, over a placement.State that events keep up to
 // date. One leader runs it. Instances are placed where they fit, the highest priority first, in batches of one transaction
-// each; one that fits nowhere is told why, as an observation. Only where nothing fits, instances of lower priority are sent
-// away. It makes and removes no instances itself.
+// each; one that fits nowhere is told why, as an observation. Only where nothing fits, others are sent away: the one that an
+// instance replaces, and those of lower priority. It makes and removes no instances itself.
 package schedule
 
 import (
