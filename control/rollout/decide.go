@@ -102,6 +102,7 @@ type decision struct {
 	budget   int                    // slots that may be taken in hand now
 	holds    bool                   // nothing may be made before the old set is gone
 	turned   bool                   // the way back has just been taken: the slots are to be looked at again
+	proven   *bool                  // an instance of the release has run for a while; nil while nobody has asked
 	last     *time.Time             // when the last instance became ready; nil while nobody has asked
 	plan     Plan
 }

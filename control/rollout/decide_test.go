@@ -177,6 +177,7 @@ func TestAShareOfFailuresIsTolerated(t *testing.T) {
 						i.Status = &gantryv1.InstanceStatus{Phase: phaseFailed}
 					}
 				}
+				w.now = w.now.Add(time.Second)
 			}
 			if w.op.State != test.state {
 				t.Fatal(w)
@@ -244,9 +245,12 @@ func TestDelayIsKept(t *testing.T) {
 	w.node(w.find(t, "i3")) // placed
 	w.node(w.find(t, "i3")) // runs
 	w.step(t)
+	ready := w.now
+	w.now = w.now.Add(time.Second)
+	w.step(t)
 	w.node(w.find(t, "i1")) // the first old one goes
 	plan := w.decide()
-	if len(plan.Changes) != 0 || !plan.Again.Equal(w.now.Add(time.Minute)) {
+	if len(plan.Changes) != 0 || !plan.Again.Equal(ready.Add(time.Minute)) {
 		t.Fatalf("%+v: %s", plan, w)
 	}
 	w.settle(t)
@@ -269,6 +273,30 @@ func TestMonitorIsWatched(t *testing.T) {
 	w.bad[2] = true
 	w.settle(t)
 	w.wants(t, operation.RolledBack, 1)
+}
+
+// TestACrashingReleaseTakesOneSlot: without a health check the first instance has to run for a moment before it is believed.
+func TestACrashingReleaseTakesOneSlot(t *testing.T) {
+	for _, order := range []string{"start-first", "stop-first"} {
+		t.Run(order, func(t *testing.T) {
+			w := newWorld(3, &gantryv1.UpdateConfig{Order: order})
+			w.settle(t)
+			w.update()
+			for range 20 { // it runs, and ends a moment later
+				w.step(t)
+				for _, i := range append([]*gantryv1.InstanceView(nil), w.instances...) {
+					if w.node(i); i.Instance.Release == 2 && i.Status.Phase == phaseRunning {
+						w.step(t)
+						i.Status = &gantryv1.InstanceStatus{Phase: gantryv1.InstanceStatus_PHASE_RESTARTING, ExitCode: 1, Streak: 1}
+					}
+				}
+				w.now = w.now.Add(100 * time.Millisecond)
+			}
+			if w.op.Rollout.Moved != 1 || w.count(1, phaseRunning) < 2 {
+				t.Fatal(w)
+			}
+		})
+	}
 }
 
 func TestAPausedRolloutBeginsNothing(t *testing.T) {

@@ -125,24 +125,60 @@ func (d *decision) all(n int, test func(*slot) bool) bool {
 // arrived reports that a slot holds what it is to hold, and nothing else.
 func (d *decision) arrived(s *slot) bool { return d.finished(s) && len(s.old) == 0 }
 
+// provenAfter is how long an instance without a health check must have run before a rollout believes in its release: most that
+// cannot work, for want of a file, a variable or a database, end much earlier.
+const provenAfter = time.Second
+
 // finished reports that the current instance of a slot works, and has for as long as it is to be watched.
 func (d *decision) finished(s *slot) bool {
 	if s.current == nil || !done(s.current.Status) {
 		return false
 	}
-	monitor := d.settings.GetMonitor().AsDuration()
-	if d.op == nil || monitor <= 0 || progress.Completed(s.current.Status) {
+	watch := d.watch(s.current)
+	if watch <= 0 {
 		return true
 	}
 	since := d.since(s.current)
 	if since.IsZero() {
 		return false
 	}
-	if until := since.Add(monitor); d.Now.Before(until) {
+	if until := since.Add(watch); d.Now.Before(until) {
 		d.again(until)
 		return false
 	}
 	return true
+}
+
+// watch is how long an instance has to be ready before it counts.
+func (d *decision) watch(i *gantryv1.InstanceView) time.Duration {
+	monitor := d.settings.GetMonitor().AsDuration()
+	switch {
+	case d.op == nil || progress.Completed(i.Status):
+		return 0
+	case monitor > 0:
+		return monitor
+	case d.op.Rollout.From == 0 || i.Status.GetHealth() != gantryv1.InstanceStatus_HEALTH_UNSPECIFIED || d.isProven():
+		return 0
+	}
+	return provenAfter
+}
+
+// isProven reports that an instance of the release that slots are given has run for long enough.
+func (d *decision) isProven() bool {
+	for n := 0; d.proven == nil && n < len(d.slots); n++ {
+		i := d.slots[n].current
+		if i == nil || i.Instance.Release != d.Service.Release || !done(i.Status) {
+			continue
+		}
+		if since := d.since(i); !since.IsZero() && !d.Now.Before(since.Add(provenAfter)) {
+			yes := true
+			d.proven = &yes
+		}
+	}
+	if d.proven == nil {
+		d.proven = new(bool)
+	}
+	return *d.proven
 }
 
 func (d *decision) since(i *gantryv1.InstanceView) time.Time {

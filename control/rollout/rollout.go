@@ -64,6 +64,7 @@ func (c *Controller) Run(ctx context.Context) error {
 
 // start reads all there is and subscribes to what comes.
 func (c *Controller) start() (*store.Subscription, error) {
+	c.index = newIndex()
 	return c.store.ViewAndWatch(func(snap *store.ReadTx) error {
 		c.index.read(snap, c.now())
 		return nil

@@ -50,7 +50,7 @@ func (d *decision) place(i *gantryv1.InstanceView) {
 		if s != nil && state != progress.NodeLost {
 			s.leaving++
 		}
-	case s == nil:
+	case s == nil, i.Instance.Job != 0: // the service was a job before
 		d.set(i, removed)
 	case d.buried(i, s):
 	case state == progress.NodeLost && !pinned && !placement.IsGlobal(d.Service.Spec):

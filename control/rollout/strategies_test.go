@@ -42,10 +42,7 @@ func TestCanaryGoesStepByStep(t *testing.T) {
 	}
 	resume(t, w)
 	for w.count(2, phaseRunning) < 3 || w.step(t) {
-		w.step(t)
-		for _, i := range append([]*gantryv1.InstanceView(nil), w.instances...) {
-			w.node(i)
-		}
+		w.round(t)
 	}
 	if plan := w.decide(); plan.Again.IsZero() || w.count(2, phaseRunning) != 3 || w.service.Weights[2] != 40 || len(w.instances) != 10 {
 		t.Fatalf("%v %v %s", plan, w.service.Weights, w)
@@ -85,11 +82,9 @@ func TestBlueGreenSwitchesAtOnce(t *testing.T) {
 		if weight, held := w.service.Weights[2]; len(w.instances) > 3 && (!held || weight != 0) {
 			t.Fatalf("traffic before the whole set is there: %v", w.service.Weights)
 		}
-		w.step(t)
-		for _, i := range append([]*gantryv1.InstanceView(nil), w.instances...) {
-			w.node(i)
-		}
+		w.round(t)
 	}
+	w.round(t)
 	w.step(t)
 	if w.service.Weights[2] != 100 || w.count(1, phaseRunning) != 3 || w.decide().Again.IsZero() {
 		t.Fatalf("%v %s", w.service.Weights, w)
@@ -106,10 +101,7 @@ func TestBlueGreenGoesBackWhileTheOldSetIsKept(t *testing.T) {
 	w.settle(t)
 	w.update()
 	for w.service.Weights[2] != 100 {
-		w.step(t)
-		for _, i := range append([]*gantryv1.InstanceView(nil), w.instances...) {
-			w.node(i)
-		}
+		w.round(t)
 	}
 	made := w.made
 	w.turn()
@@ -137,6 +129,7 @@ func TestRecreateEndsAllBeforeItStartsAny(t *testing.T) {
 	w.update()
 	for w.op.State != operation.Done {
 		w.step(t)
+		w.now = w.now.Add(time.Second)
 		old, fresh := 0, 0
 		for _, i := range w.instances {
 			if i.Instance.Release == 1 {
@@ -164,10 +157,7 @@ func TestAbortGoesBack(t *testing.T) {
 	w.settle(t)
 	w.update()
 	for w.count(2, phaseRunning) < 2 {
-		w.step(t)
-		for _, i := range append([]*gantryv1.InstanceView(nil), w.instances...) {
-			w.node(i)
-		}
+		w.round(t)
 	}
 	w.turn()
 	w.settle(t)

@@ -253,15 +253,22 @@ func (w *world) heal(node string) {
 	}
 }
 
+// round is a second in which everybody acts once.
+func (w *world) round(t rapid.TB) (changed bool) {
+	t.Helper()
+	changed = w.step(t)
+	for _, i := range append([]*gantryv1.InstanceView(nil), w.instances...) {
+		changed = w.node(i) || changed
+	}
+	w.now = w.now.Add(time.Second)
+	return changed
+}
+
 // settle lets everything go on until nothing moves any more.
 func (w *world) settle(t rapid.TB) {
 	t.Helper()
 	for range 3000 {
-		changed := w.step(t)
-		for _, i := range append([]*gantryv1.InstanceView(nil), w.instances...) {
-			changed = w.node(i) || changed
-		}
-		w.now = w.now.Add(time.Second)
+		changed := w.round(t)
 		if plan := w.decide(); !changed && plan.Operation == nil && len(plan.Changes) == 0 && plan.Again.IsZero() {
 			return
 		}
