@@ -45,6 +45,31 @@ func TestInstancesReachThoseOfOtherNodes(t *testing.T) {
 	})
 }
 
+func TestTheOverlaysOwnPacketsAreNotTracked(t *testing.T) {
+	l := newLAN(t, 2)
+	a, b := l.machines[0].run("a"), l.machines[1].run("b")
+	b.serve(80)
+	l.apply(front(), service("prod", "a", "", []string{"front"}, a), service("prod", "b", "", []string{"front"}, b))
+	_, _, err := a.ask(b.IPv4.String() + ":80")
+	must(t, err)
+	for _, m := range l.machines {
+		m.inside(func() error {
+			flows, err := netlink.ConntrackTableList(netlink.ConntrackTable, netlink.FAMILY_V4)
+			carried := false
+			for _, f := range flows {
+				carried = carried || f.Forward.DstPort == 80
+				if f.Forward.DstPort == overlay.VXLANPort {
+					t.Errorf("%s tracks %s", m.id, f)
+				}
+			}
+			if !carried {
+				t.Errorf("%s does not track what is carried: %v", m.id, flows)
+			}
+			return err
+		})
+	}
+}
+
 func mtu(t *testing.T, c *container) (size int) {
 	t.Helper()
 	must(t, do(t, c.ns, func() error {

@@ -43,7 +43,7 @@ func (n *Network) tableOptions() tableOptions {
 }
 
 // rulesVersion changes with the fixed rules, so that a daemon knows those of an older one.
-const rulesVersion = 2
+const rulesVersion = 3
 
 // marker is the name of a chain that says which fixed rules the table has.
 func (o tableOptions) marker() string {
@@ -308,6 +308,7 @@ func (r *ruleset) filters() {
 		// route_localnet lets replies for 127.0.0.1 in; nothing may use it to reach the host's own loopback.
 		join(ipv4(), within(destination4, netip.MustParsePrefix("127.0.0.0/8")), drop()),
 		join(forgedSource(), drop()))
+	r.untracked()
 	// TCP gets a reset, which the kernel does not ration as it does ICMP.
 	r.branch("refuse", join(protocol(protoTCP), reset()), unreachable(unix.NFT_REJECT_ICMPX_ADMIN_PROHIBITED))
 	r.branch("absent", join(protocol(protoTCP), reset()), unreachable(unix.NFT_REJECT_ICMPX_PORT_UNREACH))
@@ -337,6 +338,16 @@ func (r *ruleset) carrier(family, known rule) rule {
 		return nil
 	}
 	return join(r.toCarrier(), localDestination(), family, known, routedBack(), rule{&expr.Notrack{}}, accept())
+}
+
+// untracked keeps the packets that we send to nodes from being tracked: each connection in them would be there twice.
+func (r *ruleset) untracked() {
+	if r.vxlan == 0 {
+		return
+	}
+	r.chain("untracked", nftables.ChainTypeFilter, nftables.ChainHookOutput, nftables.ChainPriorityRaw,
+		join(r.toCarrier(), ipv4(), rule{destination4(regA), inSet(regA, r.sets.nodes)}, rule{&expr.Notrack{}}),
+		join(r.toCarrier(), ipv6(), rule{destination6(reg1), inSet(reg1, r.sets.nodes6)}, rule{&expr.Notrack{}}))
 }
 
 // noCarrier drops the overlay's packets of all others.
