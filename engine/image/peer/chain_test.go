@@ -272,3 +272,36 @@ func TestHandlerRefuses(t *testing.T) {
 		}
 	}
 }
+
+// TestWhatCannotBeReadYetIsWaitedFor asks a node for a layer whose file it does not find while it arrives: so it is between its
+// last byte and its record.
+func TestWhatCannotBeReadYetIsWaitedFor(t *testing.T) {
+	c := newCluster(t)
+	s := noise(t, 2<<20)
+	layer := s.Layers[0]
+	source := c.node("server-0")
+	source.has(s)
+	g := source.gated(layer.Digest.String(), layer.Size)
+	a := c.node("node-a", func(o *peer.Options) { o.ContentRoot = t.TempDir() })
+	b := c.node("node-b")
+	asked := make(chan struct{}, 10)
+	h := a.images.Peers().Handler()
+	f := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if strings.HasSuffix(r.URL.Path, layer.Digest.String()) {
+			asked <- struct{}{}
+		}
+		h.ServeHTTP(a.count(w, r.URL.Path), r)
+	})
+	a.wrapped.Store(&f)
+	first := a.start(s)
+	<-g.reached
+	second := b.start(s)
+	<-asked
+	close(g.open)
+	check(t, <-first)
+	check(t, <-second)
+	b.complete(s)
+	if got := a.sent(layer); got != layer.Size {
+		t.Errorf("it sent %d bytes of a layer of %d", got, layer.Size)
+	}
+}

@@ -125,27 +125,39 @@ func openIngest(root, namespace, ref string) (*os.File, error) {
 func (f *flight) ReadAt(p []byte, off int64) (int, error) { return f.file.ReadAt(p, off) }
 
 // await waits until there is more than off, and returns how much there is.
-func (f *flight) await(ctx context.Context, off int64) (int64, error) {
+func (f *flight) await(ctx context.Context, off int64) (at int64, err error) {
+	err = f.until(ctx, func() (bool, error) {
+		at = f.at
+		if f.over && f.err == nil && at <= off {
+			return false, errAborted
+		}
+		return at > off, f.err
+	})
+	return at, err
+}
+
+// landed waits until the flight is over, whatever came of it.
+func (f *flight) landed(ctx context.Context) error {
+	return f.until(ctx, func() (bool, error) { return f.over, nil })
+}
+
+// until waits for something that is looked at each time the flight moves on.
+func (f *flight) until(ctx context.Context, look func() (done bool, err error)) error {
 	for {
 		f.mu.Lock()
-		at, err, over := f.at, f.err, f.over
+		done, err := look()
 		if f.moved == nil {
 			f.moved = make(chan struct{})
 		}
 		moved := f.moved
 		f.mu.Unlock()
-		switch {
-		case err != nil:
-			return 0, err
-		case at > off:
-			return at, nil
-		case over:
-			return 0, errAborted
+		if done || err != nil {
+			return err
 		}
 		select {
 		case <-moved:
 		case <-ctx.Done():
-			return 0, context.Cause(ctx)
+			return context.Cause(ctx)
 		}
 	}
 }

@@ -78,7 +78,7 @@ func (x *Exchange) serve(w http.ResponseWriter, r *http.Request) {
 
 // open finds a blob in the store, or on its way there.
 func (x *Exchange) open(ctx context.Context, d digest.Digest) (s source, size int64, done func(), err error) {
-	for range 2 { // what lands in between is found in the store
+	for range 3 { // what lands in between is found in the store
 		f := x.flights.get(d)
 		ra, err := x.stores.Content.ReaderAt(ctx, ocispec.Descriptor{Digest: d})
 		if err == nil {
@@ -87,11 +87,14 @@ func (x *Exchange) open(ctx context.Context, d digest.Digest) (s source, size in
 		if !errdefs.IsNotFound(err) || f == nil {
 			return nil, 0, nil, err
 		}
-		err = f.join()
-		if err == nil {
+		switch err = f.join(); {
+		case err == nil:
 			return f, f.size, f.leave, nil
-		}
-		if !errors.Is(err, errAborted) && !errors.Is(err, os.ErrNotExist) {
+		case errors.Is(err, os.ErrNotExist): // it has its place already, but is not recorded yet
+			if err := f.landed(ctx); err != nil {
+				return nil, 0, nil, err
+			}
+		case !errors.Is(err, errAborted):
 			return nil, 0, nil, err
 		}
 	}
