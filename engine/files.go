@@ -168,8 +168,6 @@ func writeOwned(name string, content []byte, mode os.FileMode, uid, gid int) err
 	return os.Chmod(name, mode) // after chown, and despite the umask
 }
 
-func fdName(f *os.File) string { return strconv.Itoa(int(f.Fd())) }
-
 // diskFault is the kind of an error of writing.
 func diskFault(err error) fault.Kind {
 	switch {
