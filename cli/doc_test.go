@@ -32,7 +32,7 @@ func TestEveryCommandIsDescribed(t *testing.T) {
 				t.Errorf("doc/cli.md does not name %s", sub.CommandPath())
 			}
 			if sub.HasSubCommands() {
-				walk(sub, allLines(string(page), "`gantry "+sub.Name()+" "))
+				walk(sub, allLines(string(page), "`"+sub.CommandPath()+" "))
 			}
 		}
 	}
