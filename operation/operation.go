@@ -88,6 +88,18 @@ func Begin(tx *store.Tx, op *gantryv1.Operation, now time.Time) {
 	store.Put(tx, op)
 }
 
+// Abandon aborts the last operation of a subject, if it has not ended, because nobody drives it any more.
+func Abandon(tx *store.Tx, subject, why string, now time.Time) {
+	op := Last(tx, subject)
+	if !Active(op) {
+		return
+	}
+	op = proto.CloneOf(op)
+	Finish(op, Aborted, now)
+	op.Error = why
+	store.Put(tx, op)
+}
+
 // Current is the step that is due: the first one without parts of its own that has not ended; nil if all have.
 func Current(op *gantryv1.Operation) *gantryv1.OperationStep { return due(op.GetSteps()) }
 

@@ -90,6 +90,14 @@ func TestOnlyTheLastOnesAreKeptAndOneIsActive(t *testing.T) {
 			t.Fatalf("%v", op)
 		}
 	}
+	err := s.Update(t.Context(), func(tx *store.Tx) error {
+		operation.Abandon(tx, "p/a/web", "it is a job now", time.Unix(1e9, 0))
+		operation.Abandon(tx, "p/a/we", "there is none", time.Unix(1e9, 0))
+		return nil
+	})
+	if last := operation.Last(s.Snapshot(), "p/a/web"); err != nil || operation.Active(last) || last.Error != "it is a job now" {
+		t.Fatal(err, last)
+	}
 	if operation.Last(s.Snapshot(), "p/a/we") != nil {
 		t.Fatal("another subject's operation was found")
 	}

@@ -401,7 +401,9 @@ func (a *applier) release(s, old *gantryv1.Service) ([]*gantryv1.FieldChange, er
 		Spec: s.Spec, SpecHash: hash,
 	})
 	s.PreviousRelease, s.Release = s.Release, number
-	if !placement.IsJob(s.Spec) {
+	if placement.IsJob(s.Spec) {
+		operation.Abandon(a.tx, s.Meta.Key, "the service has become a job", a.now)
+	} else {
 		op := rollouts.Begin(a.tx, s, a.who, rollouts.CauseUp, a.now)
 		a.begun = append(a.begun, op.Meta.Key)
 		if op.Rollout.From != 0 {

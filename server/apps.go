@@ -275,6 +275,10 @@ func (h *apps) Scale(ctx context.Context, req *connect.Request[gantryv1.ScaleReq
 		}
 	}
 	err := h.each(ctx, m.Environment, m.App, sorted(m.Replicas), func(_ store.Reader, s *gantryv1.Service) error {
+		if placement.IsGlobal(s.Spec) {
+			return fault.New(fault.Conflict, "the service %q is global: it has one instance on each node", s.Name).
+				WithHint("gantry explain %s says on which nodes", s.Name)
+		}
 		s.Replicas = m.Replicas[s.Name]
 		return nil
 	})

@@ -157,3 +157,15 @@ func TestAGracePeriodOfAServiceHoldsOnce(t *testing.T) {
 		t.Fatal(err, web())
 	}
 }
+
+func TestAGlobalServiceIsNotScaled(t *testing.T) {
+	p := start(t)
+	_, err := p.apps.Apply(t.Context(), connect.NewRequest(app(func(a *gantryv1.AppSpec) { a.Services["web"].Mode = "global" })))
+	if err != nil {
+		t.Fatal(err)
+	}
+	scale := &gantryv1.ScaleRequest{Environment: "production", App: "shop", Replicas: map[string]int32{"web": 3}}
+	if _, err := p.apps.Scale(t.Context(), connect.NewRequest(scale)); kindOf(err) != fault.Conflict {
+		t.Fatal(err)
+	}
+}
