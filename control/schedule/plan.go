@@ -2,6 +2,7 @@ package schedule
 
 import (
 	"cmp"
+	"maps"
 	"slices"
 	"time"
 
@@ -76,12 +77,23 @@ func (p *planner) apply(r store.Reader, events []store.Event) {
 		case *gantryv1.Instance:
 			p.instance(ev)
 		case *gantryv1.NodeStatus:
-			p.version++
+			if differs(ev) {
+				p.version++
+			}
 			p.moves.node(ev)
 		case *gantryv1.Node, *gantryv1.Volume, *gantryv1.Service, *gantryv1.Release:
 			p.version++
 		}
 	}
+}
+
+// differs reports that a node's status has changed in what placement looks at, and not only in when it was heard of.
+func differs(ev store.Event) bool {
+	was, _ := ev.Old.(*gantryv1.NodeStatus)
+	is, _ := ev.New.(*gantryv1.NodeStatus)
+	return was.GetState() != is.GetState() || was.GetNanoCpus() != is.GetNanoCpus() || was.GetMemory() != is.GetMemory() ||
+		was.GetPids() != is.GetPids() || was.GetArchitecture() != is.GetArchitecture() || was.GetOs() != is.GetOs() ||
+		!maps.Equal(was.GetDevices(), is.GetDevices())
 }
 
 func newest(ev store.Event) store.Object {

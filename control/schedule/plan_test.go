@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/timestamppb"
 	"pgregory.net/rapid"
 
 	gantryv1 "github.com/gantryd/gantry/api/gen/gantry/v1"
@@ -389,6 +390,28 @@ func TestRoomThatComesIsUsed(t *testing.T) {
 	w.settle(t)
 	if got := w.where(); !strings.Contains(got, "job: -×1 n1×1") {
 		t.Fatalf("%s: what has ended takes no room", got)
+	}
+}
+
+// TestHeartbeatsAreNoRoom has a node be heard of again with nothing new, and then with a device.
+func TestHeartbeatsAreNoRoom(t *testing.T) {
+	w := newWorld()
+	w.node("n1")
+	w.service("ml", 1, container(func(c *gantryv1.ContainerSpec) { c.Resources.NamedDevices = map[string]int32{"gpu": 1} }))
+	w.settle(t)
+	before := w.planner.version
+	st := proto.Clone(w.objects["*gantryv1.NodeStatus/n1"]).(*gantryv1.NodeStatus)
+	st.LastSeen, st.Clock = timestamppb.Now(), timestamppb.Now()
+	w.put(st)
+	if w.planner.version != before {
+		t.Error("a heartbeat has all who wait tried again")
+	}
+	st = proto.Clone(st).(*gantryv1.NodeStatus)
+	st.Devices = map[string]int32{"gpu": 1}
+	w.put(st)
+	w.settle(t)
+	if got := w.where(); got != "ml: n1×1" {
+		t.Error(got)
 	}
 }
 
