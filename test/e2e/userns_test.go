@@ -89,3 +89,18 @@ func checkRoot(t *testing.T, s *gantryv1.InstanceStatus, why string, table []str
 		t.Errorf("the kernel has %v, want %s", table, want)
 	}
 }
+
+// TestBuildStepsHaveANetwork builds as the machine's root in a network namespace that belongs to other users.
+func TestBuildStepsHaveANetwork(t *testing.T) {
+	n := machine(t)
+	dir := lab.Project(t, "services: {}\n")
+	dockerfile := "FROM " + lab.Busybox + "\nRUN cat /proc/self/uid_map >/ids && ls /sys/class/net >/devices && ping -c1 " + n.Gateway() + "\n"
+	if err := os.WriteFile(filepath.Join(dir, "Dockerfile"), []byte(dockerfile), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	n.GantryIn(t, dir, "build", "-t", "built:test", ".")
+	out := n.Gantry(t, "run", "--rm", "built:test", "cat", "/devices", "/ids")
+	if !strings.Contains(out, "eth0") || !strings.Contains(out, " 0 4294967295\n") {
+		t.Errorf("the step saw %q", out)
+	}
+}
