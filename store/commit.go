@@ -4,6 +4,7 @@ import (
 	"context"
 	"runtime/debug"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
@@ -27,8 +28,8 @@ type change struct {
 	done   chan struct{} // closed when err is final
 	err    error
 
-	mu        sync.Mutex // held while fn runs
-	abandoned bool       // the caller has gone: fn must not run again
+	mu        sync.Mutex  // held while fn runs
+	abandoned atomic.Bool // the caller has gone: fn must not run again
 }
 
 // queue holds the changes that wait for the next transaction.
@@ -52,7 +53,7 @@ func (s *Store) Update(ctx context.Context, fn func(*Tx) error) error {
 	case <-ctx.Done():
 	}
 	c.mu.Lock()
-	c.abandoned = true
+	c.abandoned.Store(true)
 	c.mu.Unlock()
 	s.abandon()
 	select {
@@ -117,7 +118,7 @@ func (s *Store) abandon() {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	for _, c := range f.changes {
-		if !c.isAbandoned() {
+		if !c.abandoned.Load() {
 			return
 		}
 	}
@@ -145,6 +146,7 @@ func (f *flight) end() {
 func (s *Store) commit(changes []*change) (rest []*change) {
 	ctx := s.flight.begin(changes)
 	defer s.flight.end()
+	s.abandon() // all of them may have gone while they waited
 	if err := s.caughtUp(ctx); err != nil {
 		finish(changes, nil, err)
 		return nil
@@ -253,16 +255,10 @@ func (s *Store) tryAs(ctx context.Context, b *batch) (bool, error) {
 	return done, err
 }
 
-func (c *change) isAbandoned() bool {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.abandoned
-}
-
 func (c *change) run(tx *Tx) (err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.abandoned {
+	if c.abandoned.Load() {
 		return fault.New(fault.Canceled, "the caller has gone")
 	}
 	defer func() {
@@ -350,7 +346,8 @@ type guard struct {
 	rev int64
 }
 
-// SetGuard makes every change conditional on the etcd key still having the revision, until ClearGuard. Whoever begins to
+// SetGuard makes every change conditional on the etcd key still having the revision, until ClearGuard. The key is one of the
+// store's own, below /gantry/, so that reads can be seen to have reached its revision. Whoever begins to
 // lead writes the key; a server that has been deposed without knowing it can then change nothing: Update ends with a fault
 // of kind Unavailable. Changes wait until reads have reached the revision.
 func (s *Store) SetGuard(key string, modRevision int64) { s.guard.Store(&guard{key, modRevision}) }

@@ -171,7 +171,7 @@ func (w *watcher) await(ctx context.Context, what string, met func(*watcher) boo
 	}
 }
 
-const awaitTimeout = 90 * time.Second
+const awaitTimeout = 5 * time.Minute
 
 // laggards describes some of the instances that do not run.
 func (w *watcher) laggards() string {
