@@ -15,7 +15,7 @@ BUILD_PACKAGES := gcc libc6-dev libseccomp-dev pkg-config git ca-certificates
 RUN_PACKAGES := mmdebstrap debian-archive-keyring iproute2 nftables
 TEST_PACKAGES := $(shell . /etc/os-release; [ "$$ID" = debian ] && echo chromium) protobuf-compiler busybox-static procps
 
-.PHONY: docker-load build deps demo demo-stop demo-cluster test check check-generated generate bench lab faults chaos fuzz clean help
+.PHONY: docker-load build deps demo demo-stop demo-cluster test check check-generated generate bench bench-sim lab faults chaos fuzz clean help
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -69,6 +69,9 @@ check-generated:
 
 bench: deps build ## the table of doc/benchmarks.md, beside Docker in a throw-away root
 	go run ./test/bench $(BENCHFLAGS)
+
+bench-sim: ## a thousand simulated machines on a real server; fails when the goal of 100,000 instances is missed
+	go run ./test/sim $(SIMFLAGS)
 
 docker-load: deps build ## Docker reads our exports and we read its archives, in a throw-away root
 	GANTRY_DOCKER=$(or $(CACHE),/var/cache/gantry-bench) go test -count 1 -v -timeout 20m -run TestDockerLoadsExports ./test/bench
