@@ -330,11 +330,7 @@ func (d *daemon) networkOptions(m *machine, subnet netip.Prefix) (network.Option
 		return o, nil
 	}
 	o.OverlayPort = uint16(d.Port + wireguardPort)
-	key, err := network.OverlayKey(o.Root)
-	if err != nil {
-		return o, err
-	}
-	return o, m.update(func(r *gantryv1.MachineRecord) { r.Node.OverlayKey = key })
+	return o, nil
 }
 
 // temporary gives libraries a place for temporary files that the builder clears after a crash.

@@ -125,7 +125,11 @@ func (f *front) onlyNode() error {
 
 // lead answers on the leader, or passes the call to it under the prefix.
 func (f *front) lead(w http.ResponseWriter, r *http.Request, pick func(*serving) http.Handler, prefix string) {
-	ctx, cancel := context.WithTimeout(r.Context(), leaderPatience)
+	wait := leaderPatience
+	if aloneToo(r) {
+		wait = sessionPatience
+	}
+	ctx, cancel := context.WithTimeout(r.Context(), wait)
 	defer cancel()
 	for {
 		s, moved := f.role.current()
@@ -149,12 +153,17 @@ func (f *front) lead(w http.ResponseWriter, r *http.Request, pick func(*serving)
 
 const leaderPoll = 50 * time.Millisecond
 
+// aloneToo reports whether a server answers a call itself when nobody leads.
+func aloneToo(r *http.Request) bool {
+	return r.URL.Path == gantryv1connect.ClusterServiceStatusProcedure || strings.HasPrefix(r.URL.Path, "/"+gantryv1connect.SystemServiceName+"/")
+}
+
 // leaderless answers what a server alone can, while nobody leads.
 func (f *front) leaderless(w http.ResponseWriter, r *http.Request, s *serving, pick func(*serving) http.Handler) {
 	switch {
 	case s == nil:
 		f.fail(w, r, fault.New(fault.Unavailable, "this server has not reached the others yet").WithHint("does it reach them? see the log of gantryd"))
-	case r.URL.Path == gantryv1connect.ClusterServiceStatusProcedure || strings.HasPrefix(r.URL.Path, "/"+gantryv1connect.SystemServiceName+"/"):
+	case aloneToo(r):
 		pick(s).ServeHTTP(w, r)
 	default:
 		f.fail(w, r, s.noLeader())

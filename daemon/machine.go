@@ -3,7 +3,6 @@ package daemon
 import (
 	"context"
 	"errors"
-	"maps"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -289,13 +288,6 @@ func (m *machine) heard(u *gantryv1.NodeUpdate) error {
 			r.Servers = slices.Sorted(slices.Values(u.Servers))
 		}
 	})
-}
-
-// nodes is every machine of the cluster that has been heard of.
-func (m *machine) nodes() []*gantryv1.Node {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	return slices.Collect(maps.Values(m.known))
 }
 
 // join asks a server to admit this machine.

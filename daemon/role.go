@@ -1,9 +1,10 @@
 package daemon
 
 import (
+	"bytes"
 	"context"
 	"errors"
-	"fmt"
+	"math/rand/v2"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -76,6 +77,9 @@ func (r *serverRole) run(ctx context.Context) error {
 			}
 			continue
 		}
+		if err := r.forget(); err != nil {
+			return err
+		}
 		select {
 		case <-changed:
 		case <-r.machine.keeper.Changed():
@@ -119,16 +123,50 @@ func (r *serverRole) serve(ctx context.Context) error {
 	group.Go(func() error { return r.work(ctx) })
 	err := group.Wait()
 	r.set(nil)
-	if errors.Is(err, errInterrupted) {
+	switch {
+	case errors.Is(err, errInterrupted):
 		given.done <- given.do(r.memberOptions())
 		return nil
+	case errors.Is(err, errDemoted):
+		r.d.Logger.Info("this machine is no server any more; its instances go on")
+		return nil
+	case errors.Is(err, errNewRoots):
+		r.d.Logger.Info("the member of the state starts again: it trusts another root now")
+		return nil
 	}
-	if !errors.Is(err, errDemoted) {
-		return err
-	}
-	r.d.Logger.Info("this machine is no server any more; its instances go on")
-	return r.forget()
+	return err
 }
+
+// errNewRoots ends a time of being a server, since etcd reads whom it trusts only at its start.
+var errNewRoots = errors.New("the cluster has another root certificate")
+
+// awaitNewRoots returns some time after the roots have changed: not all servers may be away at once. Until then the old root
+// vouches for the new one.
+func (r *serverRole) awaitNewRoots(ctx context.Context, member *cluster.Member) error {
+	trusted := r.machine.keeper.Roots()
+	for {
+		changed := r.machine.keeper.Changed()
+		if r.d.Advertise != "" && !bytes.Equal(trusted, r.machine.keeper.Roots()) {
+			break
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return nil
+		}
+	}
+	select {
+	case <-time.After(rand.N(rootsWithin)):
+	case <-ctx.Done():
+		return nil
+	}
+	if err := member.HandOver(ctx); err != nil {
+		r.d.Logger.Warn("the lead could not be handed over", "err", err)
+	}
+	return errNewRoots
+}
+
+const rootsWithin = 10 * time.Second
 
 // errDemoted ends a time of being a server.
 var errDemoted = errors.New("this machine is no server any more")
@@ -150,8 +188,12 @@ func (r *serverRole) awaitDemotion(ctx context.Context) error {
 	}
 }
 
-// forget removes the state of a former server: with its member gone, it could never be used again.
+// forget removes the state of a former server: with its member gone, it could never be used again. A machine that waits for
+// its certificate as a server has none yet.
 func (r *serverRole) forget() error {
+	if _, err := os.Stat(r.stateDir()); r.machine.isServer() || errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
 	if err := os.RemoveAll(r.stateDir()); err != nil {
 		return fault.Wrap(fault.Unavailable, err, "cannot remove the state that this machine held as a server")
 	}
@@ -184,6 +226,7 @@ func (r *serverRole) work(ctx context.Context) error {
 	group.Go(func() error { return memberFailed(ctx, member, r.machine) })
 	group.Go(func() error { return srv.Run(ctx) })
 	group.Go(func() error { return r.vote(ctx, member) })
+	group.Go(func() error { return r.awaitNewRoots(ctx, member) })
 	group.Go(func() error {
 		return member.Lead(ctx, r.machine.Node().Meta.Key, func(ctx context.Context, epoch int64) error {
 			return r.lead(ctx, s, srv, sealer, epoch)
@@ -443,5 +486,5 @@ func (s *serving) noLeader() error {
 		}
 	}
 	return fault.New(fault.Unavailable, "the cluster has no leader now: fewer than %d of its %d servers reach one another", voters/2+1, voters).
-		WithHint("%s", fmt.Sprintf("gantry cluster status; what runs goes on running"))
+		WithHint("gantry cluster status; what runs goes on running")
 }
