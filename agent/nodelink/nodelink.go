@@ -101,6 +101,9 @@ func (l *Link) session(ctx context.Context) (heard bool, err error) {
 	})
 	defer silence.Stop()
 	stream := l.o.Server.Session(ctx)
+	// While the request's body is open, the transport does not notice that ctx has ended.
+	stop := context.AfterFunc(ctx, func() { _ = stream.CloseRequest() })
+	defer stop()
 	l.o.Outbox.take() // all of it is in what follows, but removals: the server sees those by what is missing
 	if err := stream.Send(l.o.Hello()); err != nil {
 		return false, why(ctx, receiveError(stream, err))
