@@ -109,7 +109,6 @@ type member struct {
 	*world
 	id     string
 	box    *nodelink.Outbox
-	heard  chan struct{}
 	told   chan *gantryv1.NodeUpdate
 	known  map[string]*gantryv1.ServiceEndpoints
 	nets   map[string]bool
