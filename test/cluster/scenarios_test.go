@@ -286,6 +286,10 @@ func TestFullDisk(t *testing.T) {
 		n.FillDisk(t)
 		time.Sleep(10 * time.Second)
 		n.FreeDisk(t)
+		if !n.DaemonRuns() {
+			t.Logf("the daemon of %s has ended for lack of space; starting it as its supervisor does", n.Name())
+			n.StartDaemon(t)
+		}
 		tr.AwaitNodes(t, 3)
 		tr.converge(t)
 	}
@@ -318,7 +322,7 @@ func TestPausedLeader(t *testing.T) {
 	leader.PauseDaemon(t)
 	next := tr.Leader(t, tr.Except(leader)...)
 	tr.want["web"] = 9
-	next.GantryIn(t, tr.dir, "scale", "web=9")
+	next.GantryIn(t, tr.dir, "scale", "--detach", "web=9")
 	tr.awaitRunning(t, 9, tr.Except(leader)...)
 	leader.ResumeDaemon(t)
 	tr.settle(t)

@@ -221,7 +221,12 @@ func (n *Node) launch() error {
 		return err
 	}
 	exited := make(chan error, 1)
-	go func() { exited <- cmd.Wait(); close(exited) }()
+	go func() {
+		err := cmd.Wait()
+		n.ill.Or(ended)
+		exited <- err
+		close(exited)
+	}()
 	n.daemon, n.exited = cmd, exited
 	return nil
 }

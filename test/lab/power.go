@@ -25,6 +25,9 @@ const (
 // its links is cut or loses frames.
 func (n *Node) Sound() bool { return n.ill.Load() == 0 && n.whole() }
 
+// DaemonRuns reports whether the daemon runs; it may have ended by itself.
+func (n *Node) DaemonRuns() bool { return n.ill.Load()&ended == 0 }
+
 // PauseDaemon stops the daemon in its tracks with SIGSTOP: it answers nothing, its connections stay open.
 func (n *Node) PauseDaemon(t testing.TB) {
 	t.Helper()
