@@ -11,6 +11,7 @@ import (
 
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/gantryd/gantry/agent/nodelink"
 	gantryv1 "github.com/gantryd/gantry/api/gen/gantry/v1"
@@ -143,7 +144,7 @@ func (w *world) join(id string, statuses ...*gantryv1.InstanceStatus) *member {
 }
 
 func (m *member) status() *gantryv1.NodeStatus {
-	return &gantryv1.NodeStatus{Meta: store.NewMeta(m.id), NanoCpus: 4e9}
+	return &gantryv1.NodeStatus{Meta: store.NewMeta(m.id), NanoCpus: 4e9, Clock: timestamppb.Now()}
 }
 
 func (m *member) runs(id, address string) {
@@ -344,6 +345,10 @@ func TestASilentNodeIsSuspectThenDownAndReadyAgain(t *testing.T) {
 	w.watch("the report", func(r *store.ReadTx) bool { _, ok := store.Get[*gantryv1.InstanceStatus](r, "i1"); return ok })
 	one.leave()
 	w.state("n1", "down")
+	st, _ := store.Get[*gantryv1.NodeStatus](w.store.Snapshot(), "n1")
+	if off := st.Clock.AsTime().Sub(st.LastSeen.AsTime()); off.Abs() > 500*time.Millisecond {
+		t.Fatalf("its silence is taken for a clock that is off by %s", off)
+	}
 	// The events told every state in turn, and no heartbeat.
 	var states []string
 	events, err := sub.Take()

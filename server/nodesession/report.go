@@ -128,6 +128,9 @@ func (n *node) observation(seen time.Time) *gantryv1.NodeStatus {
 		c = proto.Clone(n.said).(*gantryv1.NodeStatus)
 	}
 	c.State, c.LastSeen = n.state, timestamppb.New(seen)
+	if c.Clock != nil {
+		c.Clock = timestamppb.New(seen.Add(n.ahead)) // what it would have said then: silence is no wrong clock
+	}
 	return c
 }
 
