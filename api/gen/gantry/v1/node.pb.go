@@ -533,7 +533,7 @@ type Endpoint struct {
 	Node     string                 `protobuf:"bytes,5,opt,name=node,proto3" json:"node,omitempty"`
 	// Takes new connections.
 	Ready bool `protobuf:"varint,6,opt,name=ready,proto3" json:"ready,omitempty"`
-	// Share of new connections beside the others of the service; 0 means 1.
+	// Share of new connections beside the others of the service; 0 means 1. Below 0 it gets none, and is not ready.
 	Weight        int32 `protobuf:"varint,7,opt,name=weight,proto3" json:"weight,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
