@@ -220,14 +220,15 @@ func withPorts(s *gantryv1.ServiceEndpoints, ports []*gantryv1.PortPublish) *gan
 	}
 }
 
-// weighed gives this machine's endpoints the weights that the server has for them.
+// weighed gives this machine's endpoints the weights that the server has for them. One that a rollout withholds traffic from
+// gets none here either.
 func weighed(local, told []*gantryv1.Endpoint) []*gantryv1.Endpoint {
 	out := slices.Clone(local)
 	for i, ep := range out {
 		j := slices.IndexFunc(told, func(t *gantryv1.Endpoint) bool { return t.Instance == ep.Instance })
 		if j >= 0 && told[j].Weight != ep.Weight {
 			out[i] = proto.Clone(ep).(*gantryv1.Endpoint)
-			out[i].Weight = told[j].Weight
+			out[i].Weight, out[i].Ready = told[j].Weight, ep.Ready && told[j].Weight >= 0
 		}
 	}
 	return out

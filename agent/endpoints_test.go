@@ -54,6 +54,13 @@ func TestEndpointsOfThisMachineAreItsOwnWordAndTheServersWeight(t *testing.T) {
 	if now := e.state().Endpoints[0]; now == st.Endpoints[0] || st.Endpoints[0].Endpoints[0].Ready || !now.Endpoints[0].Ready {
 		t.Errorf("after a change: %v, and the one before: %v", now, st.Endpoints[0])
 	}
+	e.update(&gantryv1.NodeUpdate{Endpoints: []*gantryv1.ServiceEndpoints{{Service: "e/a/s", Endpoints: []*gantryv1.Endpoint{
+		{Instance: "here", Node: "n1", Address: "10.64.1.9", Weight: -1},
+		{Instance: "there", Node: "n2", Address: "10.64.2.9", Ready: true, Weight: 3},
+	}}}})
+	if now := e.state().Endpoints[0].Endpoints[0]; now.Instance != "here" || now.Ready {
+		t.Errorf("traffic that a rollout withholds: %v", now)
+	}
 	e.dropLocal("here")
 	if now := e.state().Endpoints[0].Endpoints; len(now) != 1 || now[0].Instance != "there" {
 		t.Errorf("after it is gone: %v", now)
