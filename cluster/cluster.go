@@ -8,6 +8,7 @@ package cluster
 import (
 	"context"
 	"crypto/tls"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net/url"
@@ -50,6 +51,9 @@ type Peers struct {
 	Hostname string
 }
 
+// ErrEnded is in the error of a Start whose member ended by itself, as one does that the others have removed.
+var ErrEnded = errors.New("the member ended")
+
 // Member is a running member.
 type Member struct {
 	etcd   *embed.Etcd
@@ -80,7 +84,7 @@ func Start(ctx context.Context, o Options) (*Member, error) {
 	case <-e.Server.ReadyNotify():
 	case err := <-e.Err():
 		e.Close()
-		return nil, fault.Wrap(fault.Unavailable, err, "the state's server ended at its start")
+		return nil, fault.Wrap(fault.Unavailable, errors.Join(ErrEnded, err), "the state's server ended at its start")
 	case <-patience(o):
 		e.Close()
 		return nil, fault.New(fault.Timeout, "the state's server was not ready after %s", startTimeout)

@@ -160,7 +160,7 @@ func (r *serverRole) reclaim(ctx context.Context, s *serving, sealer *seal.Box) 
 	}
 	c.Meta, c.SealedKey = nil, nil
 	return r.machine.update(func(m *gantryv1.MachineRecord) {
-		m.Recovering, m.Cluster, m.Node.Member, m.InitialCluster = false, c, n.Member, nil
+		m.Recovering, m.Cluster, m.Member, m.Node.Member, m.InitialCluster = false, c, n.Member, n.Member, nil
 		m.Servers = nil
 		for _, o := range store.List[*gantryv1.Node](s.store.Snapshot(), "") {
 			if o.Role == string(identity.Server) && o.ApiAddress != "" {

@@ -39,6 +39,7 @@ type serverRole struct {
 	servers *servers
 	local   server.Node
 
+	ended  bool       // the member ended at its start: the others may have removed it
 	orders chan order // to be done while no member runs
 
 	mu    sync.Mutex
@@ -209,6 +210,7 @@ func (r *serverRole) work(ctx context.Context) error {
 	}
 	member, err := cluster.Start(ctx, r.memberOptions())
 	if err != nil {
+		r.ended = errors.Is(err, cluster.ErrEnded)
 		return err
 	}
 	defer member.Stop()
@@ -255,15 +257,13 @@ func (r *serverRole) openStore(ctx context.Context, member *cluster.Member) (*st
 // admit gets a member for a server that joins others.
 func (r *serverRole) admit(ctx context.Context) error {
 	rec := r.machine.Record()
-	if _, err := os.Stat(filepath.Join(r.stateDir(), "member")); err == nil || rec.Founding || len(r.machine.Servers()) == 0 {
+	if _, err := os.Stat(filepath.Join(r.stateDir(), "member")); err == nil && !r.ended || rec.Founding || len(r.machine.Servers()) == 0 {
 		return nil
 	}
 	for {
 		resp, err := ask(ctx, r.servers, &gantryv1.AddMemberRequest{PeerUrl: r.d.peerURL()}, gantryv1connect.MachineServiceClient.AddMember)
 		if err == nil {
-			return r.machine.update(func(m *gantryv1.MachineRecord) {
-				m.Member, m.InitialCluster = resp.Member, resp.InitialCluster
-			})
+			return r.begin(rec.Member, resp)
 		}
 		if fault.Is(err, fault.Denied) {
 			return err
@@ -275,6 +275,17 @@ func (r *serverRole) admit(ctx context.Context) error {
 			return ctx.Err()
 		}
 	}
+}
+
+// begin notes the member that this server has been given. A state that belongs to another member is of no use any more.
+func (r *serverRole) begin(had string, resp *gantryv1.AddMemberResponse) error {
+	r.ended = false
+	if resp.Member != had {
+		if err := os.RemoveAll(r.stateDir()); err != nil {
+			return fault.Wrap(fault.Unavailable, err, "cannot remove the state of a member that the others have removed")
+		}
+	}
+	return r.machine.update(func(m *gantryv1.MachineRecord) { m.Member, m.InitialCluster = resp.Member, resp.InitialCluster })
 }
 
 const memberRetry = time.Second
@@ -416,7 +427,9 @@ func (r *serverRole) found(ctx context.Context, s *serving, sealer *seal.Box) er
 	if err := machines.Found(ctx, s.store, sealer, rec.Cluster, signer, n); err != nil || !rec.Founding {
 		return err
 	}
-	if err := r.machine.update(func(m *gantryv1.MachineRecord) { m.Founding, m.Node.Member = false, n.Member }); err != nil {
+	if err := r.machine.update(func(m *gantryv1.MachineRecord) {
+		m.Founding, m.Member, m.Node.Member = false, n.Member, n.Member
+	}); err != nil {
 		return err
 	}
 	if err := os.Remove(filepath.Join(r.d.Root, foundingFile)); err != nil && !errors.Is(err, os.ErrNotExist) {
