@@ -17,6 +17,7 @@ import (
 	"github.com/gantryd/gantry/store"
 	"github.com/gantryd/gantry/store/demands"
 	"github.com/gantryd/gantry/store/placement"
+	"github.com/gantryd/gantry/store/ports"
 	"github.com/gantryd/gantry/store/progress"
 )
 
@@ -358,6 +359,9 @@ func (a *applier) service(name string, spec *gantryv1.ServiceSpec) error {
 	}
 	fields, err := a.release(s, old)
 	if err != nil {
+		return err
+	}
+	if err := ports.Assign(a.tx, s); err != nil {
 		return err
 	}
 	switch {

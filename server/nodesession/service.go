@@ -8,6 +8,7 @@ import (
 
 	gantryv1 "github.com/gantryd/gantry/api/gen/gantry/v1"
 	"github.com/gantryd/gantry/store"
+	"github.com/gantryd/gantry/store/ports"
 	"github.com/gantryd/gantry/store/progress"
 )
 
@@ -81,7 +82,7 @@ func (t *term) serviceHeader(o *gantryv1.Service) *gantryv1.ServiceEndpoints {
 		spec = r.Spec
 	}
 	h := header(o.Meta.Key, o.Environment, o.App, o.Name, spec.GetContainer())
-	h.VirtualIp = o.VirtualIp
+	h.VirtualIp, h.Ports = o.VirtualIp, ports.Fill(h.Ports, o.Published)
 	if o.Stopped || o.Removing || o.Replicas == 0 && o.GetSpec().GetMode() != "global" {
 		h.Ports = nil
 	}

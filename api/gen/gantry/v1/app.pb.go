@@ -1454,7 +1454,9 @@ type Service struct {
 	// left, each instance alike; one with 0 gets none as long as another one is ready.
 	Weights map[int64]int32 `protobuf:"bytes,13,rep,name=weights,proto3" json:"weights,omitempty" protobuf_key:"varint,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"`
 	// Grace period of the stop or restart asked for last (gantry stop -t); unset for the spec's.
-	StopGrace     *durationpb.Duration `protobuf:"bytes,14,opt,name=stop_grace,json=stopGrace,proto3" json:"stop_grace,omitempty"`
+	StopGrace *durationpb.Duration `protobuf:"bytes,14,opt,name=stop_grace,json=stopGrace,proto3" json:"stop_grace,omitempty"`
+	// Host ports given to the ports in ingress mode that name none, of all releases: every node answers on the same.
+	Published     []*PortPublish `protobuf:"bytes,15,rep,name=published,proto3" json:"published,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1583,6 +1585,13 @@ func (x *Service) GetWeights() map[int64]int32 {
 func (x *Service) GetStopGrace() *durationpb.Duration {
 	if x != nil {
 		return x.StopGrace
+	}
+	return nil
+}
+
+func (x *Service) GetPublished() []*PortPublish {
+	if x != nil {
+		return x.Published
 	}
 	return nil
 }
@@ -3028,7 +3037,7 @@ const file_gantry_v1_app_proto_rawDesc = "" +
 	"\x15max_replicas_per_node\x18\x03 \x01(\x05R\x12maxReplicasPerNode\x12\x1a\n" +
 	"\bstrategy\x18\x04 \x01(\tR\bstrategy\x12#\n" +
 	"\ranti_affinity\x18\x05 \x03(\tR\fantiAffinity\x12\x1c\n" +
-	"\trebalance\x18\x06 \x01(\bR\trebalance\"\xb8\x04\n" +
+	"\trebalance\x18\x06 \x01(\bR\trebalance\"\xee\x04\n" +
 	"\aService\x12#\n" +
 	"\x04meta\x18\x01 \x01(\v2\x0f.gantry.v1.MetaR\x04meta\x12 \n" +
 	"\venvironment\x18\x02 \x01(\tR\venvironment\x12\x10\n" +
@@ -3046,7 +3055,8 @@ const file_gantry_v1_app_proto_rawDesc = "" +
 	"\breplicas\x18\f \x01(\x05R\breplicas\x129\n" +
 	"\aweights\x18\r \x03(\v2\x1f.gantry.v1.Service.WeightsEntryR\aweights\x128\n" +
 	"\n" +
-	"stop_grace\x18\x0e \x01(\v2\x19.google.protobuf.DurationR\tstopGrace\x1a:\n" +
+	"stop_grace\x18\x0e \x01(\v2\x19.google.protobuf.DurationR\tstopGrace\x124\n" +
+	"\tpublished\x18\x0f \x03(\v2\x16.gantry.v1.PortPublishR\tpublished\x1a:\n" +
 	"\fWeightsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\x03R\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\x05R\x05value:\x028\x01\"\xbd\x01\n" +
@@ -3282,8 +3292,8 @@ var file_gantry_v1_app_proto_goTypes = []any{
 	(*Meta)(nil),                  // 46: gantry.v1.Meta
 	(*ContainerSpec)(nil),         // 47: gantry.v1.ContainerSpec
 	(*durationpb.Duration)(nil),   // 48: google.protobuf.Duration
-	(*timestamppb.Timestamp)(nil), // 49: google.protobuf.Timestamp
-	(*PortPublish)(nil),           // 50: gantry.v1.PortPublish
+	(*PortPublish)(nil),           // 49: gantry.v1.PortPublish
+	(*timestamppb.Timestamp)(nil), // 50: google.protobuf.Timestamp
 }
 var file_gantry_v1_app_proto_depIdxs = []int32{
 	46, // 0: gantry.v1.App.meta:type_name -> gantry.v1.Meta
@@ -3320,46 +3330,47 @@ var file_gantry_v1_app_proto_depIdxs = []int32{
 	9,  // 31: gantry.v1.Service.spec:type_name -> gantry.v1.ServiceSpec
 	43, // 32: gantry.v1.Service.weights:type_name -> gantry.v1.Service.WeightsEntry
 	48, // 33: gantry.v1.Service.stop_grace:type_name -> google.protobuf.Duration
-	46, // 34: gantry.v1.Release.meta:type_name -> gantry.v1.Meta
-	9,  // 35: gantry.v1.Release.spec:type_name -> gantry.v1.ServiceSpec
-	46, // 36: gantry.v1.Instance.meta:type_name -> gantry.v1.Meta
-	47, // 37: gantry.v1.Instance.spec:type_name -> gantry.v1.ContainerSpec
-	1,  // 38: gantry.v1.Instance.desired:type_name -> gantry.v1.Instance.Desired
-	48, // 39: gantry.v1.Instance.stop_grace:type_name -> google.protobuf.Duration
-	46, // 40: gantry.v1.InstanceStatus.meta:type_name -> gantry.v1.Meta
-	2,  // 41: gantry.v1.InstanceStatus.phase:type_name -> gantry.v1.InstanceStatus.Phase
-	3,  // 42: gantry.v1.InstanceStatus.health:type_name -> gantry.v1.InstanceStatus.Health
-	49, // 43: gantry.v1.InstanceStatus.started_at:type_name -> google.protobuf.Timestamp
-	49, // 44: gantry.v1.InstanceStatus.finished_at:type_name -> google.protobuf.Timestamp
-	50, // 45: gantry.v1.InstanceStatus.ports:type_name -> gantry.v1.PortPublish
-	46, // 46: gantry.v1.Volume.meta:type_name -> gantry.v1.Meta
-	44, // 47: gantry.v1.Volume.driver_options:type_name -> gantry.v1.Volume.DriverOptionsEntry
-	46, // 48: gantry.v1.Network.meta:type_name -> gantry.v1.Meta
-	46, // 49: gantry.v1.Secret.meta:type_name -> gantry.v1.Meta
-	46, // 50: gantry.v1.Config.meta:type_name -> gantry.v1.Meta
-	46, // 51: gantry.v1.Node.meta:type_name -> gantry.v1.Meta
-	46, // 52: gantry.v1.NodeStatus.meta:type_name -> gantry.v1.Meta
-	49, // 53: gantry.v1.NodeStatus.last_seen:type_name -> google.protobuf.Timestamp
-	45, // 54: gantry.v1.NodeStatus.devices:type_name -> gantry.v1.NodeStatus.DevicesEntry
-	49, // 55: gantry.v1.NodeStatus.clock:type_name -> google.protobuf.Timestamp
-	49, // 56: gantry.v1.NodeStatus.certificate_end:type_name -> google.protobuf.Timestamp
-	46, // 57: gantry.v1.Cluster.meta:type_name -> gantry.v1.Meta
-	48, // 58: gantry.v1.Cluster.certificate_life:type_name -> google.protobuf.Duration
-	48, // 59: gantry.v1.Cluster.suspect_after:type_name -> google.protobuf.Duration
-	48, // 60: gantry.v1.Cluster.down_after:type_name -> google.protobuf.Duration
-	46, // 61: gantry.v1.JoinToken.meta:type_name -> gantry.v1.Meta
-	49, // 62: gantry.v1.JoinToken.expires_at:type_name -> google.protobuf.Timestamp
-	46, // 63: gantry.v1.Leadership.meta:type_name -> gantry.v1.Meta
-	9,  // 64: gantry.v1.AppSpec.ServicesEntry.value:type_name -> gantry.v1.ServiceSpec
-	6,  // 65: gantry.v1.AppSpec.NetworksEntry.value:type_name -> gantry.v1.NetworkSpec
-	7,  // 66: gantry.v1.AppSpec.VolumesEntry.value:type_name -> gantry.v1.VolumeSpec
-	8,  // 67: gantry.v1.AppSpec.SecretsEntry.value:type_name -> gantry.v1.FileSpec
-	8,  // 68: gantry.v1.AppSpec.ConfigsEntry.value:type_name -> gantry.v1.FileSpec
-	69, // [69:69] is the sub-list for method output_type
-	69, // [69:69] is the sub-list for method input_type
-	69, // [69:69] is the sub-list for extension type_name
-	69, // [69:69] is the sub-list for extension extendee
-	0,  // [0:69] is the sub-list for field type_name
+	49, // 34: gantry.v1.Service.published:type_name -> gantry.v1.PortPublish
+	46, // 35: gantry.v1.Release.meta:type_name -> gantry.v1.Meta
+	9,  // 36: gantry.v1.Release.spec:type_name -> gantry.v1.ServiceSpec
+	46, // 37: gantry.v1.Instance.meta:type_name -> gantry.v1.Meta
+	47, // 38: gantry.v1.Instance.spec:type_name -> gantry.v1.ContainerSpec
+	1,  // 39: gantry.v1.Instance.desired:type_name -> gantry.v1.Instance.Desired
+	48, // 40: gantry.v1.Instance.stop_grace:type_name -> google.protobuf.Duration
+	46, // 41: gantry.v1.InstanceStatus.meta:type_name -> gantry.v1.Meta
+	2,  // 42: gantry.v1.InstanceStatus.phase:type_name -> gantry.v1.InstanceStatus.Phase
+	3,  // 43: gantry.v1.InstanceStatus.health:type_name -> gantry.v1.InstanceStatus.Health
+	50, // 44: gantry.v1.InstanceStatus.started_at:type_name -> google.protobuf.Timestamp
+	50, // 45: gantry.v1.InstanceStatus.finished_at:type_name -> google.protobuf.Timestamp
+	49, // 46: gantry.v1.InstanceStatus.ports:type_name -> gantry.v1.PortPublish
+	46, // 47: gantry.v1.Volume.meta:type_name -> gantry.v1.Meta
+	44, // 48: gantry.v1.Volume.driver_options:type_name -> gantry.v1.Volume.DriverOptionsEntry
+	46, // 49: gantry.v1.Network.meta:type_name -> gantry.v1.Meta
+	46, // 50: gantry.v1.Secret.meta:type_name -> gantry.v1.Meta
+	46, // 51: gantry.v1.Config.meta:type_name -> gantry.v1.Meta
+	46, // 52: gantry.v1.Node.meta:type_name -> gantry.v1.Meta
+	46, // 53: gantry.v1.NodeStatus.meta:type_name -> gantry.v1.Meta
+	50, // 54: gantry.v1.NodeStatus.last_seen:type_name -> google.protobuf.Timestamp
+	45, // 55: gantry.v1.NodeStatus.devices:type_name -> gantry.v1.NodeStatus.DevicesEntry
+	50, // 56: gantry.v1.NodeStatus.clock:type_name -> google.protobuf.Timestamp
+	50, // 57: gantry.v1.NodeStatus.certificate_end:type_name -> google.protobuf.Timestamp
+	46, // 58: gantry.v1.Cluster.meta:type_name -> gantry.v1.Meta
+	48, // 59: gantry.v1.Cluster.certificate_life:type_name -> google.protobuf.Duration
+	48, // 60: gantry.v1.Cluster.suspect_after:type_name -> google.protobuf.Duration
+	48, // 61: gantry.v1.Cluster.down_after:type_name -> google.protobuf.Duration
+	46, // 62: gantry.v1.JoinToken.meta:type_name -> gantry.v1.Meta
+	50, // 63: gantry.v1.JoinToken.expires_at:type_name -> google.protobuf.Timestamp
+	46, // 64: gantry.v1.Leadership.meta:type_name -> gantry.v1.Meta
+	9,  // 65: gantry.v1.AppSpec.ServicesEntry.value:type_name -> gantry.v1.ServiceSpec
+	6,  // 66: gantry.v1.AppSpec.NetworksEntry.value:type_name -> gantry.v1.NetworkSpec
+	7,  // 67: gantry.v1.AppSpec.VolumesEntry.value:type_name -> gantry.v1.VolumeSpec
+	8,  // 68: gantry.v1.AppSpec.SecretsEntry.value:type_name -> gantry.v1.FileSpec
+	8,  // 69: gantry.v1.AppSpec.ConfigsEntry.value:type_name -> gantry.v1.FileSpec
+	70, // [70:70] is the sub-list for method output_type
+	70, // [70:70] is the sub-list for method input_type
+	70, // [70:70] is the sub-list for extension type_name
+	70, // [70:70] is the sub-list for extension extendee
+	0,  // [0:70] is the sub-list for field type_name
 }
 
 func init() { file_gantry_v1_app_proto_init() }
