@@ -65,7 +65,7 @@ func (tr *trial) chaos(t *testing.T, round int, random *rand.Rand) {
 	t.Helper()
 	nodes := tr.Nodes()
 	random.Shuffle(len(nodes), func(i, j int) { nodes[i], nodes[j] = nodes[j], nodes[i] })
-	harmed, healthy := nodes[:1+random.IntN(2)], nodes[2:]
+	harmed := nodes[:1+random.IntN(2)]
 	var did []mishap
 	var names []string
 	for _, n := range harmed {
@@ -75,7 +75,7 @@ func (tr *trial) chaos(t *testing.T, round int, random *rand.Rand) {
 	}
 	hold := time.Second + time.Duration(random.Int64N(int64(14*time.Second)))
 	tr.want["web"] = 4 + random.IntN(8)
-	generation, by := 1+random.IntN(4), healthy[random.IntN(len(healthy))]
+	generation, by := 1+random.IntN(4), tr.Node(random.IntN(tr.shape.Servers))
 	t.Logf("round %d: %s, for %s; web is %d of generation %d", round, strings.Join(names, ", "), hold.Round(time.Millisecond), tr.want["web"], generation)
 	for i, n := range harmed {
 		did[i].harm(t, n)
