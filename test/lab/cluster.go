@@ -23,6 +23,8 @@ type Shape struct {
 	Nodes   int      // machines that run containers only
 	Disk    string   // size of a disk of each machine's own, as in "1G"; "" for a folder of the host's
 	Flags   []string // of every daemon
+	// Programs is the folder that the daemons are started from, as in SetPrograms; "" for the lab's.
+	Programs string
 }
 
 // Cluster starts n machines that are one cluster; up to three of them are servers. It skips the test where it is not root.
@@ -51,7 +53,7 @@ func Form(t testing.TB, shape Shape) *Lab {
 	return l
 }
 
-// Join starts another machine and lets it join as "server" or "node". Of the shape only Disk and Flags count.
+// Join starts another machine and lets it join as "server" or "node". Of the shape all but the numbers counts.
 func (l *Lab) Join(t testing.TB, role string, shape Shape) *Node {
 	t.Helper()
 	by := l.answering(t)
@@ -72,7 +74,7 @@ func (n *Node) Rejoin(t testing.TB, role string) {
 
 func (n *Node) prepare(t testing.TB, shape Shape) {
 	t.Helper()
-	n.flags = shape.Flags
+	n.flags, n.bin = shape.Flags, shape.Programs
 	if shape.Disk != "" {
 		n.addDisk(t, shape.Disk)
 	}

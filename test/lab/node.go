@@ -3,6 +3,7 @@ package lab
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -38,6 +39,7 @@ type Node struct {
 	daemon *exec.Cmd
 	exited chan error // closed by the daemon's end
 	flags  []string
+	bin    string        // of its programs; the lab's if empty
 	join   []string      // flags that make it part of a cluster
 	ill    atomic.Uint32 // what is wrong with it
 	relay  *relay        // of Delay
@@ -189,6 +191,10 @@ func (n *Node) remove(t testing.TB) {
 // SetFlags gives the daemon further flags from its next start on.
 func (n *Node) SetFlags(flags ...string) { n.flags = flags }
 
+// SetPrograms has the daemon started from another folder from its next start on, one that holds gantryd and all that belongs
+// beside it. The command line stays the lab's.
+func (n *Node) SetPrograms(dir string) { n.bin = dir }
+
 // StartDaemon starts gantryd and waits until it answers.
 func (n *Node) StartDaemon(t testing.TB) {
 	t.Helper()
@@ -212,7 +218,7 @@ func (n *Node) launch() error {
 		return err
 	}
 	defer log.Close()
-	args := append([]string{filepath.Join(n.lab.bin, "gantryd"), "--root", n.root, "--run", n.run(), "--listen", n.Host()}, n.join...)
+	args := append([]string{filepath.Join(cmp.Or(n.bin, n.lab.bin), "gantryd"), "--root", n.root, "--run", n.run(), "--listen", n.Host()}, n.join...)
 	args = append(args, n.flags...)
 	cmd := exec.Command("nsenter", n.enter(args)...)
 	cmd.Stdout, cmd.Stderr = log, log
