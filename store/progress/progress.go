@@ -176,6 +176,11 @@ func Gather(r store.Reader, s *gantryv1.Service, byService map[string][]*gantryv
 	return f
 }
 
+// leftBehind reports that an instance is to go and that its node is down: it goes when the node is back, and nobody waits.
+func leftBehind(i *gantryv1.InstanceView) bool {
+	return i.Instance.Desired == gantryv1.Instance_DESIRED_REMOVED && i.Status.GetPhase() == gantryv1.InstanceStatus_PHASE_LOST
+}
+
 // Service judges one service.
 func Service(s *gantryv1.Service, f Facts) *gantryv1.ServiceView {
 	if placement.IsJob(s.Spec) {
@@ -184,6 +189,9 @@ func Service(s *gantryv1.Service, f Facts) *gantryv1.ServiceView {
 	v := &gantryv1.ServiceView{Service: s, Instances: f.Instances, Wanted: f.Wanted, Operation: f.Rollout}
 	settled, old := int32(0), 0
 	for _, i := range f.Instances {
+		if leftBehind(i) {
+			continue
+		}
 		if !Current(s, i.Instance) {
 			if !kept(v.Operation, i.Instance) {
 				old++

@@ -124,3 +124,24 @@ func TestDependencies(t *testing.T) {
 		})
 	}
 }
+
+// TestNobodyWaitsForWhatIsLeftOnANodeThatIsDown: the slot has another instance already.
+func TestNobodyWaitsForWhatIsLeftOnANodeThatIsDown(t *testing.T) {
+	s := &gantryv1.Service{Meta: &gantryv1.Meta{Key: "p/a/web"}, Spec: &gantryv1.ServiceSpec{}, Release: 1, Replicas: 1}
+	lost := &gantryv1.InstanceView{
+		Instance: &gantryv1.Instance{Meta: &gantryv1.Meta{Key: "old"}, Slot: 1, Release: 1, Desired: gantryv1.Instance_DESIRED_REMOVED},
+		Status:   &gantryv1.InstanceStatus{Phase: gantryv1.InstanceStatus_PHASE_LOST},
+	}
+	runs := &gantryv1.InstanceView{
+		Instance: &gantryv1.Instance{Meta: &gantryv1.Meta{Key: "new"}, Slot: 1, Release: 1, Desired: gantryv1.Instance_DESIRED_RUNNING},
+		Status:   &gantryv1.InstanceStatus{Phase: gantryv1.InstanceStatus_PHASE_RUNNING},
+	}
+	f := progress.Facts{Wanted: 1, Instances: []*gantryv1.InstanceView{lost, runs}}
+	if got := progress.Service(s, f); !got.Converged || got.Ready != 1 {
+		t.Errorf("converged %v, %d ready", got.Converged, got.Ready)
+	}
+	lost.Status.Phase = gantryv1.InstanceStatus_PHASE_STOPPING
+	if got := progress.Service(s, f); got.Converged {
+		t.Error("an instance that is being stopped is not waited for")
+	}
+}
