@@ -227,6 +227,10 @@ func TestWhatANewerVersionWroteIsLeftAlone(t *testing.T) {
 	if err != nil || !strings.Contains(string(got.Kvs[0].Value), "from the future") {
 		t.Fatalf("the field is gone: %q, %v", got.Kvs, err)
 	}
+	put(t, s, service("p/a/db", 2)) // made anew, as a part that knows no other way does
+	if got, err = c.Get(t.Context(), "/gantry/Service/p/a/db"); err != nil || !strings.Contains(string(got.Kvs[0].Value), "from the future") {
+		t.Fatalf("the field is gone with the object that had it: %q, %v", got.Kvs, err)
+	}
 	again := open(t, c) // a start over such a state
 	if o, ok := store.Get[*gantryv1.Service](again.Snapshot(), "p/a/db"); !ok || o.Replicas != 2 {
 		t.Fatalf("%v", o)

@@ -7,6 +7,8 @@ import (
 	"sync"
 	"testing"
 
+	"google.golang.org/protobuf/proto"
+
 	gantryv1 "github.com/gantryd/gantry/api/gen/gantry/v1"
 	"github.com/gantryd/gantry/fault"
 	"github.com/gantryd/gantry/store"
@@ -220,5 +222,16 @@ func TestTheStoreCountsWhatItDoes(t *testing.T) {
 	transactions, _, _ := f.Transactions.Read()
 	if updates != 2 || transactions != 1 || f.Writes.Value() != 2 || f.Waiting.Value() != 0 || f.Conflicts.Value()+f.Failures.Value() != 0 {
 		t.Errorf("%d updates, %d transactions, %d writes, %d wait", updates, transactions, f.Writes.Value(), f.Waiting.Value())
+	}
+}
+
+func TestAnObjectMadeAnewKeepsItsBirth(t *testing.T) {
+	s := storetest.New(t)
+	put(t, s, service("p/a/db", 1))
+	before, _ := store.Get[*gantryv1.Service](s.Snapshot(), "p/a/db")
+	put(t, s, service("p/a/db", 2))
+	after, _ := store.Get[*gantryv1.Service](s.Snapshot(), "p/a/db")
+	if before.Meta.CreatedAt == nil || !proto.Equal(after.Meta.CreatedAt, before.Meta.CreatedAt) || after.Replicas != 2 {
+		t.Fatalf("%v, before %v", after, before)
 	}
 }

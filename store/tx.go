@@ -170,13 +170,26 @@ func (t *Tx) merge(path string) {
 	}
 }
 
-// Put writes an object under its Meta's key, creating or replacing it.
+// Put writes an object under its Meta's key, creating or replacing it. When it was created, and what a newer version has
+// written into fields that this one does not know, stays.
 func Put(t *Tx, o Object) {
 	path := pathOf(o, o.GetMeta().GetKey())
-	if _, ok := t.writes[path]; !ok {
-		t.get(path)
+	if old, ok := t.get(path); ok {
+		meta := o.GetMeta()
+		if meta.CreatedAt == nil {
+			meta.CreatedAt = old.obj.GetMeta().GetCreatedAt()
+		}
+		keepUnknown(o, old.obj)
+		keepUnknown(meta, old.obj.GetMeta())
 	}
 	t.write(path, o)
+}
+
+func keepUnknown(o, old proto.Message) {
+	m, unknown := o.ProtoReflect(), old.ProtoReflect().GetUnknown()
+	if len(m.GetUnknown()) == 0 && len(unknown) > 0 {
+		m.SetUnknown(unknown)
+	}
 }
 
 // Modify clones the object with the key, lets fn change the clone and puts it. A missing object is a NotFound fault.
