@@ -181,9 +181,24 @@ func (s verbs) availability(use, short, value string) *cobra.Command {
 		Use: use + " NODE...", Short: short, Args: verb.Between(1, 100),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return changeNodes(cmd.Context(), s, args, func(ctx context.Context, c *client.Client, name string) (*gantryv1.NodeView, error) {
-				return client.Call(ctx, c.Nodes.SetAvailability, &gantryv1.SetAvailabilityRequest{Node: name, Availability: value})
+				v, err := client.Call(ctx, c.Nodes.SetAvailability, &gantryv1.SetAvailabilityRequest{Node: name, Availability: value})
+				if value == "drain" {
+					s.tellPinned(v)
+				}
+				return v, err
 			})
 		},
+	}
+}
+
+// tellPinned names what a drained node keeps.
+func (s verbs) tellPinned(v *gantryv1.NodeView) {
+	for _, p := range v.GetPinned() {
+		why := "its volume " + p.GetVolume() + " is on this node"
+		if p.GetVolume() == "" {
+			why = "it was started by gantry run, which starts it nowhere else"
+		}
+		s.Warn("%s stays: %s", p.GetInstance(), why)
 	}
 }
 

@@ -282,6 +282,29 @@ func TestLabels(t *testing.T) {
 	}
 }
 
+func TestDrainTellsWhatStays(t *testing.T) {
+	b := newBench(t)
+	db := &gantryv1.ContainerSpec{Mounts: []*gantryv1.Mount{{Type: gantryv1.Mount_TYPE_VOLUME, Source: "production/data"}}}
+	check(t, b.store.Update(t.Context(), func(tx *store.Tx) error {
+		store.Put(tx, &gantryv1.Volume{Meta: store.NewMeta("production/data"), Node: "n1"})
+		store.Put(tx, &gantryv1.Instance{Meta: store.NewMeta("i1"), Environment: "production", Service: "db", Spec: db, Node: "n1"})
+		store.Put(tx, &gantryv1.Instance{Meta: store.NewMeta("i2"), Environment: "production", App: "shop", Service: "web", Slot: 1, Node: "n1"})
+		store.Put(tx, &gantryv1.Instance{Meta: store.NewMeta("i5"), Environment: "production", Service: "box", Node: "n1"})
+		store.Put(tx, &gantryv1.Instance{Meta: store.NewMeta("i3"), Environment: "production", Service: "old", Spec: db, Node: "n1", Desired: gantryv1.Instance_DESIRED_REMOVED})
+		store.Put(tx, &gantryv1.Instance{Meta: store.NewMeta("i4"), Environment: "production", Service: "away", Spec: db, Node: "n2"})
+		return nil
+	}))
+	got, err := (&nodeAdmin{b.API}).SetAvailability(t.Context(), connect.NewRequest(&gantryv1.SetAvailabilityRequest{Node: "first", Availability: "drain"}))
+	check(t, err)
+	var stays []string
+	for _, p := range got.Msg.Pinned {
+		stays = append(stays, p.Instance+" for "+p.Volume)
+	}
+	if fmt.Sprint(stays) != "[production/box for  production/db for production/data]" {
+		t.Errorf("stays: %q", stays)
+	}
+}
+
 func TestFreeRange(t *testing.T) {
 	c := &gantryv1.Cluster{NodeRange: "10.0.0.0/22", NodePrefix: 24, VirtualIps: "10.0.1.0/25"}
 	nodes := []*gantryv1.Node{{Subnet: "10.0.0.0/28"}}

@@ -2,6 +2,7 @@ package machines
 
 import (
 	"context"
+	"path"
 	"slices"
 	"strings"
 
@@ -11,6 +12,7 @@ import (
 	"github.com/gantryd/gantry/cluster/identity"
 	"github.com/gantryd/gantry/fault"
 	"github.com/gantryd/gantry/store"
+	"github.com/gantryd/gantry/store/progress"
 )
 
 // nodeAdmin serves NodeAdminService.
@@ -84,7 +86,25 @@ func (h *nodeAdmin) answer(key string, err error) (*connect.Response[gantryv1.No
 	if !ok {
 		return nil, NotAMember(key)
 	}
-	return connect.NewResponse(h.view(snap, n, tally(snap))), nil
+	v := h.view(snap, n, tally(snap))
+	v.Pinned = pinned(snap, key)
+	return connect.NewResponse(v), nil
+}
+
+// pinned lists the instances that a node keeps although it is drained.
+func pinned(r store.Reader, node string) []*gantryv1.PinnedInstance {
+	var out []*gantryv1.PinnedInstance
+	for _, i := range store.List[*gantryv1.Instance](r, "") {
+		if i.Node != node || i.Desired == gantryv1.Instance_DESIRED_REMOVED {
+			continue
+		}
+		// What `gantry run` has started nobody makes again elsewhere.
+		if v := progress.Pinned(r, i); v != "" || i.App == "" {
+			out = append(out, &gantryv1.PinnedInstance{Instance: path.Join(i.Environment, i.App, progress.Name(i)), Volume: v})
+		}
+	}
+	slices.SortFunc(out, func(a, b *gantryv1.PinnedInstance) int { return strings.Compare(a.Instance, b.Instance) })
+	return out
 }
 
 // Get implements the API.

@@ -1743,8 +1743,10 @@ type NodeView struct {
 	// Sums of the reservations.
 	ReservedCpus   int64 `protobuf:"varint,6,opt,name=reserved_cpus,json=reservedCpus,proto3" json:"reserved_cpus,omitempty"`
 	ReservedMemory int64 `protobuf:"varint,7,opt,name=reserved_memory,json=reservedMemory,proto3" json:"reserved_memory,omitempty"`
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
+	// Instances that a drained node keeps. Not in lists.
+	Pinned        []*PinnedInstance `protobuf:"bytes,8,rep,name=pinned,proto3" json:"pinned,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *NodeView) Reset() {
@@ -1826,6 +1828,67 @@ func (x *NodeView) GetReservedMemory() int64 {
 	return 0
 }
 
+func (x *NodeView) GetPinned() []*PinnedInstance {
+	if x != nil {
+		return x.Pinned
+	}
+	return nil
+}
+
+// PinnedInstance is an instance that stays on its node, as ENVIRONMENT/APP/NAME, without APP if there is none.
+type PinnedInstance struct {
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	Instance string                 `protobuf:"bytes,1,opt,name=instance,proto3" json:"instance,omitempty"`
+	// Key of the volume that keeps it there; empty for one of `gantry run`, which is not made again elsewhere.
+	Volume        string `protobuf:"bytes,2,opt,name=volume,proto3" json:"volume,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PinnedInstance) Reset() {
+	*x = PinnedInstance{}
+	mi := &file_gantry_v1_cluster_proto_msgTypes[32]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PinnedInstance) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PinnedInstance) ProtoMessage() {}
+
+func (x *PinnedInstance) ProtoReflect() protoreflect.Message {
+	mi := &file_gantry_v1_cluster_proto_msgTypes[32]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PinnedInstance.ProtoReflect.Descriptor instead.
+func (*PinnedInstance) Descriptor() ([]byte, []int) {
+	return file_gantry_v1_cluster_proto_rawDescGZIP(), []int{32}
+}
+
+func (x *PinnedInstance) GetInstance() string {
+	if x != nil {
+		return x.Instance
+	}
+	return ""
+}
+
+func (x *PinnedInstance) GetVolume() string {
+	if x != nil {
+		return x.Volume
+	}
+	return ""
+}
+
 type LabelNodeRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Node          string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
@@ -1836,7 +1899,7 @@ type LabelNodeRequest struct {
 
 func (x *LabelNodeRequest) Reset() {
 	*x = LabelNodeRequest{}
-	mi := &file_gantry_v1_cluster_proto_msgTypes[32]
+	mi := &file_gantry_v1_cluster_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1848,7 +1911,7 @@ func (x *LabelNodeRequest) String() string {
 func (*LabelNodeRequest) ProtoMessage() {}
 
 func (x *LabelNodeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_v1_cluster_proto_msgTypes[32]
+	mi := &file_gantry_v1_cluster_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1861,7 +1924,7 @@ func (x *LabelNodeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LabelNodeRequest.ProtoReflect.Descriptor instead.
 func (*LabelNodeRequest) Descriptor() ([]byte, []int) {
-	return file_gantry_v1_cluster_proto_rawDescGZIP(), []int{32}
+	return file_gantry_v1_cluster_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *LabelNodeRequest) GetNode() string {
@@ -1888,7 +1951,7 @@ type SetAvailabilityRequest struct {
 
 func (x *SetAvailabilityRequest) Reset() {
 	*x = SetAvailabilityRequest{}
-	mi := &file_gantry_v1_cluster_proto_msgTypes[33]
+	mi := &file_gantry_v1_cluster_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1900,7 +1963,7 @@ func (x *SetAvailabilityRequest) String() string {
 func (*SetAvailabilityRequest) ProtoMessage() {}
 
 func (x *SetAvailabilityRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_v1_cluster_proto_msgTypes[33]
+	mi := &file_gantry_v1_cluster_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1913,7 +1976,7 @@ func (x *SetAvailabilityRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetAvailabilityRequest.ProtoReflect.Descriptor instead.
 func (*SetAvailabilityRequest) Descriptor() ([]byte, []int) {
-	return file_gantry_v1_cluster_proto_rawDescGZIP(), []int{33}
+	return file_gantry_v1_cluster_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *SetAvailabilityRequest) GetNode() string {
@@ -1941,7 +2004,7 @@ type RemoveNodeRequest struct {
 
 func (x *RemoveNodeRequest) Reset() {
 	*x = RemoveNodeRequest{}
-	mi := &file_gantry_v1_cluster_proto_msgTypes[34]
+	mi := &file_gantry_v1_cluster_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1953,7 +2016,7 @@ func (x *RemoveNodeRequest) String() string {
 func (*RemoveNodeRequest) ProtoMessage() {}
 
 func (x *RemoveNodeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_v1_cluster_proto_msgTypes[34]
+	mi := &file_gantry_v1_cluster_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1966,7 +2029,7 @@ func (x *RemoveNodeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveNodeRequest.ProtoReflect.Descriptor instead.
 func (*RemoveNodeRequest) Descriptor() ([]byte, []int) {
-	return file_gantry_v1_cluster_proto_rawDescGZIP(), []int{34}
+	return file_gantry_v1_cluster_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *RemoveNodeRequest) GetNode() string {
@@ -1991,7 +2054,7 @@ type RemoveNodeResponse struct {
 
 func (x *RemoveNodeResponse) Reset() {
 	*x = RemoveNodeResponse{}
-	mi := &file_gantry_v1_cluster_proto_msgTypes[35]
+	mi := &file_gantry_v1_cluster_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2003,7 +2066,7 @@ func (x *RemoveNodeResponse) String() string {
 func (*RemoveNodeResponse) ProtoMessage() {}
 
 func (x *RemoveNodeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_v1_cluster_proto_msgTypes[35]
+	mi := &file_gantry_v1_cluster_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2016,7 +2079,7 @@ func (x *RemoveNodeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveNodeResponse.ProtoReflect.Descriptor instead.
 func (*RemoveNodeResponse) Descriptor() ([]byte, []int) {
-	return file_gantry_v1_cluster_proto_rawDescGZIP(), []int{35}
+	return file_gantry_v1_cluster_proto_rawDescGZIP(), []int{36}
 }
 
 var File_gantry_v1_cluster_proto protoreflect.FileDescriptor
@@ -2140,7 +2203,7 @@ const file_gantry_v1_cluster_proto_rawDesc = "" +
 	"\x04node\x18\x01 \x01(\tR\x04node\"\x12\n" +
 	"\x10ListNodesRequest\">\n" +
 	"\x11ListNodesResponse\x12)\n" +
-	"\x05nodes\x18\x01 \x03(\v2\x13.gantry.v1.NodeViewR\x05nodes\"\xfc\x01\n" +
+	"\x05nodes\x18\x01 \x03(\v2\x13.gantry.v1.NodeViewR\x05nodes\"\xaf\x02\n" +
 	"\bNodeView\x12#\n" +
 	"\x04node\x18\x01 \x01(\v2\x0f.gantry.v1.NodeR\x04node\x12-\n" +
 	"\x06status\x18\x02 \x01(\v2\x15.gantry.v1.NodeStatusR\x06status\x12\x16\n" +
@@ -2148,7 +2211,11 @@ const file_gantry_v1_cluster_proto_rawDesc = "" +
 	"\tinstances\x18\x04 \x01(\x05R\tinstances\x12\x18\n" +
 	"\arunning\x18\x05 \x01(\x05R\arunning\x12#\n" +
 	"\rreserved_cpus\x18\x06 \x01(\x03R\freservedCpus\x12'\n" +
-	"\x0freserved_memory\x18\a \x01(\x03R\x0ereservedMemory\"\xa2\x01\n" +
+	"\x0freserved_memory\x18\a \x01(\x03R\x0ereservedMemory\x121\n" +
+	"\x06pinned\x18\b \x03(\v2\x19.gantry.v1.PinnedInstanceR\x06pinned\"D\n" +
+	"\x0ePinnedInstance\x12\x1a\n" +
+	"\binstance\x18\x01 \x01(\tR\binstance\x12\x16\n" +
+	"\x06volume\x18\x02 \x01(\tR\x06volume\"\xa2\x01\n" +
 	"\x10LabelNodeRequest\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12?\n" +
 	"\x06labels\x18\x02 \x03(\v2'.gantry.v1.LabelNodeRequest.LabelsEntryR\x06labels\x1a9\n" +
@@ -2202,7 +2269,7 @@ func file_gantry_v1_cluster_proto_rawDescGZIP() []byte {
 	return file_gantry_v1_cluster_proto_rawDescData
 }
 
-var file_gantry_v1_cluster_proto_msgTypes = make([]protoimpl.MessageInfo, 38)
+var file_gantry_v1_cluster_proto_msgTypes = make([]protoimpl.MessageInfo, 39)
 var file_gantry_v1_cluster_proto_goTypes = []any{
 	(*JoinRequest)(nil),             // 0: gantry.v1.JoinRequest
 	(*JoinResponse)(nil),            // 1: gantry.v1.JoinResponse
@@ -2236,86 +2303,88 @@ var file_gantry_v1_cluster_proto_goTypes = []any{
 	(*ListNodesRequest)(nil),        // 29: gantry.v1.ListNodesRequest
 	(*ListNodesResponse)(nil),       // 30: gantry.v1.ListNodesResponse
 	(*NodeView)(nil),                // 31: gantry.v1.NodeView
-	(*LabelNodeRequest)(nil),        // 32: gantry.v1.LabelNodeRequest
-	(*SetAvailabilityRequest)(nil),  // 33: gantry.v1.SetAvailabilityRequest
-	(*RemoveNodeRequest)(nil),       // 34: gantry.v1.RemoveNodeRequest
-	(*RemoveNodeResponse)(nil),      // 35: gantry.v1.RemoveNodeResponse
-	nil,                             // 36: gantry.v1.JoinRequest.LabelsEntry
-	nil,                             // 37: gantry.v1.LabelNodeRequest.LabelsEntry
-	(*Node)(nil),                    // 38: gantry.v1.Node
-	(*Cluster)(nil),                 // 39: gantry.v1.Cluster
-	(*durationpb.Duration)(nil),     // 40: google.protobuf.Duration
-	(*timestamppb.Timestamp)(nil),   // 41: google.protobuf.Timestamp
-	(*JoinToken)(nil),               // 42: gantry.v1.JoinToken
-	(*NodeStatus)(nil),              // 43: gantry.v1.NodeStatus
+	(*PinnedInstance)(nil),          // 32: gantry.v1.PinnedInstance
+	(*LabelNodeRequest)(nil),        // 33: gantry.v1.LabelNodeRequest
+	(*SetAvailabilityRequest)(nil),  // 34: gantry.v1.SetAvailabilityRequest
+	(*RemoveNodeRequest)(nil),       // 35: gantry.v1.RemoveNodeRequest
+	(*RemoveNodeResponse)(nil),      // 36: gantry.v1.RemoveNodeResponse
+	nil,                             // 37: gantry.v1.JoinRequest.LabelsEntry
+	nil,                             // 38: gantry.v1.LabelNodeRequest.LabelsEntry
+	(*Node)(nil),                    // 39: gantry.v1.Node
+	(*Cluster)(nil),                 // 40: gantry.v1.Cluster
+	(*durationpb.Duration)(nil),     // 41: google.protobuf.Duration
+	(*timestamppb.Timestamp)(nil),   // 42: google.protobuf.Timestamp
+	(*JoinToken)(nil),               // 43: gantry.v1.JoinToken
+	(*NodeStatus)(nil),              // 44: gantry.v1.NodeStatus
 }
 var file_gantry_v1_cluster_proto_depIdxs = []int32{
-	36, // 0: gantry.v1.JoinRequest.labels:type_name -> gantry.v1.JoinRequest.LabelsEntry
-	38, // 1: gantry.v1.JoinResponse.node:type_name -> gantry.v1.Node
-	39, // 2: gantry.v1.JoinResponse.cluster:type_name -> gantry.v1.Cluster
-	38, // 3: gantry.v1.DescribeResponse.node:type_name -> gantry.v1.Node
-	38, // 4: gantry.v1.MachineRecord.node:type_name -> gantry.v1.Node
-	39, // 5: gantry.v1.MachineRecord.cluster:type_name -> gantry.v1.Cluster
+	37, // 0: gantry.v1.JoinRequest.labels:type_name -> gantry.v1.JoinRequest.LabelsEntry
+	39, // 1: gantry.v1.JoinResponse.node:type_name -> gantry.v1.Node
+	40, // 2: gantry.v1.JoinResponse.cluster:type_name -> gantry.v1.Cluster
+	39, // 3: gantry.v1.DescribeResponse.node:type_name -> gantry.v1.Node
+	39, // 4: gantry.v1.MachineRecord.node:type_name -> gantry.v1.Node
+	40, // 5: gantry.v1.MachineRecord.cluster:type_name -> gantry.v1.Cluster
 	15, // 6: gantry.v1.ClusterStatusResponse.members:type_name -> gantry.v1.MemberStatus
 	16, // 7: gantry.v1.ClusterStatusResponse.findings:type_name -> gantry.v1.Finding
-	40, // 8: gantry.v1.CreateTokenRequest.life:type_name -> google.protobuf.Duration
-	41, // 9: gantry.v1.CreateTokenResponse.expires_at:type_name -> google.protobuf.Timestamp
-	42, // 10: gantry.v1.ListTokensResponse.tokens:type_name -> gantry.v1.JoinToken
-	41, // 11: gantry.v1.BackupChunk.time:type_name -> google.protobuf.Timestamp
-	40, // 12: gantry.v1.ConfigureClusterRequest.certificate_life:type_name -> google.protobuf.Duration
-	40, // 13: gantry.v1.ConfigureClusterRequest.suspect_after:type_name -> google.protobuf.Duration
-	40, // 14: gantry.v1.ConfigureClusterRequest.down_after:type_name -> google.protobuf.Duration
+	41, // 8: gantry.v1.CreateTokenRequest.life:type_name -> google.protobuf.Duration
+	42, // 9: gantry.v1.CreateTokenResponse.expires_at:type_name -> google.protobuf.Timestamp
+	43, // 10: gantry.v1.ListTokensResponse.tokens:type_name -> gantry.v1.JoinToken
+	42, // 11: gantry.v1.BackupChunk.time:type_name -> google.protobuf.Timestamp
+	41, // 12: gantry.v1.ConfigureClusterRequest.certificate_life:type_name -> google.protobuf.Duration
+	41, // 13: gantry.v1.ConfigureClusterRequest.suspect_after:type_name -> google.protobuf.Duration
+	41, // 14: gantry.v1.ConfigureClusterRequest.down_after:type_name -> google.protobuf.Duration
 	31, // 15: gantry.v1.ListNodesResponse.nodes:type_name -> gantry.v1.NodeView
-	38, // 16: gantry.v1.NodeView.node:type_name -> gantry.v1.Node
-	43, // 17: gantry.v1.NodeView.status:type_name -> gantry.v1.NodeStatus
-	37, // 18: gantry.v1.LabelNodeRequest.labels:type_name -> gantry.v1.LabelNodeRequest.LabelsEntry
-	0,  // 19: gantry.v1.JoinService.Join:input_type -> gantry.v1.JoinRequest
-	2,  // 20: gantry.v1.MachineService.Describe:input_type -> gantry.v1.DescribeRequest
-	4,  // 21: gantry.v1.MachineService.Renew:input_type -> gantry.v1.RenewRequest
-	6,  // 22: gantry.v1.MachineService.AddMember:input_type -> gantry.v1.AddMemberRequest
-	8,  // 23: gantry.v1.MachineService.PromoteMember:input_type -> gantry.v1.PromoteMemberRequest
-	24, // 24: gantry.v1.RecoveryService.Restore:input_type -> gantry.v1.BackupChunk
-	11, // 25: gantry.v1.RecoveryService.ForceNewCluster:input_type -> gantry.v1.ForceNewClusterRequest
-	13, // 26: gantry.v1.ClusterService.Status:input_type -> gantry.v1.ClusterStatusRequest
-	17, // 27: gantry.v1.ClusterService.CreateToken:input_type -> gantry.v1.CreateTokenRequest
-	19, // 28: gantry.v1.ClusterService.ListTokens:input_type -> gantry.v1.ListTokensRequest
-	21, // 29: gantry.v1.ClusterService.RevokeToken:input_type -> gantry.v1.RevokeTokenRequest
-	23, // 30: gantry.v1.ClusterService.Backup:input_type -> gantry.v1.BackupRequest
-	25, // 31: gantry.v1.ClusterService.RotateCA:input_type -> gantry.v1.RotateCARequest
-	27, // 32: gantry.v1.ClusterService.Configure:input_type -> gantry.v1.ConfigureClusterRequest
-	29, // 33: gantry.v1.NodeAdminService.List:input_type -> gantry.v1.ListNodesRequest
-	28, // 34: gantry.v1.NodeAdminService.Get:input_type -> gantry.v1.NodeRequest
-	32, // 35: gantry.v1.NodeAdminService.Label:input_type -> gantry.v1.LabelNodeRequest
-	33, // 36: gantry.v1.NodeAdminService.SetAvailability:input_type -> gantry.v1.SetAvailabilityRequest
-	28, // 37: gantry.v1.NodeAdminService.Promote:input_type -> gantry.v1.NodeRequest
-	28, // 38: gantry.v1.NodeAdminService.Demote:input_type -> gantry.v1.NodeRequest
-	34, // 39: gantry.v1.NodeAdminService.Remove:input_type -> gantry.v1.RemoveNodeRequest
-	1,  // 40: gantry.v1.JoinService.Join:output_type -> gantry.v1.JoinResponse
-	3,  // 41: gantry.v1.MachineService.Describe:output_type -> gantry.v1.DescribeResponse
-	5,  // 42: gantry.v1.MachineService.Renew:output_type -> gantry.v1.RenewResponse
-	7,  // 43: gantry.v1.MachineService.AddMember:output_type -> gantry.v1.AddMemberResponse
-	9,  // 44: gantry.v1.MachineService.PromoteMember:output_type -> gantry.v1.PromoteMemberResponse
-	12, // 45: gantry.v1.RecoveryService.Restore:output_type -> gantry.v1.RecoveryResponse
-	12, // 46: gantry.v1.RecoveryService.ForceNewCluster:output_type -> gantry.v1.RecoveryResponse
-	14, // 47: gantry.v1.ClusterService.Status:output_type -> gantry.v1.ClusterStatusResponse
-	18, // 48: gantry.v1.ClusterService.CreateToken:output_type -> gantry.v1.CreateTokenResponse
-	20, // 49: gantry.v1.ClusterService.ListTokens:output_type -> gantry.v1.ListTokensResponse
-	22, // 50: gantry.v1.ClusterService.RevokeToken:output_type -> gantry.v1.RevokeTokenResponse
-	24, // 51: gantry.v1.ClusterService.Backup:output_type -> gantry.v1.BackupChunk
-	26, // 52: gantry.v1.ClusterService.RotateCA:output_type -> gantry.v1.RotateCAResponse
-	39, // 53: gantry.v1.ClusterService.Configure:output_type -> gantry.v1.Cluster
-	30, // 54: gantry.v1.NodeAdminService.List:output_type -> gantry.v1.ListNodesResponse
-	31, // 55: gantry.v1.NodeAdminService.Get:output_type -> gantry.v1.NodeView
-	31, // 56: gantry.v1.NodeAdminService.Label:output_type -> gantry.v1.NodeView
-	31, // 57: gantry.v1.NodeAdminService.SetAvailability:output_type -> gantry.v1.NodeView
-	31, // 58: gantry.v1.NodeAdminService.Promote:output_type -> gantry.v1.NodeView
-	31, // 59: gantry.v1.NodeAdminService.Demote:output_type -> gantry.v1.NodeView
-	35, // 60: gantry.v1.NodeAdminService.Remove:output_type -> gantry.v1.RemoveNodeResponse
-	40, // [40:61] is the sub-list for method output_type
-	19, // [19:40] is the sub-list for method input_type
-	19, // [19:19] is the sub-list for extension type_name
-	19, // [19:19] is the sub-list for extension extendee
-	0,  // [0:19] is the sub-list for field type_name
+	39, // 16: gantry.v1.NodeView.node:type_name -> gantry.v1.Node
+	44, // 17: gantry.v1.NodeView.status:type_name -> gantry.v1.NodeStatus
+	32, // 18: gantry.v1.NodeView.pinned:type_name -> gantry.v1.PinnedInstance
+	38, // 19: gantry.v1.LabelNodeRequest.labels:type_name -> gantry.v1.LabelNodeRequest.LabelsEntry
+	0,  // 20: gantry.v1.JoinService.Join:input_type -> gantry.v1.JoinRequest
+	2,  // 21: gantry.v1.MachineService.Describe:input_type -> gantry.v1.DescribeRequest
+	4,  // 22: gantry.v1.MachineService.Renew:input_type -> gantry.v1.RenewRequest
+	6,  // 23: gantry.v1.MachineService.AddMember:input_type -> gantry.v1.AddMemberRequest
+	8,  // 24: gantry.v1.MachineService.PromoteMember:input_type -> gantry.v1.PromoteMemberRequest
+	24, // 25: gantry.v1.RecoveryService.Restore:input_type -> gantry.v1.BackupChunk
+	11, // 26: gantry.v1.RecoveryService.ForceNewCluster:input_type -> gantry.v1.ForceNewClusterRequest
+	13, // 27: gantry.v1.ClusterService.Status:input_type -> gantry.v1.ClusterStatusRequest
+	17, // 28: gantry.v1.ClusterService.CreateToken:input_type -> gantry.v1.CreateTokenRequest
+	19, // 29: gantry.v1.ClusterService.ListTokens:input_type -> gantry.v1.ListTokensRequest
+	21, // 30: gantry.v1.ClusterService.RevokeToken:input_type -> gantry.v1.RevokeTokenRequest
+	23, // 31: gantry.v1.ClusterService.Backup:input_type -> gantry.v1.BackupRequest
+	25, // 32: gantry.v1.ClusterService.RotateCA:input_type -> gantry.v1.RotateCARequest
+	27, // 33: gantry.v1.ClusterService.Configure:input_type -> gantry.v1.ConfigureClusterRequest
+	29, // 34: gantry.v1.NodeAdminService.List:input_type -> gantry.v1.ListNodesRequest
+	28, // 35: gantry.v1.NodeAdminService.Get:input_type -> gantry.v1.NodeRequest
+	33, // 36: gantry.v1.NodeAdminService.Label:input_type -> gantry.v1.LabelNodeRequest
+	34, // 37: gantry.v1.NodeAdminService.SetAvailability:input_type -> gantry.v1.SetAvailabilityRequest
+	28, // 38: gantry.v1.NodeAdminService.Promote:input_type -> gantry.v1.NodeRequest
+	28, // 39: gantry.v1.NodeAdminService.Demote:input_type -> gantry.v1.NodeRequest
+	35, // 40: gantry.v1.NodeAdminService.Remove:input_type -> gantry.v1.RemoveNodeRequest
+	1,  // 41: gantry.v1.JoinService.Join:output_type -> gantry.v1.JoinResponse
+	3,  // 42: gantry.v1.MachineService.Describe:output_type -> gantry.v1.DescribeResponse
+	5,  // 43: gantry.v1.MachineService.Renew:output_type -> gantry.v1.RenewResponse
+	7,  // 44: gantry.v1.MachineService.AddMember:output_type -> gantry.v1.AddMemberResponse
+	9,  // 45: gantry.v1.MachineService.PromoteMember:output_type -> gantry.v1.PromoteMemberResponse
+	12, // 46: gantry.v1.RecoveryService.Restore:output_type -> gantry.v1.RecoveryResponse
+	12, // 47: gantry.v1.RecoveryService.ForceNewCluster:output_type -> gantry.v1.RecoveryResponse
+	14, // 48: gantry.v1.ClusterService.Status:output_type -> gantry.v1.ClusterStatusResponse
+	18, // 49: gantry.v1.ClusterService.CreateToken:output_type -> gantry.v1.CreateTokenResponse
+	20, // 50: gantry.v1.ClusterService.ListTokens:output_type -> gantry.v1.ListTokensResponse
+	22, // 51: gantry.v1.ClusterService.RevokeToken:output_type -> gantry.v1.RevokeTokenResponse
+	24, // 52: gantry.v1.ClusterService.Backup:output_type -> gantry.v1.BackupChunk
+	26, // 53: gantry.v1.ClusterService.RotateCA:output_type -> gantry.v1.RotateCAResponse
+	40, // 54: gantry.v1.ClusterService.Configure:output_type -> gantry.v1.Cluster
+	30, // 55: gantry.v1.NodeAdminService.List:output_type -> gantry.v1.ListNodesResponse
+	31, // 56: gantry.v1.NodeAdminService.Get:output_type -> gantry.v1.NodeView
+	31, // 57: gantry.v1.NodeAdminService.Label:output_type -> gantry.v1.NodeView
+	31, // 58: gantry.v1.NodeAdminService.SetAvailability:output_type -> gantry.v1.NodeView
+	31, // 59: gantry.v1.NodeAdminService.Promote:output_type -> gantry.v1.NodeView
+	31, // 60: gantry.v1.NodeAdminService.Demote:output_type -> gantry.v1.NodeView
+	36, // 61: gantry.v1.NodeAdminService.Remove:output_type -> gantry.v1.RemoveNodeResponse
+	41, // [41:62] is the sub-list for method output_type
+	20, // [20:41] is the sub-list for method input_type
+	20, // [20:20] is the sub-list for extension type_name
+	20, // [20:20] is the sub-list for extension extendee
+	0,  // [0:20] is the sub-list for field type_name
 }
 
 func init() { file_gantry_v1_cluster_proto_init() }
@@ -2330,7 +2399,7 @@ func file_gantry_v1_cluster_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_gantry_v1_cluster_proto_rawDesc), len(file_gantry_v1_cluster_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   38,
+			NumMessages:   39,
 			NumExtensions: 0,
 			NumServices:   5,
 		},
