@@ -2,16 +2,13 @@ package engine
 
 import (
 	"context"
-	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync"
 
 	"github.com/gantryd/gantry/engine/embedded"
 	"github.com/gantryd/gantry/engine/shimpool"
-	"github.com/gantryd/gantry/fault"
 )
 
 // idleShims is how many shims wait for containers.
@@ -130,35 +127,6 @@ func (s *shims) starting() (done func()) {
 			s.pool.Refill()
 		}
 	}
-}
-
-// runtimeScript stands in for the shim's program. containerd runs "delete" of it whenever a connection to a shim closes,
-// after an orderly end too, where nothing is left to be deleted: the shim would start, and runc after it, for nothing.
-const runtimeScript = `#!/bin/sh
-for last; do :; done
-[ "$last" = delete ] && [ "$7" = -id ] && [ ! -e %s/"$NAMESPACE/$8" ] && exit 0
-exec %s "$@"
-`
-
-// writeRuntime makes the script and returns its path; the shim's program where scripts do not run.
-func (e *Engine) writeRuntime(ctx context.Context) (string, error) {
-	shim, path := filepath.Join(e.o.Helpers, shimBinary), filepath.Join(e.o.Root, "shim-runtime")
-	if err := os.MkdirAll(e.o.Root, 0o711); err != nil {
-		return "", fault.Wrap(fault.Unavailable, err, "engine: cannot make %s", e.o.Root)
-	}
-	script := fmt.Sprintf(runtimeScript, quote(e.runcRoot()), quote(shim))
-	// Renamed into place: one that runs cannot be written to.
-	if err := os.WriteFile(path+".new", []byte(script), 0o700); err != nil {
-		return "", fault.Wrap(diskFault(err), err, "engine: cannot write %s", path)
-	}
-	if err := os.Rename(path+".new", path); err != nil {
-		return "", fault.Wrap(diskFault(err), err, "engine: cannot write %s", path)
-	}
-	if err := exec.CommandContext(ctx, path, "-v").Run(); err != nil {
-		e.log.Debug("scripts do not run here, containers are removed a little slower", "error", err)
-		return shim, nil
-	}
-	return path, nil
 }
 
 func quote(s string) string { return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'" }

@@ -1,9 +1,12 @@
 package engine_test
 
 import (
+	"bytes"
 	"os"
+	osexec "os/exec"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -82,5 +85,23 @@ func TestAnIdleShimThatDiedIsReplaced(t *testing.T) {
 	awaitShims(t, o, 0)
 	if _, err := e.Start(t.Context(), "c"); err != nil {
 		t.Error(err)
+	}
+}
+
+// containerd asks what runc can before each start; the shim's program must not be needed for the answer.
+func TestRuntimeAnswersWithoutTheShim(t *testing.T) {
+	o := enginetest.Options(t)
+	enginetest.Close(t, enginetest.OpenAt(t, o))
+	script, err := os.ReadFile(filepath.Join(o.Root, "shim-runtime"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	alone := filepath.Join(t.TempDir(), "alone")
+	text := strings.ReplaceAll(string(script), "containerd-shim-runc-v2", "not-there")
+	if err := os.WriteFile(alone, []byte(text), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := osexec.Command(alone, "-info").Output(); err != nil || !bytes.Contains(got, []byte(`"idmap":{"enabled":true}`)) {
+		t.Errorf("without the shim: %q, %v", got, err)
 	}
 }

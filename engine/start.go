@@ -3,14 +3,12 @@ package engine
 import (
 	"context"
 	"errors"
-	"path/filepath"
 	"strings"
 	"time"
 
 	apievents "github.com/containerd/containerd/api/events"
 	tasks "github.com/containerd/containerd/api/services/tasks/v1"
 	"github.com/containerd/containerd/api/types"
-	"github.com/containerd/containerd/api/types/runc/options"
 	"github.com/containerd/containerd/v2/core/events"
 	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/errdefs"
@@ -147,9 +145,7 @@ func (e *Engine) shimGone(err error) bool {
 
 // createTask makes the container's process, which then waits to be started.
 func (e *Engine) createTask(ctx context.Context, c *container, shim string) (uint32, error) {
-	opts, err := typeurl.MarshalAnyToProto(&options.Options{
-		BinaryName: filepath.Join(e.o.Helpers, runcBinary), Root: e.runcRoot(), IoUid: c.IDBase, IoGid: c.IDBase,
-	})
+	opts, err := e.runcOptions(c.IDBase)
 	if err != nil {
 		return 0, err
 	}

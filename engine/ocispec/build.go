@@ -274,7 +274,7 @@ func setSeccomp(s *specs.Spec, profile string, privileged bool) error {
 	case profile == "unconfined", profile == "" && privileged:
 		return nil
 	case profile == "":
-		s.Linux.Seccomp = seccomp.DefaultProfile(s)
+		s.Linux.Seccomp = withoutX32(seccomp.DefaultProfile(s))
 		return nil
 	}
 	var err error
