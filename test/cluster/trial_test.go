@@ -64,7 +64,7 @@ func (tr *trial) compose(generation int) string {
     command: sh -c 'mkdir -p /www; echo $$GENERATION $$(hostname) >/www/index.html; exec httpd -f -p 80 -h /www'
     environment: {GENERATION: "%d"}
     stop_grace_period: 1s
-    deploy: {replicas: %d, update_config: {parallelism: 5}}
+    deploy: {replicas: %d, update_config: {parallelism: 5, failure_action: continue}}
 `, service, lab.Busybox, generation, tr.want[service])
 	}
 	return out.String()
