@@ -12,7 +12,7 @@ import (
 // How long a shim has to answer: what it passes on at once, and what it starts a program for.
 const (
 	shimLimit     = 8 * time.Second
-	shimExecLimit = time.Minute
+	shimExecLimit = 30 * time.Second
 )
 
 // askShim calls a shim that may be stopped, or starved on a machine that is overloaded: the caller hears of it in time.

@@ -38,7 +38,7 @@ func TestAStoppedShimIsNamed(t *testing.T) {
 		"pause": func(ctx context.Context) error { return e.Pause(ctx, id) },
 	} {
 		wg.Go(func() {
-			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+			ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
 			defer cancel()
 			err := call(ctx)
 			if !fault.Is(err, fault.Timeout) || !strings.Contains(err.Error(), "its shim did not") || fault.HintOf(err) == "" {
