@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"bufio"
 	"context"
 	"os"
 	"strings"
@@ -98,6 +99,12 @@ func (s *session) joinCommand() *cobra.Command {
 				return err
 			}
 			o.Say = s.Say
+			if token == "-" {
+				line, err := bufio.NewReader(s.In).ReadString('\n')
+				if token = strings.TrimSpace(line); token == "" {
+					return fault.Wrap(fault.Invalid, err, "there is no token on standard input")
+				}
+			}
 			if advertise == "auto" {
 				advertise = hostinit.AddressTowards(args[0])
 			}
@@ -108,7 +115,7 @@ func (s *session) joinCommand() *cobra.Command {
 		},
 	}
 	hostFlags(cmd, &o, &advertise, &timeout)
-	cmd.Flags().StringVar(&token, "token", "", "token from `gantry cluster token create`")
+	cmd.Flags().StringVar(&token, "token", "", "token from `gantry cluster token create`; - reads it from standard input")
 	cmd.Flags().BoolVar(&asServer, "server", false, "become a server; the token must be one for servers")
 	cmd.Flags().StringArrayVar(&labels, "label", nil, "label of the node, KEY=VALUE")
 	_ = cmd.MarkFlagRequired("token") // the flag is there

@@ -27,7 +27,7 @@ type verbs struct{ *verb.Session }
 // Node is `gantry node`.
 func Node(session *verb.Session) *cobra.Command {
 	s := verbs{session}
-	return verb.Group("node", "The machines of the cluster", s.nodeLs(), s.nodeShow(), s.nodeLabel(),
+	return verb.Group("node", "The machines of the cluster", s.nodeLs(), s.nodeShow(), s.nodeAdd(), s.nodeLabel(),
 		s.availability("drain", "Move all instances off a node and place none there", "drain"),
 		s.availability("activate", "Let a node have instances again", "active"),
 		s.nodePromote(), s.nodeDemote(), s.nodeRm())
