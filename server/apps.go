@@ -122,7 +122,7 @@ func errNoApp(env, app string) error {
 func appView(snap *store.ReadTx, key string) *gantryv1.AppView {
 	v := &gantryv1.AppView{Revision: snap.Revision()}
 	v.App, _ = store.Get[*gantryv1.App](snap, key)
-	byService := progress.ByService(snap)
+	byService := progress.ByService(snap, key+"/")
 	for _, s := range store.List[*gantryv1.Service](snap, key+"/") {
 		v.Services = append(v.Services, progress.Service(s, progress.Gather(snap, s, byService)))
 	}
@@ -367,7 +367,7 @@ func (h *apps) ListReleases(_ context.Context, req *connect.Request[gantryv1.Lis
 			prefix += m.Service + "/"
 		}
 	}
-	byService := progress.ByService(snap)
+	byService := progress.ByService(snap, prefix)
 	out := &gantryv1.ListReleasesResponse{}
 	for _, r := range store.List[*gantryv1.Release](snap, prefix) {
 		s, _ := store.Get[*gantryv1.Service](snap, r.Service)

@@ -3,6 +3,7 @@ package store
 import (
 	"context"
 	"sync"
+	"time"
 )
 
 // Event is one change: New is nil for a removal, Old for a creation.
@@ -55,6 +56,30 @@ func (u *Subscription) Take() ([]Event, error) {
 	q := u.queue
 	u.queue = nil
 	return q, nil
+}
+
+// Wait returns when events may be waiting or the time has come, as told by a clock that says now; the zero time never comes.
+// Only the end of ctx is an error.
+func (u *Subscription) Wait(ctx context.Context, now, at time.Time) error {
+	var timer <-chan time.Time
+	if !at.IsZero() {
+		timer = time.After(at.Sub(now))
+	}
+	select {
+	case <-u.wake:
+	case <-timer:
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	return nil
+}
+
+// Sooner is the earlier of two times as Wait takes them.
+func Sooner(a, b time.Time) time.Time {
+	if a.IsZero() || !b.IsZero() && b.Before(a) {
+		return b
+	}
+	return a
 }
 
 // Next blocks for at least one event.

@@ -68,8 +68,8 @@ func (c *Controller) Run(ctx context.Context) error {
 		if err := c.pass(ctx); err != nil && ctx.Err() == nil {
 			c.log.Warn("jobs could not be brought forward, trying again", "err", err)
 		}
-		if err := c.wait(ctx, sub); err != nil {
-			return nil // ctx has ended
+		if sub.Wait(ctx, c.now(), c.next()) != nil {
+			return nil
 		}
 		events, err := sub.Take()
 		if err != nil {
@@ -79,28 +79,15 @@ func (c *Controller) Run(ctx context.Context) error {
 	}
 }
 
-// wait returns when something has changed or the next time has come.
-func (c *Controller) wait(ctx context.Context, sub *store.Subscription) error {
-	var timer <-chan time.Time
-	if at := c.next(); !at.IsZero() {
-		timer = time.After(min(at.Sub(c.now()), longest))
-	}
-	select {
-	case <-sub.Wake():
-	case <-timer:
-	case <-ctx.Done():
-		return ctx.Err()
-	}
-	return nil
-}
-
+// next is when to look again even if nothing happens.
 func (c *Controller) next() (at time.Time) {
 	for _, e := range c.jobs {
-		if !e.again.IsZero() && (at.IsZero() || e.again.Before(at)) {
-			at = e.again
-		}
+		at = store.Sooner(at, e.again)
 	}
-	return at
+	if at.IsZero() {
+		return at
+	}
+	return store.Sooner(at, c.now().Add(longest))
 }
 
 // read takes in all there is.
@@ -251,7 +238,7 @@ func (c *Controller) input(snap *store.ReadTx, s *gantryv1.Service, e *entry, no
 	}
 	progress.Sort(in.Instances)
 	if len(s.Spec.GetDependsOn()) > 0 && !s.Stopped && starts(in) {
-		waits, _ := progress.Blocked(snap, s, progress.ByService(snap))
+		waits, _ := progress.Blocked(snap, s, progress.ByService(snap, s.Environment+"/"+s.App+"/"))
 		in.Blocked = waits != ""
 	}
 	return in

@@ -221,7 +221,7 @@ func (c *Controller) sweep(snap *store.ReadTx, b *batch, now time.Time) (again t
 		switch {
 		case !ended:
 		case at.After(now):
-			again = sooner(again, at)
+			again = store.Sooner(again, at)
 		default:
 			b.add(nil, false, func(tx *store.Tx) error {
 				return onInstance(tx, nil, Change{Action: SetDesired, Instance: id, Desired: removed})

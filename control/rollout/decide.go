@@ -8,6 +8,7 @@ import (
 	gantryv1 "github.com/gantryd/gantry/api/gen/gantry/v1"
 	"github.com/gantryd/gantry/operation"
 	"github.com/gantryd/gantry/operation/rollouts"
+	"github.com/gantryd/gantry/store"
 	"github.com/gantryd/gantry/store/placement"
 	"github.com/gantryd/gantry/store/progress"
 )
@@ -151,7 +152,7 @@ func (d *decision) setFor(i *gantryv1.InstanceView, want gantryv1.Instance_Desir
 }
 
 // again asks for another decision at a time.
-func (d *decision) again(at time.Time) { d.plan.Again = sooner(d.plan.Again, at) }
+func (d *decision) again(at time.Time) { d.plan.Again = store.Sooner(d.plan.Again, at) }
 
 // remove takes everything down. What is on a node that is down goes when the node is back, and holds nothing up.
 func (d *decision) remove() {

@@ -330,13 +330,13 @@ func (x *index) due(now time.Time) (out []*entry, again time.Time) {
 			x.dirty[e] = true
 		}
 		if !x.dirty[e] {
-			again = sooner(again, e.again)
+			again = store.Sooner(again, e.again)
 			continue
 		}
 		switch {
 		case e.unmade > 0:
 		case now.Before(e.after):
-			again = sooner(again, e.after)
+			again = store.Sooner(again, e.after)
 		default:
 			out = append(out, e)
 			delete(x.dirty, e)

@@ -51,13 +51,17 @@ func (c *Controller) Run(ctx context.Context) error {
 	}
 	defer sub.Close()
 	for {
-		again, err := c.pass(ctx, sub)
+		events, err := sub.Take()
+		if err != nil {
+			return err
+		}
+		again, err := c.pass(ctx, events)
 		if err != nil && ctx.Err() == nil {
 			c.log.Warn("rollout pass failed, trying again", "err", err)
 			again = c.now().Add(retryDelay)
 		}
-		if err := c.wait(ctx, sub, again); err != nil {
-			return ignoreCanceled(ctx, err)
+		if sub.Wait(ctx, c.now(), again) != nil {
+			return nil
 		}
 	}
 }
@@ -71,35 +75,8 @@ func (c *Controller) start() (*store.Subscription, error) {
 	})
 }
 
-// wait returns when something changed or the time has come.
-func (c *Controller) wait(ctx context.Context, sub *store.Subscription, again time.Time) error {
-	var timer <-chan time.Time
-	if !again.IsZero() {
-		timer = time.After(again.Sub(c.now()))
-	}
-	select {
-	case <-sub.Wake():
-		return nil
-	case <-timer:
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
-	}
-}
-
-func ignoreCanceled(ctx context.Context, err error) error {
-	if ctx.Err() != nil {
-		return nil
-	}
-	return err
-}
-
 // pass takes in what has happened, decides the services it concerns and applies what is decided.
-func (c *Controller) pass(ctx context.Context, sub *store.Subscription) (again time.Time, err error) {
-	events, err := sub.Take()
-	if err != nil {
-		return again, err
-	}
+func (c *Controller) pass(ctx context.Context, events []store.Event) (again time.Time, err error) {
 	begun := time.Now()
 	work, again := c.think(events)
 	if c.figures.Queue.Set(len(work.entries)); len(work.entries) > 0 {
@@ -129,10 +106,10 @@ func (c *Controller) think(events []store.Event) (*batch, time.Time) {
 			work.begin(e)
 		default:
 			work.plan(snap, e, c.decide(snap, e, nodes, now))
-			again = sooner(again, e.again)
+			again = store.Sooner(again, e.again)
 		}
 	}
-	return work, sooner(again, c.sweep(snap, work, now))
+	return work, store.Sooner(again, c.sweep(snap, work, now))
 }
 
 // decide looks at one service.
@@ -177,14 +154,6 @@ func (c *Controller) blocked(snap *store.ReadTx, s *gantryv1.Service) bool {
 	}
 	waits, _ := progress.Blocked(snap, s, views)
 	return waits != ""
-}
-
-// sooner is the earlier of two times; zero means never.
-func sooner(a, b time.Time) time.Time {
-	if a.IsZero() || !b.IsZero() && b.Before(a) {
-		return b
-	}
-	return a
 }
 
 // ReleaseKey is the key of a service's release, ordered by number.

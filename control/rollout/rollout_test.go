@@ -51,7 +51,11 @@ func leader(t testing.TB, s *store.Store) (*Controller, *store.Subscription) {
 
 func pass(t testing.TB, c *Controller, sub *store.Subscription) (again time.Time) {
 	t.Helper()
-	again, err := c.pass(t.Context(), sub)
+	events, err := sub.Take()
+	if err != nil {
+		t.Fatal(err)
+	}
+	again, err = c.pass(t.Context(), events)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -333,10 +337,14 @@ func TestDecisionsAreMadeOnWhatTheyChange(t *testing.T) {
 	update(t, s, func(tx *store.Tx) error {
 		return store.Modify(tx, "p/a/web", func(o *gantryv1.Service) error { o.Replicas = 1; return nil })
 	})
+	events, err := sub.Take()
+	if err != nil {
+		t.Fatal(err)
+	}
 	done := make(chan error, 1)
 	update(t, s, func(tx *store.Tx) error {
 		go func() {
-			_, err := c.pass(t.Context(), sub)
+			_, err := c.pass(t.Context(), events)
 			done <- err
 		}()
 		if err := awaitStack(t.Context(), "store.(*Store).Update", "rollout.(*Controller).pass"); err != nil {

@@ -75,7 +75,7 @@ func (c *Controller) follow(ctx context.Context) error {
 			return err
 		}
 		if !more {
-			if err := wait(ctx, sub, again); err != nil {
+			if err := sub.Wait(ctx, time.Now(), again); err != nil {
 				return err
 			}
 		}
@@ -97,21 +97,6 @@ func matters(events []store.Event) bool {
 	})
 }
 
-// wait returns when something has changed or the time has come.
-func wait(ctx context.Context, sub *store.Subscription, again time.Time) error {
-	var timer <-chan time.Time
-	if !again.IsZero() {
-		timer = time.After(time.Until(again))
-	}
-	select {
-	case <-sub.Wake():
-	case <-timer:
-	case <-ctx.Done():
-		return ctx.Err()
-	}
-	return nil
-}
-
 // pass plans once, writes the plan and tells those who wait. more asks for another pass at once.
 func (c *Controller) pass(ctx context.Context, p *planner) (more bool, again time.Time, err error) {
 	begun := time.Now()
@@ -128,7 +113,7 @@ func (c *Controller) pass(ctx context.Context, p *planner) (more bool, again tim
 		c.store.Observe(put, gone)
 	}
 	if out.empty() {
-		return more, sooner(again, later), nil
+		return more, store.Sooner(again, later), nil
 	}
 	if err := c.commit(ctx, out); err != nil {
 		return false, time.Time{}, err
@@ -137,13 +122,6 @@ func (c *Controller) pass(ctx context.Context, p *planner) (more bool, again tim
 	c.figures.Placed.Add(len(out.assign))
 	c.figures.Evicted.Add(len(out.evict))
 	return true, time.Time{}, nil
-}
-
-func sooner(a, b time.Time) time.Time {
-	if a.IsZero() || !b.IsZero() && b.Before(a) {
-		return b
-	}
-	return a
 }
 
 // commit writes a plan. What it finds otherwise than planned makes it fail, so that all is read again.

@@ -8,6 +8,7 @@ import (
 	"cmp"
 	"fmt"
 	"sort"
+	"strings"
 
 	gantryv1 "github.com/gantryd/gantry/api/gen/gantry/v1"
 	"github.com/gantryd/gantry/store"
@@ -29,11 +30,13 @@ func Instances(r store.Reader, serviceKey string) []*gantryv1.InstanceView {
 	return out
 }
 
-// ByService groups all instances of a snapshot by their service's key.
-func ByService(r store.Reader) map[string][]*gantryv1.InstanceView {
+// ByService groups the instances of services by their service's key, of all whose key begins so: "env/app/" for an app.
+func ByService(r store.Reader, prefix string) map[string][]*gantryv1.InstanceView {
 	out := map[string][]*gantryv1.InstanceView{}
 	for _, i := range store.List[*gantryv1.Instance](r, "") {
-		out[Key(i)] = append(out[Key(i)], View(r, i))
+		if key := Key(i); strings.HasPrefix(key, prefix) {
+			out[key] = append(out[key], View(r, i))
+		}
 	}
 	for _, views := range out {
 		Sort(views)
