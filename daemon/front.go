@@ -2,6 +2,7 @@ package daemon
 
 import (
 	"context"
+	"io"
 	"net/http"
 	"net/http/httputil"
 	"net/url"
@@ -184,11 +185,25 @@ func (f *front) pass(w http.ResponseWriter, r *http.Request, address, prefix str
 			caller.Forward(pr.In.Context(), pr.Out.Header, f.machine.Node().Meta.Key)
 		},
 		Transport: f.remote, FlushInterval: -1,
+		ModifyResponse: func(res *http.Response) error { res.Body = answer{res.Body, r.Body}; return nil },
 		ErrorHandler: func(w http.ResponseWriter, r *http.Request, err error) {
 			f.fail(w, r, fault.Wrap(fault.Unavailable, err, "the leader at %s does not answer", address).WithHint("try again; gantry cluster status"))
 		},
 	}
 	p.ServeHTTP(w, r)
+}
+
+// answer is the body of a response whose end is that of the request too. Without it, a stream that the leader ends while the
+// caller has more to say would last as long as the caller says nothing.
+type answer struct {
+	io.ReadCloser
+	request io.Closer
+}
+
+// Close is part of io.ReadCloser.
+func (a answer) Close() error {
+	_ = a.request.Close()
+	return a.ReadCloser.Close()
 }
 
 // Machines serves the port that machines of the cluster reach one another at.
