@@ -326,7 +326,9 @@ func (f fakeImages) Inspect(_ context.Context, r *connect.Request[gantryv1.Inspe
 }
 
 func (f fakeImages) List(context.Context, *connect.Request[gantryv1.ListImagesRequest]) (*connect.Response[gantryv1.ListImagesResponse], error) {
-	return answer(&gantryv1.ListImagesResponse{Images: []*gantryv1.Image{f.image("here")}}, nil)
+	here, wide := f.image("here"), f.image("wide")
+	here.Nodes, wide.Nodes = []string{"n1", "n2"}, []string{"n1", "n2", "n3", "n4"}
+	return answer(&gantryv1.ListImagesResponse{Images: []*gantryv1.Image{here, wide}}, nil)
 }
 
 func (f fakeImages) Pull(_ context.Context, r *connect.Request[gantryv1.PullRequest], s *connect.ServerStream[gantryv1.Progress]) error {

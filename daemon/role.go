@@ -325,7 +325,7 @@ func (r *serverRole) assemble(member *cluster.Member, st *store.Store, sealer *s
 	srv := server.New(st, r.local, server.Options{
 		Node: node, VirtualIPs: r.d.VirtualIPs, Sealer: sealer, Version: r.d.Version, Leadership: s, Reach: r.reach,
 		Guarded: []string{r.d.Root, r.d.Config.Run}, Logger: r.d.Logger,
-		Interceptors: []connect.Interceptor{calls}, ImageDigest: s.tracker.Digest,
+		Interceptors: []connect.Interceptor{calls}, ImageDigest: s.tracker.Digest, Holders: s.tracker.Holders,
 	})
 	sessionMetrics(s.metrics, srv)
 	s.scheduler = schedule.New(st, r.d.Logger)

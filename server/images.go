@@ -17,12 +17,36 @@ import (
 // handleImages serves what is more than the image API of the local node: what concerns all nodes, or needs the cluster's
 // leave.
 func (s *Server) handleImages(mux *http.ServeMux, opts []connect.HandlerOption) {
+	mux.Handle(gantryv1connect.ImageServiceListProcedure,
+		connect.NewUnaryHandler(gantryv1connect.ImageServiceListProcedure, s.listImages, opts...))
 	mux.Handle(gantryv1connect.ImageServicePruneProcedure,
 		connect.NewUnaryHandler(gantryv1connect.ImageServicePruneProcedure, s.pruneImages, opts...))
 	mux.Handle(gantryv1connect.ImageServicePruneBuildCacheProcedure,
 		connect.NewUnaryHandler(gantryv1connect.ImageServicePruneBuildCacheProcedure, s.pruneBuildCache, opts...))
 	mux.Handle(gantryv1connect.ImageServiceBuildProcedure,
 		connect.NewBidiStreamHandler(gantryv1connect.ImageServiceBuildProcedure, s.build, opts...))
+}
+
+// listImages lists the images of the local node and says which others have them.
+func (s *Server) listImages(ctx context.Context, req *connect.Request[gantryv1.ListImagesRequest]) (*connect.Response[gantryv1.ListImagesResponse], error) {
+	resp, err := s.local.Images.List(ctx, connect.NewRequest(req.Msg))
+	if err != nil {
+		return nil, s.answered(s.o.Node, err)
+	}
+	snap := s.store.Snapshot()
+	if s.o.Holders == nil || len(store.List[*gantryv1.Node](snap, "")) < 2 {
+		return connect.NewResponse(resp.Msg), nil
+	}
+	for _, image := range resp.Msg.Images {
+		names := map[string]bool{}
+		for _, id := range append(s.o.Holders(image.Digest), s.o.Node) {
+			if n, ok := store.Get[*gantryv1.Node](snap, id); ok {
+				names[n.Name] = true
+			}
+		}
+		image.Nodes = sorted(names)
+	}
+	return connect.NewResponse(resp.Msg), nil
 }
 
 // defaultEnvironment is whose permissions a build has that names none.

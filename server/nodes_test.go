@@ -68,6 +68,10 @@ func (n *remoteNode) Prune(context.Context, *connect.Request[gantryv1.PruneImage
 	return connect.NewResponse(&gantryv1.PruneImagesResponse{Removed: []string{"old:1"}, Reclaimed: 3}), nil
 }
 
+func (n *remoteNode) List(context.Context, *connect.Request[gantryv1.ListImagesRequest]) (*connect.Response[gantryv1.ListImagesResponse], error) {
+	return connect.NewResponse(&gantryv1.ListImagesResponse{Images: []*gantryv1.Image{{Digest: "sha256:5"}, {Digest: "sha256:6"}}}), nil
+}
+
 // machine serves a node and gives the way to it.
 func machine(t *testing.T, nodes map[string]*remoteNode, id string) server.Node {
 	t.Helper()
@@ -260,6 +264,36 @@ func TestVolumesAreRemovedWhereTheirDataIs(t *testing.T) {
 	target.Force = true
 	if _, err := p.volumes.Remove(t.Context(), connect.NewRequest(target)); err != nil {
 		t.Fatalf("with force: %v", err)
+	}
+}
+
+func TestImagesAreListedWithTheirNodes(t *testing.T) {
+	p, _ := three(t, true)
+	list := func() string {
+		t.Helper()
+		resp, err := p.images.List(t.Context(), connect.NewRequest(&gantryv1.ListImagesRequest{}))
+		if err != nil {
+			t.Fatal(err)
+		}
+		out := ""
+		for _, image := range resp.Msg.Images {
+			out += image.Digest + " " + strings.Join(image.Nodes, ",") + ";"
+		}
+		return out
+	}
+	if got := list(); got != "sha256:5 name-n2,one;sha256:6 one;" {
+		t.Errorf("of three machines: %s", got)
+	}
+	err := p.store.Update(t.Context(), func(tx *store.Tx) error {
+		store.Delete[*gantryv1.Node](tx, "n2")
+		store.Delete[*gantryv1.Node](tx, "n3")
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := list(); got != "sha256:5 ;sha256:6 ;" {
+		t.Errorf("of one machine: %s", got)
 	}
 }
 

@@ -55,9 +55,11 @@ type Options struct {
 	VirtualIPs netip.Prefix
 	// ImageDigest is what an image's name stands for on any server; empty if none knows it. Nil asks the local node alone.
 	ImageDigest func(name string) string
-	Sealer      Sealer
-	Version     *gantryv1.VersionResponse
-	Guarded     []string // directories of the daemon, which no container is given unless its environment permits all
+	// Holders are the IDs of the nodes that have the image with this digest; nil where nobody keeps count.
+	Holders func(digest string) []string
+	Sealer  Sealer
+	Version *gantryv1.VersionResponse
+	Guarded []string // directories of the daemon, which no container is given unless its environment permits all
 	// Interceptors see every call of the API, measuring it for one.
 	Interceptors []connect.Interceptor
 	Logger       *slog.Logger

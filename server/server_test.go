@@ -62,6 +62,9 @@ func start(t *testing.T) *platform {
 	srv := server.New(st, server.Node{Service: local, Images: local, ImageHandler: http.NotFoundHandler()}, server.Options{
 		Node: nodeID, VirtualIPs: netip.MustParsePrefix("10.211.0.0/29"), Sealer: box, Logger: log,
 		Reach: func(n *gantryv1.Node) server.Node { return remote[n.Meta.Key] },
+		Holders: func(digest string) []string {
+			return map[string][]string{"sha256:5": {"gone", "n2"}}[digest]
+		},
 	})
 	ctx, cancel := context.WithCancel(context.Background())
 	t.Cleanup(cancel)

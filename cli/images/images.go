@@ -4,9 +4,11 @@ package images
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"sort"
 	"strings"
 
@@ -57,7 +59,11 @@ func (s verbs) imageLs() *cobra.Command {
 }
 
 func (s verbs) printImages(images []*gantryv1.Image, quiet, digests bool) error {
-	tab := table.New("NAME", "TAG", "DIGEST", "PLATFORMS", "CREATED", "SIZE")
+	columns := []string{"NAME", "TAG", "DIGEST", "PLATFORMS", "CREATED", "SIZE"}
+	if slices.ContainsFunc(images, func(i *gantryv1.Image) bool { return len(i.GetNodes()) > 0 }) {
+		columns = append(columns, "NODES")
+	}
+	tab := table.New(columns...)
 	for _, image := range images {
 		digest := image.GetDigest()
 		if quiet {
@@ -74,13 +80,22 @@ func (s verbs) printImages(images []*gantryv1.Image, quiet, digests bool) error 
 		sort.Strings(refs)
 		for _, ref := range refs {
 			name, tag := splitTag(verb.ShortImage(ref))
-			tab.Row(name, tag, digest, strings.Join(image.GetPlatforms(), ", "), verb.Ago(image.GetCreatedAt()), human.Size(image.GetSize()))
+			row := []string{name, tag, digest, strings.Join(image.GetPlatforms(), ", "), verb.Ago(image.GetCreatedAt()), human.Size(image.GetSize()), nodes(image)}
+			tab.Row(row[:len(columns)]...)
 		}
 	}
 	if quiet {
 		return nil
 	}
 	return tab.Write(s.Out)
+}
+
+// nodes names the machines that have an image, or counts them.
+func nodes(image *gantryv1.Image) string {
+	if all := image.GetNodes(); len(all) <= 3 {
+		return verb.Line("%s", strings.Join(all, ", "))
+	}
+	return fmt.Sprintf("%d nodes", len(image.GetNodes()))
 }
 
 // splitTag takes the tag off a reference; a colon before a slash belongs to a port.

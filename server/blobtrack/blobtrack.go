@@ -418,6 +418,20 @@ func (t *Tracker) FindName(name string, any bool) string {
 	return best.digest
 }
 
+// Holders lists the nodes that are up and have all of a blob, in order.
+func (t *Tracker) Holders(digest string) []string {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	var out []string
+	for id, h := range t.blobs[digest] {
+		if n, ok := t.o.Node(id); ok && !n.Down && h.whole {
+			out = append(out, id)
+		}
+	}
+	slices.Sort(out)
+	return out
+}
+
 // Digest is FindName for a name as people write it, among those of the servers.
 func (t *Tracker) Digest(name string) string {
 	n, err := reference.ParseNormalizedNamed(name)

@@ -77,6 +77,16 @@ func TestDownloadsChain(t *testing.T) {
 	}
 }
 
+func TestHoldersHaveAllOfIt(t *testing.T) {
+	w := newWorld("s", "a", "b", "c")
+	w.has("c", "s", "b")
+	w.ask("a") // is still fetching it
+	w.nodes["b"] = blobtrack.Node{Down: true}
+	if got := w.Holders(layer); !slices.Equal(got, []string{"c", "s"}) {
+		t.Errorf("%v", got)
+	}
+}
+
 func TestLoadIsSpread(t *testing.T) {
 	w := newWorld("s", "t", "u", "a", "b", "c", "d", "e", "f")
 	w.has("s", "t", "u")

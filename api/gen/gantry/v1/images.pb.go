@@ -34,7 +34,9 @@ type Image struct {
 	Platforms []string               `protobuf:"bytes,5,rep,name=platforms,proto3" json:"platforms,omitempty"`
 	Labels    map[string]string      `protobuf:"bytes,6,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	// Digest of the image configuration.
-	ConfigDigest  string `protobuf:"bytes,7,opt,name=config_digest,json=configDigest,proto3" json:"config_digest,omitempty"`
+	ConfigDigest string `protobuf:"bytes,7,opt,name=config_digest,json=configDigest,proto3" json:"config_digest,omitempty"`
+	// In lists of a cluster of several machines: names of the nodes that are up and have it.
+	Nodes         []string `protobuf:"bytes,8,rep,name=nodes,proto3" json:"nodes,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -116,6 +118,13 @@ func (x *Image) GetConfigDigest() string {
 		return x.ConfigDigest
 	}
 	return ""
+}
+
+func (x *Image) GetNodes() []string {
+	if x != nil {
+		return x.Nodes
+	}
+	return nil
 }
 
 type ListImagesRequest struct {
@@ -2205,7 +2214,7 @@ var File_gantry_v1_images_proto protoreflect.FileDescriptor
 
 const file_gantry_v1_images_proto_rawDesc = "" +
 	"\n" +
-	"\x16gantry/v1/images.proto\x12\tgantry.v1\x1a\x13gantry/v1/app.proto\x1a\x19gantry/v1/container.proto\x1a\x19gantry/v1/instances.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xc2\x02\n" +
+	"\x16gantry/v1/images.proto\x12\tgantry.v1\x1a\x13gantry/v1/app.proto\x1a\x19gantry/v1/container.proto\x1a\x19gantry/v1/instances.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xd8\x02\n" +
 	"\x05Image\x12\x16\n" +
 	"\x06digest\x18\x01 \x01(\tR\x06digest\x12\x1e\n" +
 	"\n" +
@@ -2216,7 +2225,8 @@ const file_gantry_v1_images_proto_rawDesc = "" +
 	"created_at\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\tcreatedAt\x12\x1c\n" +
 	"\tplatforms\x18\x05 \x03(\tR\tplatforms\x124\n" +
 	"\x06labels\x18\x06 \x03(\v2\x1c.gantry.v1.Image.LabelsEntryR\x06labels\x12#\n" +
-	"\rconfig_digest\x18\a \x01(\tR\fconfigDigest\x1a9\n" +
+	"\rconfig_digest\x18\a \x01(\tR\fconfigDigest\x12\x14\n" +
+	"\x05nodes\x18\b \x03(\tR\x05nodes\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"+\n" +
