@@ -29,7 +29,7 @@ func (w *worker) create(ctx context.Context, as *gantryv1.Assignment) error {
 	if err := w.haveImage(ctx, spec); err != nil {
 		return err
 	}
-	w.phase(gantryv1.InstanceStatus_PHASE_CREATING)
+	w.progress(inPhase(gantryv1.InstanceStatus_PHASE_CREATING))
 	req := engine.CreateRequest{
 		ID: w.id, Name: instanceName(as.Instance), Spec: spec, Group: shimGroup(as.Instance), Labels: labels(as.Instance),
 	}
@@ -48,10 +48,7 @@ func (w *worker) create(ctx context.Context, as *gantryv1.Assignment) error {
 	if err := w.noteMade(ctx, as); err != nil {
 		return err
 	}
-	if err := w.a.Engine.Create(ctx, req); err != nil {
-		return err
-	}
-	return w.noteRoot(ctx)
+	return w.a.Engine.Create(ctx, req)
 }
 
 // noteRoot lets people see who root is in the container.
@@ -60,7 +57,7 @@ func (w *worker) noteRoot(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	w.setStatus(func(s *gantryv1.InstanceStatus) { s.RootId, s.RootReason = st.IDBase, st.HostIDs })
+	w.progress(func(s *gantryv1.InstanceStatus) { s.RootId, s.RootReason = st.IDBase, st.HostIDs })
 	return nil
 }
 
@@ -95,7 +92,7 @@ func (w *worker) haveImage(ctx context.Context, spec *gantryv1.ContainerSpec) er
 	if _, err := w.a.Images.Lookup(ctx, ref, spec.Platform); err == nil || !fault.Is(err, fault.NotFound) {
 		return err
 	}
-	w.phase(gantryv1.InstanceStatus_PHASE_PULLING)
+	w.progress(inPhase(gantryv1.InstanceStatus_PHASE_PULLING))
 	defer w.a.figures.Images.Since(time.Now())
 	_, err := w.a.Images.Pull(ctx, &gantryv1.PullRequest{Image: ref, Platform: spec.Platform, Policy: policy},
 		func(*gantryv1.Progress) error { return nil })
@@ -299,7 +296,7 @@ func (w *worker) attachNetwork(ctx context.Context, as *gantryv1.Assignment) (ne
 	if err != nil {
 		return at, err
 	}
-	w.setStatus(func(s *gantryv1.InstanceStatus) {
+	w.progress(func(s *gantryv1.InstanceStatus) {
 		s.Address, s.Address6 = at.IPv4.String(), ""
 		if at.IPv6.IsValid() {
 			s.Address6 = at.IPv6.String()

@@ -21,6 +21,7 @@ type worker struct {
 
 	mu       sync.Mutex
 	rec      *gantryv1.InstanceRecord
+	unsaved  bool // the record on disk lacks progress that rec has
 	attached bool // a client is connected to a process that waits for it
 	gone     bool // nothing of the instance is left
 
@@ -189,21 +190,48 @@ func (w *worker) retryAfter(delay time.Duration, failures int) {
 func (w *worker) setStatus(change func(*gantryv1.InstanceStatus)) {
 	w.reporting.Lock()
 	defer w.reporting.Unlock()
+	inst, st, changed := w.changeStatus(change)
+	if changed || w.isUnsaved() {
+		if err := w.save(); err != nil {
+			w.a.log.Error("the instance would not be known after a restart", "instance", w.id, "err", err)
+		}
+	}
+	if changed {
+		w.a.report(inst, st)
+	}
+}
+
+// progress changes and reports the status on the way to a start. It is on disk with the next save: after a restart, the
+// same steps find out the same again, and waiting for the disk four times would make up a good part of a start.
+func (w *worker) progress(change func(*gantryv1.InstanceStatus)) {
+	w.reporting.Lock()
+	defer w.reporting.Unlock()
+	inst, st, changed := w.changeStatus(change)
+	if !changed {
+		return
+	}
 	w.mu.Lock()
+	w.unsaved = true
+	w.mu.Unlock()
+	w.a.report(inst, st)
+}
+
+// changeStatus changes the status and says whether it differs now; reporting is held.
+func (w *worker) changeStatus(change func(*gantryv1.InstanceStatus)) (*gantryv1.Instance, *gantryv1.InstanceStatus, bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
 	st := proto.Clone(w.rec.Status).(*gantryv1.InstanceStatus)
 	change(st)
 	st.Streak = w.rec.Streak
 	same := proto.Equal(st, w.rec.Status)
 	w.rec.Status = st
-	inst := w.rec.Assignment.Instance
-	w.mu.Unlock()
-	if same {
-		return
-	}
-	if err := w.save(); err != nil {
-		w.a.log.Error("the instance would not be known after a restart", "instance", w.id, "err", err)
-	}
-	w.a.report(inst, st)
+	return w.rec.Assignment.Instance, st, !same
+}
+
+func (w *worker) isUnsaved() bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.unsaved
 }
 
 // save keeps the record on disk, unless nothing is left of the instance.
@@ -212,15 +240,24 @@ func (w *worker) save() error {
 	rec := proto.Clone(w.rec).(*gantryv1.InstanceRecord)
 	rec.Assignment.Secrets = nil
 	gone := w.gone
+	w.unsaved = false
 	w.mu.Unlock()
 	if gone {
 		return nil
 	}
-	return w.a.records.save(rec)
+	err := w.a.records.save(rec)
+	if err != nil {
+		w.mu.Lock()
+		w.unsaved = true
+		w.mu.Unlock()
+	}
+	return err
 }
 
-func (w *worker) phase(p gantryv1.InstanceStatus_Phase) {
-	w.setStatus(func(s *gantryv1.InstanceStatus) { s.Phase, s.Error, s.Hint = p, "", "" })
+func (w *worker) phase(p gantryv1.InstanceStatus_Phase) { w.setStatus(inPhase(p)) }
+
+func inPhase(p gantryv1.InstanceStatus_Phase) func(*gantryv1.InstanceStatus) {
+	return func(s *gantryv1.InstanceStatus) { s.Phase, s.Error, s.Hint = p, "", "" }
 }
 
 // bringUp moves an instance that shall run.
@@ -296,8 +333,11 @@ func (w *worker) held(as *gantryv1.Assignment) bool {
 // launch starts the process. What is about to be started is recorded first: after a crash the engine's count of runs tells
 // whether it was.
 func (w *worker) launch(ctx context.Context, as *gantryv1.Assignment, st engine.State) (time.Duration, error) {
+	if err := w.noteRoot(ctx); err != nil {
+		return 0, err
+	}
 	if w.held(as) {
-		w.phase(gantryv1.InstanceStatus_PHASE_CREATED)
+		w.progress(inPhase(gantryv1.InstanceStatus_PHASE_CREATED))
 		return 0, nil
 	}
 	w.mu.Lock()

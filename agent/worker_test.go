@@ -8,6 +8,7 @@ import (
 
 	"google.golang.org/protobuf/proto"
 
+	"github.com/gantryd/gantry/agent/nodelink"
 	gantryv1 "github.com/gantryd/gantry/api/gen/gantry/v1"
 	"github.com/gantryd/gantry/fault"
 )
@@ -124,5 +125,48 @@ func TestRecordsSurviveAndRefuseDamage(t *testing.T) {
 	}
 	if err := r.remove("abc"); err != nil {
 		t.Fatalf("removing twice: %v", err)
+	}
+}
+
+func TestProgressIsOnDiskWithTheNextSave(t *testing.T) {
+	r, err := openRecords(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	a := &Agent{records: r, state: newEndpointState(nil, nil, "n1"), reports: nodelink.NewOutbox()}
+	w := newWorker(a, &gantryv1.InstanceRecord{
+		Assignment: &gantryv1.Assignment{Instance: &gantryv1.Instance{Meta: &gantryv1.Meta{Key: "abc"}}},
+		Status:     &gantryv1.InstanceStatus{Meta: &gantryv1.Meta{Key: "abc"}},
+	})
+	onDisk := func() *gantryv1.InstanceStatus {
+		t.Helper()
+		recs, err := r.load()
+		if err != nil || len(recs) > 1 {
+			t.Fatalf("%v, %v", recs, err)
+		}
+		if len(recs) == 0 {
+			return nil
+		}
+		return recs[0].Status
+	}
+	reported := a.reports.Next()
+	w.progress(inPhase(gantryv1.InstanceStatus_PHASE_CREATING))
+	if got := onDisk(); got != nil || w.status().Phase != gantryv1.InstanceStatus_PHASE_CREATING {
+		t.Fatalf("on disk %v, in memory %v", got, w.status())
+	}
+	select {
+	case <-reported:
+	default:
+		t.Fatal("progress was not reported")
+	}
+	// A status that says nothing new still takes along what the disk lacks.
+	w.phase(gantryv1.InstanceStatus_PHASE_CREATING)
+	if got := onDisk(); got.GetPhase() != gantryv1.InstanceStatus_PHASE_CREATING {
+		t.Fatalf("on disk %v", got)
+	}
+	w.progress(func(s *gantryv1.InstanceStatus) { s.Address = "10.0.0.1" })
+	w.phase(gantryv1.InstanceStatus_PHASE_RUNNING)
+	if got := onDisk(); got.GetAddress() != "10.0.0.1" || got.GetPhase() != gantryv1.InstanceStatus_PHASE_RUNNING {
+		t.Fatalf("on disk %v", got)
 	}
 }

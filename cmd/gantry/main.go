@@ -13,6 +13,8 @@ import (
 var version = "dev"
 
 func main() {
+	// A command ends before a collection would pay.
+	debug.SetGCPercent(400)
 	os.Exit(cli.Run(context.Background(), os.Args[1:], cli.Options{
 		In: os.Stdin, Out: os.Stdout, Err: os.Stderr, Version: version, Commit: commit(),
 	}))
