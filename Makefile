@@ -23,7 +23,7 @@ help: ## show this list
 build: ## gantry, gantryd, runc and the shim, in bin/
 	@mkdir -p bin
 	CGO_ENABLED=0 go build -ldflags '$(LDFLAGS)' -o bin/ ./cmd/...
-	CGO_ENABLED=0 go build -ldflags '-s -w' -o bin/ $(SHIM)
+	CGO_ENABLED=0 go build -tags no_grpc -ldflags '-s -w' -o bin/ $(SHIM)
 	CGO_ENABLED=1 go build -ldflags '-s -w -extldflags -static' -tags seccomp,urfave_cli_no_docs,netgo,osusergo -o bin/ $(RUNC)
 
 deps: ## install the distribution's packages that are missing (Debian 12, Ubuntu 24.04)
