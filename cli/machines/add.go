@@ -109,6 +109,9 @@ func (a *addition) again(ctx context.Context, c *client.Client, cluster string, 
 			WithHint("remove it there: gantry node rm; then stop gantryd on it and empty /var/lib/gantry")
 	}
 	n := r.GetNode()
+	if _, err := client.Call(ctx, c.Nodes.Get, &gantryv1.NodeRequest{Node: n.GetMeta().GetKey()}); fault.Is(err, fault.NotFound) {
+		return fault.New(fault.Conflict, "%s was removed from this cluster", a.host).WithHint("to have it back: stop gantryd on it, empty /var/lib/gantry and try again")
+	}
 	if a.server && n.GetRole() != "server" {
 		return fault.New(fault.Conflict, "%s is a node of this cluster already, and no server", a.host).WithHint("gantry node promote %s", n.GetMeta().GetKey())
 	}

@@ -151,6 +151,9 @@ func (f fakeCluster) RevokeToken(_ context.Context, r *connect.Request[gantryv1.
 func (f fakeNodes) Get(_ context.Context, r *connect.Request[gantryv1.NodeRequest]) (*connect.Response[gantryv1.NodeView], error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	if r.Msg.Node == "gone" {
+		return nil, wire.Encode(fault.New(fault.NotFound, "there is no node %q", r.Msg.Node))
+	}
 	f.asked++
 	v := &gantryv1.NodeView{Node: &gantryv1.Node{Meta: &gantryv1.Meta{Key: r.Msg.Node}}}
 	if f.asked > 1 {
