@@ -81,8 +81,9 @@ func (h *apps) digests(ctx context.Context, req *gantryv1.ApplyRequest) map[stri
 func (h *apps) List(_ context.Context, req *connect.Request[gantryv1.ListAppsRequest]) (*connect.Response[gantryv1.ListAppsResponse], error) {
 	out := &gantryv1.ListAppsResponse{}
 	snap := h.s.store.Snapshot()
+	byService := progress.ByService(snap, within(req.Msg.Environment))
 	for _, key := range appKeys(snap, req.Msg.Environment) {
-		out.Apps = append(out.Apps, appView(snap, key))
+		out.Apps = append(out.Apps, appView(snap, key, byService))
 	}
 	return connect.NewResponse(out), nil
 }
@@ -107,7 +108,7 @@ func appKeys(r store.Reader, environment string) []string {
 // Get implements the API.
 func (h *apps) Get(_ context.Context, req *connect.Request[gantryv1.GetAppRequest]) (*connect.Response[gantryv1.AppView], error) {
 	snap := h.s.store.Snapshot()
-	v := appView(snap, req.Msg.Environment+"/"+req.Msg.App)
+	v := oneApp(snap, req.Msg.Environment+"/"+req.Msg.App)
 	if v.App == nil && len(v.Services) == 0 {
 		return nil, errNoApp(req.Msg.Environment, req.Msg.App)
 	}
@@ -118,11 +119,22 @@ func errNoApp(env, app string) error {
 	return fault.New(fault.NotFound, "there is no app %q in the environment %q", app, env).WithHint("gantry ps lists what there is")
 }
 
+// within begins the keys of all that is in an environment, or of everything.
+func within(environment string) string {
+	if environment == "" {
+		return ""
+	}
+	return environment + "/"
+}
+
+func oneApp(snap *store.ReadTx, key string) *gantryv1.AppView {
+	return appView(snap, key, progress.ByService(snap, key+"/"))
+}
+
 // appView collects an app with its services, their instances and how far they are.
-func appView(snap *store.ReadTx, key string) *gantryv1.AppView {
+func appView(snap *store.ReadTx, key string, byService map[string][]*gantryv1.InstanceView) *gantryv1.AppView {
 	v := &gantryv1.AppView{Revision: snap.Revision()}
 	v.App, _ = store.Get[*gantryv1.App](snap, key)
-	byService := progress.ByService(snap, key+"/")
 	for _, s := range store.List[*gantryv1.Service](snap, key+"/") {
 		v.Services = append(v.Services, progress.Service(s, progress.Gather(snap, s, byService)))
 	}

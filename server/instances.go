@@ -147,11 +147,7 @@ func (h *instances) attachments(tx *store.Tx, m *gantryv1.CreateInstanceRequest,
 func (h *instances) List(_ context.Context, req *connect.Request[gantryv1.ListInstancesRequest]) (*connect.Response[gantryv1.ListInstancesResponse], error) {
 	m, snap := req.Msg, h.s.store.Snapshot()
 	out := &gantryv1.ListInstancesResponse{Nodes: briefs(snap)}
-	prefix := ""
-	if m.Environment != "" {
-		prefix = m.Environment + "/"
-	}
-	for _, views := range ordered(progress.ByService(snap, prefix)) {
+	for _, views := range ordered(progress.ByService(snap, within(m.Environment))) {
 		for _, v := range views {
 			if m.Environment != "" && v.Instance.Environment != m.Environment || m.App != "" && v.Instance.App != m.App {
 				continue

@@ -67,7 +67,7 @@ type appWatch struct {
 
 // look returns the app as it is now; nil if that has been sent.
 func (w *appWatch) look(snap *store.ReadTx) *gantryv1.AppView {
-	v := appView(snap, w.env+"/"+w.app)
+	v := oneApp(snap, w.env+"/"+w.app)
 	if w.last != nil && sameView(w.last, v) {
 		return nil
 	}

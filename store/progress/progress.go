@@ -18,18 +18,6 @@ import (
 // crashLoop is the number of restarts in a row from which a service counts as failing to come up.
 const crashLoop = 3
 
-// Instances returns the instances of a service with what their nodes last said, in order of slot and creation.
-func Instances(r store.Reader, serviceKey string) []*gantryv1.InstanceView {
-	var out []*gantryv1.InstanceView
-	for _, i := range store.List[*gantryv1.Instance](r, "") {
-		if Key(i) == serviceKey {
-			out = append(out, View(r, i))
-		}
-	}
-	Sort(out)
-	return out
-}
-
 // ByService groups the instances of services by their service's key, of all whose key begins so: "env/app/" for an app.
 func ByService(r store.Reader, prefix string) map[string][]*gantryv1.InstanceView {
 	out := map[string][]*gantryv1.InstanceView{}
