@@ -244,7 +244,9 @@ func TestAnAppsServiceComesBeforeARunOfItsName(t *testing.T) {
 	p := start(t)
 	p.run(t, "web")
 	p.apply(t, app(nil))
-	p.until(t, "the service's instances", func(r *store.ReadTx) bool { return len(progress.ByService(r, "production/shop/")["production/shop/web"]) == 2 })
+	p.until(t, "the service's instances", func(r *store.ReadTx) bool {
+		return len(progress.ByService(r, "production/shop/")["production/shop/web"]) == 2
+	})
 	v, err := p.instances.Inspect(t.Context(), connect.NewRequest(&gantryv1.InstanceTarget{Environment: "production", App: "shop", Target: "web"}))
 	if err != nil || v.Msg.Instance.App != "shop" {
 		t.Fatalf("%v, %v", v, err)
