@@ -159,6 +159,18 @@ func TestBackup(t *testing.T) {
 	if got := server.Gantry(t, "config", "ls"); strings.Contains(got, "later") {
 		t.Error("what was made after the backup is there")
 	}
+	other := map[string]time.Time{}
+	here := ids(tr.Node(1))
+	for id, at := range before {
+		if here[id] {
+			other[id] = at
+		}
+	}
+	server.Wipe(t)
+	server.PowerOn(t) // it founds a cluster of its own, at the same address
+	server.Gantry(t, "cluster", "restore", file, "--passphrase-file", phrase, "--force")
+	tr.AwaitNodes(t, 2)
+	sameStarts(t, server, other)
 	tr.slots.check(t)
 }
 
