@@ -1,6 +1,7 @@
 package store
 
 import (
+	"bytes"
 	"strings"
 
 	"github.com/google/btree"
@@ -188,7 +189,7 @@ func Put(t *Tx, o Object) {
 func keepUnknown(o, old proto.Message) {
 	m, unknown := o.ProtoReflect(), old.ProtoReflect().GetUnknown()
 	if len(m.GetUnknown()) == 0 && len(unknown) > 0 {
-		m.SetUnknown(unknown)
+		m.SetUnknown(bytes.Clone(unknown))
 	}
 }
 
