@@ -46,6 +46,8 @@ type Options struct {
 	Server  gantryv1connect.NodeSessionServiceClient
 	// CertificateEnd says until when this machine's certificate is good. May be nil.
 	CertificateEnd func() time.Time
+	// SlowDisk says how slow the disk under the cluster's state is here; 0 if it is not. May be nil.
+	SlowDisk func() time.Duration
 	// Heard is called with every update of a server, before it is acted on. May be nil.
 	Heard  func(*gantryv1.NodeUpdate)
 	Logger *slog.Logger

@@ -3,6 +3,7 @@ package agent
 import (
 	"context"
 
+	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/gantryd/gantry/agent/nodelink"
@@ -50,6 +51,11 @@ func (a *Agent) nodeStatus() *gantryv1.NodeStatus {
 	}
 	if a.o.CertificateEnd != nil {
 		st.CertificateEnd = timestamppb.New(a.o.CertificateEnd())
+	}
+	if a.o.SlowDisk != nil {
+		if slow := a.o.SlowDisk(); slow > 0 {
+			st.SlowDisk = durationpb.New(slow)
+		}
 	}
 	return st
 }

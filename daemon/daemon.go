@@ -23,6 +23,7 @@ import (
 	gantryv1 "github.com/gantryd/gantry/api/gen/gantry/v1"
 	"github.com/gantryd/gantry/api/gen/gantry/v1/gantryv1connect"
 	"github.com/gantryd/gantry/build"
+	"github.com/gantryd/gantry/cluster"
 	"github.com/gantryd/gantry/cluster/identity"
 	"github.com/gantryd/gantry/discovery"
 	"github.com/gantryd/gantry/engine"
@@ -207,10 +208,11 @@ func (d *daemon) listen() (doors, error) {
 }
 
 func (d *daemon) agent(m *machine, ways *servers, parts agent.Parts) (*agent.Agent, error) {
-	n := m.Node()
+	n, disk := m.Node(), &cluster.DiskWatch{}
 	return agent.New(agent.Options{
 		Node: n.Meta.Key, Name: n.Name, Root: filepath.Join(d.Root, "agent"), Info: d.info(n), Logger: d.Logger, Server: ways,
 		CertificateEnd: m.keeper.Ends,
+		SlowDisk:       func() time.Duration { return disk.Slow(time.Now()) },
 		Guarded:        []string{d.Root, d.Config.Run},
 		Heard: func(u *gantryv1.NodeUpdate) {
 			if err := m.heard(u); err != nil {

@@ -220,6 +220,8 @@ type Health struct {
 
 const (
 	clockTolerance = 2 * time.Second
+	// diskWarning is what etcd calls slow: as long as a heartbeat.
+	diskWarning = 100 * time.Millisecond
 	// certificateWarning is the least part that should be left of a certificate's life: machines renew after two thirds.
 	certificateWarning = 5
 )
@@ -280,6 +282,12 @@ func examineNode(n *gantryv1.Node, st *gantryv1.NodeStatus, h Health) []*gantryv
 		out = append(out, &gantryv1.Finding{
 			Severity: "warning", Subject: n.Name, Message: fmt.Sprintf("the clock of node %s is off by %s", n.Name, skew.Round(time.Millisecond)),
 			Hint: "synchronise it: systemctl status systemd-timesyncd, or chrony",
+		})
+	}
+	if slow := st.GetSlowDisk().AsDuration(); slow >= diskWarning {
+		out = append(out, &gantryv1.Finding{
+			Severity: "warning", Subject: n.Name, Message: fmt.Sprintf("the disk of server %s needs %s for a change", n.Name, slow),
+			Hint: "put gantryd's --root on a faster disk, or take load off it: iostat -x 1",
 		})
 	}
 	if end := st.GetCertificateEnd(); end != nil && end.AsTime().Sub(h.Now) < h.Life/certificateWarning {

@@ -359,6 +359,8 @@ func TestExamine(t *testing.T) {
 	}
 	ahead := ready("1")
 	ahead.Clock = timestamppb.New(now.Add(time.Minute))
+	slow := ready("1")
+	slow.SlowDisk = durationpb.New(150 * time.Millisecond)
 	ending := ready("1")
 	ending.CertificateEnd = timestamppb.New(now.Add(time.Hour))
 	voters := func(n int) (out []*gantryv1.MemberStatus) {
@@ -382,6 +384,7 @@ func TestExamine(t *testing.T) {
 		"a node is unknown": {voters(3), "a", nil, "not connected"},
 		"clock":             {voters(3), "a", ahead, "clock of node a is off by 1m0s"},
 		"certificate":       {voters(3), "a", ending, "certificate of node a ends"},
+		"slow disk":         {voters(3), "a", slow, "the disk of server a needs 150ms"},
 		"versions":          {voters(3), "a", ready("2"), "2 versions"},
 	} {
 		h := Health{

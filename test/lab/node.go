@@ -125,6 +125,8 @@ func (n *Node) powerOn(t testing.TB) {
 // Plug connects the machine to the lab's network.
 func (n *Node) Plug(t testing.TB) {
 	t.Helper()
+	// After a power cut the kernel takes a moment to remove the end that went with the machine's namespace.
+	_ = exec.Command("ip", "link", "del", n.name).Run() // mostly there is none
 	run(t, time.Minute, "ip", "link", "add", n.name, "type", "veth", "peer", "name", "eth0", "netns", strconv.Itoa(n.init))
 	run(t, time.Minute, "ip", "link", "set", n.name, "master", n.lab.name, "up")
 	n.Exec(t, "ip", "addr", "add", n.addr+"/24", "dev", "eth0")

@@ -2493,7 +2493,10 @@ type NodeStatus struct {
 	// When its certificate ends.
 	CertificateEnd *timestamppb.Timestamp `protobuf:"bytes,12,opt,name=certificate_end,json=certificateEnd,proto3" json:"certificate_end,omitempty"`
 	// Most processes the machine can have; 0 if not known.
-	Pids          int64 `protobuf:"varint,13,opt,name=pids,proto3" json:"pids,omitempty"`
+	Pids int64 `protobuf:"varint,13,opt,name=pids,proto3" json:"pids,omitempty"`
+	// Servers: how long the disk takes to make a change of the state last, on average over the last minute, in steps of
+	// 50 ms; unset while it is faster than that.
+	SlowDisk      *durationpb.Duration `protobuf:"bytes,14,opt,name=slow_disk,json=slowDisk,proto3" json:"slow_disk,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2617,6 +2620,13 @@ func (x *NodeStatus) GetPids() int64 {
 		return x.Pids
 	}
 	return 0
+}
+
+func (x *NodeStatus) GetSlowDisk() *durationpb.Duration {
+	if x != nil {
+		return x.SlowDisk
+	}
+	return nil
 }
 
 // Cluster is what all machines share. There is one, with the key "cluster".
@@ -3178,7 +3188,7 @@ const file_gantry_v1_app_proto_rawDesc = "" +
 	"\x06member\x18\t \x01(\tR\x06member\x12\x1f\n" +
 	"\voverlay_key\x18\n" +
 	" \x01(\tR\n" +
-	"overlayKey\"\xa0\x04\n" +
+	"overlayKey\"\xd8\x04\n" +
 	"\n" +
 	"NodeStatus\x12#\n" +
 	"\x04meta\x18\x01 \x01(\v2\x0f.gantry.v1.MetaR\x04meta\x12\x14\n" +
@@ -3194,7 +3204,8 @@ const file_gantry_v1_app_proto_rawDesc = "" +
 	" \x03(\v2\".gantry.v1.NodeStatus.DevicesEntryR\adevices\x120\n" +
 	"\x05clock\x18\v \x01(\v2\x1a.google.protobuf.TimestampR\x05clock\x12C\n" +
 	"\x0fcertificate_end\x18\f \x01(\v2\x1a.google.protobuf.TimestampR\x0ecertificateEnd\x12\x12\n" +
-	"\x04pids\x18\r \x01(\x03R\x04pids\x1a:\n" +
+	"\x04pids\x18\r \x01(\x03R\x04pids\x126\n" +
+	"\tslow_disk\x18\x0e \x01(\v2\x19.google.protobuf.DurationR\bslowDisk\x1a:\n" +
 	"\fDevicesEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\x05R\x05value:\x028\x01\"\xae\x03\n" +
@@ -3354,23 +3365,24 @@ var file_gantry_v1_app_proto_depIdxs = []int32{
 	45, // 55: gantry.v1.NodeStatus.devices:type_name -> gantry.v1.NodeStatus.DevicesEntry
 	50, // 56: gantry.v1.NodeStatus.clock:type_name -> google.protobuf.Timestamp
 	50, // 57: gantry.v1.NodeStatus.certificate_end:type_name -> google.protobuf.Timestamp
-	46, // 58: gantry.v1.Cluster.meta:type_name -> gantry.v1.Meta
-	48, // 59: gantry.v1.Cluster.certificate_life:type_name -> google.protobuf.Duration
-	48, // 60: gantry.v1.Cluster.suspect_after:type_name -> google.protobuf.Duration
-	48, // 61: gantry.v1.Cluster.down_after:type_name -> google.protobuf.Duration
-	46, // 62: gantry.v1.JoinToken.meta:type_name -> gantry.v1.Meta
-	50, // 63: gantry.v1.JoinToken.expires_at:type_name -> google.protobuf.Timestamp
-	46, // 64: gantry.v1.Leadership.meta:type_name -> gantry.v1.Meta
-	9,  // 65: gantry.v1.AppSpec.ServicesEntry.value:type_name -> gantry.v1.ServiceSpec
-	6,  // 66: gantry.v1.AppSpec.NetworksEntry.value:type_name -> gantry.v1.NetworkSpec
-	7,  // 67: gantry.v1.AppSpec.VolumesEntry.value:type_name -> gantry.v1.VolumeSpec
-	8,  // 68: gantry.v1.AppSpec.SecretsEntry.value:type_name -> gantry.v1.FileSpec
-	8,  // 69: gantry.v1.AppSpec.ConfigsEntry.value:type_name -> gantry.v1.FileSpec
-	70, // [70:70] is the sub-list for method output_type
-	70, // [70:70] is the sub-list for method input_type
-	70, // [70:70] is the sub-list for extension type_name
-	70, // [70:70] is the sub-list for extension extendee
-	0,  // [0:70] is the sub-list for field type_name
+	48, // 58: gantry.v1.NodeStatus.slow_disk:type_name -> google.protobuf.Duration
+	46, // 59: gantry.v1.Cluster.meta:type_name -> gantry.v1.Meta
+	48, // 60: gantry.v1.Cluster.certificate_life:type_name -> google.protobuf.Duration
+	48, // 61: gantry.v1.Cluster.suspect_after:type_name -> google.protobuf.Duration
+	48, // 62: gantry.v1.Cluster.down_after:type_name -> google.protobuf.Duration
+	46, // 63: gantry.v1.JoinToken.meta:type_name -> gantry.v1.Meta
+	50, // 64: gantry.v1.JoinToken.expires_at:type_name -> google.protobuf.Timestamp
+	46, // 65: gantry.v1.Leadership.meta:type_name -> gantry.v1.Meta
+	9,  // 66: gantry.v1.AppSpec.ServicesEntry.value:type_name -> gantry.v1.ServiceSpec
+	6,  // 67: gantry.v1.AppSpec.NetworksEntry.value:type_name -> gantry.v1.NetworkSpec
+	7,  // 68: gantry.v1.AppSpec.VolumesEntry.value:type_name -> gantry.v1.VolumeSpec
+	8,  // 69: gantry.v1.AppSpec.SecretsEntry.value:type_name -> gantry.v1.FileSpec
+	8,  // 70: gantry.v1.AppSpec.ConfigsEntry.value:type_name -> gantry.v1.FileSpec
+	71, // [71:71] is the sub-list for method output_type
+	71, // [71:71] is the sub-list for method input_type
+	71, // [71:71] is the sub-list for extension type_name
+	71, // [71:71] is the sub-list for extension extendee
+	0,  // [0:71] is the sub-list for field type_name
 }
 
 func init() { file_gantry_v1_app_proto_init() }
