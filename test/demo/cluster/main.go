@@ -167,7 +167,7 @@ func report(all []answer, died time.Time, moved time.Duration) {
 	if failed > 0 {
 		say("the first failed %s after the power cut, the last %s after it", round(first.Sub(died)), round(last.Sub(died)))
 	}
-	say("all instances were healthy on the other machines %s after the power cut", round(moved))
+	say("all instances of the voting page were healthy on the other machines %s after the power cut", round(moved))
 }
 
 func round(d time.Duration) time.Duration { return d.Round(10 * time.Millisecond) }
