@@ -32,7 +32,7 @@ type front struct {
 	blobs    http.Handler // parts of images, for other nodes
 	metrics  http.Handler
 	recovery http.Handler
-	alone    http.Handler // what a machine without the server role answers of itself
+	alone    http.Handler // what a machine without a server that works answers of itself
 	remote   http.RoundTripper
 	errors   *connect.ErrorWriter
 }
@@ -58,7 +58,7 @@ func newFront(m *machine, role *serverRole, node http.Handler, images *peer.Exch
 	return f
 }
 
-// nodeSystem is SystemService on a machine that only runs instances: it speaks for itself alone.
+// nodeSystem is SystemService on a machine without a server that works: it speaks for itself alone.
 type nodeSystem struct {
 	*front
 	local   server.Node
@@ -82,12 +82,12 @@ func (s *nodeSystem) DiskUsage(ctx context.Context, req *connect.Request[gantryv
 
 // Environments implements the API.
 func (s *nodeSystem) Environments(context.Context, *connect.Request[gantryv1.EnvironmentsRequest]) (*connect.Response[gantryv1.EnvironmentsResponse], error) {
-	return nil, s.onlyNode()
+	return nil, s.unready()
 }
 
 // SetEnvironment implements the API.
 func (s *nodeSystem) SetEnvironment(context.Context, *connect.Request[gantryv1.SetEnvironmentRequest]) (*connect.Response[gantryv1.Environment], error) {
-	return nil, s.onlyNode()
+	return nil, s.unready()
 }
 
 func (f *front) fail(w http.ResponseWriter, r *http.Request, err error) {
@@ -107,19 +107,23 @@ func (f *front) Operators() http.Handler {
 			f.recovery.ServeHTTP(w, r)
 			return
 		}
-		if !f.machine.isServer() && strings.HasPrefix(r.URL.Path, "/"+gantryv1connect.SystemServiceName+"/") {
+		if !f.machine.isServer() && isSystem(r) {
 			f.alone.ServeHTTP(w, r)
 			return
 		}
 		if !f.machine.isServer() {
-			f.fail(w, r, f.onlyNode())
+			f.fail(w, r, f.unready())
 			return
 		}
 		f.lead(w, r, func(s *serving) http.Handler { return s.api }, proxied)
 	})
 }
 
-func (f *front) onlyNode() error {
+// unready is why this machine alone cannot answer.
+func (f *front) unready() error {
+	if f.machine.isServer() {
+		return fault.New(fault.Unavailable, "this server has not reached the others yet").WithHint("does it reach them? see the log of gantryd")
+	}
 	return fault.New(fault.Unavailable, "this machine only runs instances; servers answer at %s", strings.Join(f.machine.Servers(), ", ")).
 		WithHint("run gantry on a server, or make this machine one: gantry node promote %s", f.machine.Node().Name)
 }
@@ -156,14 +160,20 @@ const leaderPoll = 50 * time.Millisecond
 
 // aloneToo reports whether a server answers a call itself when nobody leads.
 func aloneToo(r *http.Request) bool {
-	return r.URL.Path == gantryv1connect.ClusterServiceStatusProcedure || strings.HasPrefix(r.URL.Path, "/"+gantryv1connect.SystemServiceName+"/")
+	return r.URL.Path == gantryv1connect.ClusterServiceStatusProcedure || isSystem(r)
+}
+
+func isSystem(r *http.Request) bool {
+	return strings.HasPrefix(r.URL.Path, "/"+gantryv1connect.SystemServiceName+"/")
 }
 
 // leaderless answers what a server alone can, while nobody leads.
 func (f *front) leaderless(w http.ResponseWriter, r *http.Request, s *serving, pick func(*serving) http.Handler) {
 	switch {
+	case s == nil && isSystem(r):
+		f.alone.ServeHTTP(w, r)
 	case s == nil:
-		f.fail(w, r, fault.New(fault.Unavailable, "this server has not reached the others yet").WithHint("does it reach them? see the log of gantryd"))
+		f.fail(w, r, f.unready())
 	case aloneToo(r):
 		pick(s).ServeHTTP(w, r)
 	default:
@@ -267,7 +277,7 @@ func (f *front) session(w http.ResponseWriter, r *http.Request) {
 	for {
 		s, moved := f.role.current()
 		switch {
-		case s != nil && s.Leading():
+		case s != nil && s.Leading() && s.member.Confirm(r.Context()) == nil:
 			s.sessions.ServeHTTP(w, r)
 			return
 		case s != nil && s.LeaderAddress() != "":
@@ -299,16 +309,17 @@ func (f *front) from(role identity.Role, h http.HandlerFunc) http.Handler {
 			f.fail(w, r, fault.New(fault.Denied, "only machines of the cluster may call this").WithHint("join it: gantry join"))
 			return
 		}
-		n, ok := f.find(r.Context(), c)
+		today, ok := f.find(r.Context(), c)
 		switch {
 		case !ok:
-			f.fail(w, r, machines.NotAMember(c.Node))
+			f.fail(w, r, f.stranger(r.Context(), c.Node))
 			return
-		case role != anyRole && n != role:
+		case role != anyRole && today != role:
 			f.fail(w, r, fault.New(fault.Denied, "node %s is not a %s", c.Node, role))
 			return
 		}
-		if on := r.Header.Get(callerHeader); on != "" && c.Role == identity.Server {
+		// The certificate of a server that was demoted still says that it is one.
+		if on := r.Header.Get(callerHeader); on != "" && today == identity.Server {
 			c = identity.Caller{Node: on}
 		}
 		h(w, r.WithContext(identity.WithCaller(r.Context(), c)))
@@ -332,11 +343,20 @@ func (f *front) find(ctx context.Context, c identity.Caller) (identity.Role, boo
 	}
 }
 
+// stranger refuses a machine that is not known here. Only the leader can say that it was removed, upon which it stops what it
+// runs: another server may have missed that it joined.
+func (f *front) stranger(ctx context.Context, node string) error {
+	if s, _ := f.role.current(); s != nil && s.Leading() && s.member.Confirm(ctx) == nil {
+		return machines.NotAMember(node)
+	}
+	return fault.New(fault.Unavailable, "node %q is not known here, and this server does not lead", node).WithHint("try another server")
+}
+
 const newcomerPatience = 2 * time.Second
 
 func (f *front) known(c identity.Caller) (identity.Role, bool) {
 	if s, _ := f.role.current(); s != nil {
-		n, ok := store.Get[*gantryv1.Node](s.store.Snapshot(), c.Node)
+		n, ok := store.Get[*gantryv1.Node](s.store.Live(), c.Node)
 		return identity.Role(n.GetRole()), ok
 	}
 	return f.machine.knows(c)

@@ -45,6 +45,8 @@ type serverRole struct {
 	mu    sync.Mutex
 	now   *serving      // nil while there is none
 	moved chan struct{} // closed and replaced when now changes
+	// reached has the ways to other machines by node.
+	reached map[string]reached
 }
 
 // serving is a server role that works.
@@ -62,7 +64,7 @@ type serving struct {
 }
 
 func newServerRole(d *daemon, m *machine, s *servers, local server.Node) *serverRole {
-	return &serverRole{d: d, machine: m, servers: s, local: local, orders: make(chan order), moved: make(chan struct{})}
+	return &serverRole{d: d, machine: m, servers: s, local: local, orders: make(chan order), moved: make(chan struct{}), reached: map[string]reached{}}
 }
 
 // run follows the machine's role until ctx ends.
@@ -125,7 +127,7 @@ func (r *serverRole) serve(ctx context.Context) error {
 	err := group.Wait()
 	r.set(nil)
 	switch {
-	case errors.Is(err, errInterrupted):
+	case given != nil:
 		given.done <- given.do(r.memberOptions())
 		return nil
 	case errors.Is(err, errDemoted):
@@ -354,12 +356,27 @@ func callerNode(ctx context.Context) (string, error) {
 
 // reach is the way to another machine of the cluster.
 func (r *serverRole) reach(n *gantryv1.Node) server.Node {
-	hc := r.machine.keeper.Client(n.Meta.Key)
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	way, ok := r.reached[n.Meta.Key]
+	if !ok || way.address != n.ApiAddress {
+		if ok {
+			way.client.CloseIdleConnections()
+		}
+		way = reached{address: n.ApiAddress, client: r.machine.keeper.Client(n.Meta.Key)}
+		r.reached[n.Meta.Key] = way
+	}
 	base := "https://" + n.ApiAddress
 	return server.Node{
-		Service: gantryv1connect.NewNodeServiceClient(hc, base),
-		Images:  gantryv1connect.NewImageServiceClient(hc, base),
+		Service: gantryv1connect.NewNodeServiceClient(way.client, base),
+		Images:  gantryv1connect.NewImageServiceClient(way.client, base),
 	}
+}
+
+// reached is the connections to another machine, kept for all calls to it.
+type reached struct {
+	address string
+	client  *http.Client
 }
 
 // vote gives this server's member its vote once it has caught up with the others.
@@ -482,7 +499,7 @@ func (s *serving) LeaderAddress() string {
 	if leader == "" || leader == s.member.ID() {
 		return ""
 	}
-	for _, n := range store.List[*gantryv1.Node](s.store.Snapshot(), "") {
+	for _, n := range store.List[*gantryv1.Node](s.store.Live(), "") {
 		if n.Member == leader {
 			return n.ApiAddress
 		}

@@ -1,0 +1,77 @@
+package daemon
+
+import (
+	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"testing"
+	"time"
+
+	"connectrpc.com/connect"
+
+	gantryv1 "github.com/gantryd/gantry/api/gen/gantry/v1"
+	"github.com/gantryd/gantry/cluster/identity"
+)
+
+// keeper makes the certificate of another machine of the cluster.
+func keeper(t *testing.T, ca *identity.Authority, roots []byte, node string, role identity.Role) *identity.Keeper {
+	t.Helper()
+	key, request, err := identity.Request()
+	check(t, err)
+	cert, err := ca.Sign(request, node, role, "127.0.0.1", time.Hour)
+	check(t, err)
+	k, err := identity.NewKeeper(t.TempDir(), cert, key, roots)
+	check(t, err)
+	return k
+}
+
+// TestWhoCalls: what a machine may do follows from its role today, and not from its certificate.
+func TestWhoCalls(t *testing.T) {
+	ca, roots, _, err := identity.NewAuthority("test")
+	check(t, err)
+	m := newMachine(t, Config{Root: t.TempDir()})
+	m.keeper = keeper(t, ca, roots, "own", identity.Server)
+	check(t, m.heard(&gantryv1.NodeUpdate{Nodes: []*gantryv1.Node{
+		{Meta: &gantryv1.Meta{Key: "s"}, Role: "server"}, {Meta: &gantryv1.Meta{Key: "demoted"}, Role: "node"},
+	}}))
+	f := &front{machine: m, role: &serverRole{moved: make(chan struct{})}, errors: connect.NewErrorWriter()}
+	echo := func(w http.ResponseWriter, r *http.Request) {
+		c, _ := identity.CallerFrom(r.Context())
+		fmt.Fprint(w, c.Node)
+	}
+	mux := http.NewServeMux()
+	mux.Handle("/any", f.from(anyRole, echo))
+	mux.Handle("/servers", f.from(identity.Server, echo))
+	s := httptest.NewUnstartedServer(mux)
+	s.TLS, s.EnableHTTP2 = m.keeper.ServerTLS(), true
+	s.StartTLS()
+	defer s.Close()
+	call := func(as, path, on string) string {
+		t.Helper()
+		c := keeper(t, ca, roots, as, identity.Server).Client(identity.AnyServer)
+		defer c.CloseIdleConnections()
+		req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, s.URL+path, nil)
+		check(t, err)
+		req.Header.Set(callerHeader, on)
+		resp, err := c.Do(req)
+		check(t, err)
+		defer resp.Body.Close()
+		b, err := io.ReadAll(resp.Body)
+		check(t, err)
+		return string(b)
+	}
+	for _, c := range []struct{ as, path, on, want string }{
+		{"s", "/servers", "", "s"},
+		{"s", "/any", "n9", "n9"}, // a server passes a call of n9 on
+		{"demoted", "/any", "s", "demoted"},
+		{"demoted", "/servers", "", "is not a server"},
+		// Only the leader may say that a machine is not part of the cluster, since that makes it stop what it runs.
+		{"stranger", "/any", "", "does not lead"},
+	} {
+		if got := call(c.as, c.path, c.on); !strings.Contains(got, c.want) {
+			t.Errorf("%s calls %s for %q: %s", c.as, c.path, c.on, got)
+		}
+	}
+}
