@@ -185,11 +185,11 @@ func (m *machine) Cluster() *gantryv1.Cluster {
 	return m.record.Cluster
 }
 
-// Record is all that is on disk.
+// Record is a copy of all that is on disk.
 func (m *machine) Record() *gantryv1.MachineRecord {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	return m.record
+	return proto.Clone(m.record).(*gantryv1.MachineRecord)
 }
 
 // Changed is closed with the next change.
@@ -232,10 +232,7 @@ func (m *machine) knows(c identity.Caller) (identity.Role, bool) {
 
 // update changes the record on disk, then in memory.
 func (m *machine) update(fn func(*gantryv1.MachineRecord)) error {
-	m.mu.Lock()
-	next := proto.Clone(m.record).(*gantryv1.MachineRecord)
-	same := proto.Clone(m.record)
-	m.mu.Unlock()
+	next, same := m.Record(), m.Record()
 	fn(next)
 	if proto.Equal(next, same) {
 		return nil
@@ -254,9 +251,14 @@ func (m *machine) save(r *gantryv1.MachineRecord) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.record = r
+	m.notify()
+	return nil
+}
+
+// notify wakes those who wait for a change; mu is held.
+func (m *machine) notify() {
 	close(m.changed)
 	m.changed = make(chan struct{})
-	return nil
 }
 
 // heard takes what a server has told of the cluster.
@@ -267,6 +269,9 @@ func (m *machine) heard(u *gantryv1.NodeUpdate) error {
 	}
 	for _, n := range u.Nodes {
 		m.known[n.Meta.Key] = n
+		if n.Meta.Key == m.record.Node.Meta.Key {
+			m.notify() // the cluster may think it elsewhere
+		}
 	}
 	for _, id := range u.RemovedNodes {
 		delete(m.known, id)
@@ -304,7 +309,14 @@ func (m *machine) join(ctx context.Context, c Config) error {
 			return err
 		}
 	}
-	return m.save(&gantryv1.MachineRecord{Node: welcome.Node, Cluster: welcome.Cluster, Servers: welcome.Servers})
+	if err := m.save(&gantryv1.MachineRecord{Node: welcome.Node, Cluster: welcome.Cluster, Servers: welcome.Servers}); err != nil {
+		return err
+	}
+	// Its certificate has the key now.
+	if err := atomicfile.Remove(filepath.Join(m.root, joiningFile)); err != nil {
+		return fault.Wrap(fault.Unavailable, err, "cannot remove the key that this machine has joined with")
+	}
+	return nil
 }
 
 // heardOf is this machine's object as the cluster has it; nil before a server was heard.
