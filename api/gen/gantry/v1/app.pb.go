@@ -2647,8 +2647,10 @@ type Cluster struct {
 	Overlay         string               `protobuf:"bytes,8,opt,name=overlay,proto3" json:"overlay,omitempty"`
 	CertificateLife *durationpb.Duration `protobuf:"bytes,9,opt,name=certificate_life,json=certificateLife,proto3" json:"certificate_life,omitempty"`
 	// Silence after which a node is suspect and down; unset for 2 s and 5 s.
-	SuspectAfter  *durationpb.Duration `protobuf:"bytes,10,opt,name=suspect_after,json=suspectAfter,proto3" json:"suspect_after,omitempty"`
-	DownAfter     *durationpb.Duration `protobuf:"bytes,11,opt,name=down_after,json=downAfter,proto3" json:"down_after,omitempty"`
+	SuspectAfter *durationpb.Duration `protobuf:"bytes,10,opt,name=suspect_after,json=suspectAfter,proto3" json:"suspect_after,omitempty"`
+	DownAfter    *durationpb.Duration `protobuf:"bytes,11,opt,name=down_after,json=downAfter,proto3" json:"down_after,omitempty"`
+	// Machines that have each image a release needs; 0 for 2.
+	ImageCopies   int32 `protobuf:"varint,12,opt,name=image_copies,json=imageCopies,proto3" json:"image_copies,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2758,6 +2760,13 @@ func (x *Cluster) GetDownAfter() *durationpb.Duration {
 		return x.DownAfter
 	}
 	return nil
+}
+
+func (x *Cluster) GetImageCopies() int32 {
+	if x != nil {
+		return x.ImageCopies
+	}
+	return 0
 }
 
 // JoinToken admits machines. Key: its ID.
@@ -3208,7 +3217,7 @@ const file_gantry_v1_app_proto_rawDesc = "" +
 	"\tslow_disk\x18\x0e \x01(\v2\x19.google.protobuf.DurationR\bslowDisk\x1a:\n" +
 	"\fDevicesEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\x05R\x05value:\x028\x01\"\xae\x03\n" +
+	"\x05value\x18\x02 \x01(\x05R\x05value:\x028\x01\"\xd1\x03\n" +
 	"\aCluster\x12#\n" +
 	"\x04meta\x18\x01 \x01(\v2\x0f.gantry.v1.MetaR\x04meta\x12\x0e\n" +
 	"\x02id\x18\x02 \x01(\tR\x02id\x12\x14\n" +
@@ -3226,7 +3235,8 @@ const file_gantry_v1_app_proto_rawDesc = "" +
 	"\rsuspect_after\x18\n" +
 	" \x01(\v2\x19.google.protobuf.DurationR\fsuspectAfter\x128\n" +
 	"\n" +
-	"down_after\x18\v \x01(\v2\x19.google.protobuf.DurationR\tdownAfter\"\xa0\x01\n" +
+	"down_after\x18\v \x01(\v2\x19.google.protobuf.DurationR\tdownAfter\x12!\n" +
+	"\fimage_copies\x18\f \x01(\x05R\vimageCopies\"\xa0\x01\n" +
 	"\tJoinToken\x12#\n" +
 	"\x04meta\x18\x01 \x01(\v2\x0f.gantry.v1.MetaR\x04meta\x12\x12\n" +
 	"\x04role\x18\x02 \x01(\tR\x04role\x12\x1f\n" +

@@ -337,10 +337,13 @@ type AnnounceRequest struct {
 	Full bool     `protobuf:"varint,2,opt,name=full,proto3" json:"full,omitempty"`
 	Have []string `protobuf:"bytes,3,rep,name=have,proto3" json:"have,omitempty"`
 	// Removed, or no longer fetched.
-	Gone          []string     `protobuf:"bytes,4,rep,name=gone,proto3" json:"gone,omitempty"`
-	Names         []*ImageName `protobuf:"bytes,5,rep,name=names,proto3" json:"names,omitempty"`
-	NamesGone     []string     `protobuf:"bytes,6,rep,name=names_gone,json=namesGone,proto3" json:"names_gone,omitempty"`
-	Faults        []*BlobFault `protobuf:"bytes,7,rep,name=faults,proto3" json:"faults,omitempty"`
+	Gone      []string     `protobuf:"bytes,4,rep,name=gone,proto3" json:"gone,omitempty"`
+	Names     []*ImageName `protobuf:"bytes,5,rep,name=names,proto3" json:"names,omitempty"`
+	NamesGone []string     `protobuf:"bytes,6,rep,name=names_gone,json=namesGone,proto3" json:"names_gone,omitempty"`
+	Faults    []*BlobFault `protobuf:"bytes,7,rep,name=faults,proto3" json:"faults,omitempty"`
+	// Digests of images of which the node has every part for one platform.
+	Images        []string `protobuf:"bytes,8,rep,name=images,proto3" json:"images,omitempty"`
+	ImagesGone    []string `protobuf:"bytes,9,rep,name=images_gone,json=imagesGone,proto3" json:"images_gone,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -420,6 +423,20 @@ func (x *AnnounceRequest) GetNamesGone() []string {
 func (x *AnnounceRequest) GetFaults() []*BlobFault {
 	if x != nil {
 		return x.Faults
+	}
+	return nil
+}
+
+func (x *AnnounceRequest) GetImages() []string {
+	if x != nil {
+		return x.Images
+	}
+	return nil
+}
+
+func (x *AnnounceRequest) GetImagesGone() []string {
+	if x != nil {
+		return x.ImagesGone
 	}
 	return nil
 }
@@ -655,7 +672,7 @@ const file_gantry_v1_blobs_proto_rawDesc = "" +
 	"\bBlobPeer\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12\x18\n" +
 	"\aaddress\x18\x02 \x01(\tR\aaddress\x12\x14\n" +
-	"\x05depth\x18\x03 \x01(\x05R\x05depth\"\xda\x01\n" +
+	"\x05depth\x18\x03 \x01(\x05R\x05depth\"\x93\x02\n" +
 	"\x0fAnnounceRequest\x12\x12\n" +
 	"\x04boot\x18\x01 \x01(\tR\x04boot\x12\x12\n" +
 	"\x04full\x18\x02 \x01(\bR\x04full\x12\x12\n" +
@@ -664,7 +681,10 @@ const file_gantry_v1_blobs_proto_rawDesc = "" +
 	"\x05names\x18\x05 \x03(\v2\x14.gantry.v1.ImageNameR\x05names\x12\x1d\n" +
 	"\n" +
 	"names_gone\x18\x06 \x03(\tR\tnamesGone\x12,\n" +
-	"\x06faults\x18\a \x03(\v2\x14.gantry.v1.BlobFaultR\x06faults\",\n" +
+	"\x06faults\x18\a \x03(\v2\x14.gantry.v1.BlobFaultR\x06faults\x12\x16\n" +
+	"\x06images\x18\b \x03(\tR\x06images\x12\x1f\n" +
+	"\vimages_gone\x18\t \x03(\tR\n" +
+	"imagesGone\",\n" +
 	"\x10AnnounceResponse\x12\x18\n" +
 	"\atracker\x18\x01 \x01(\tR\atracker\"r\n" +
 	"\tImageName\x12\x12\n" +

@@ -1553,8 +1553,10 @@ type ConfigureClusterRequest struct {
 	CertificateLife *durationpb.Duration   `protobuf:"bytes,1,opt,name=certificate_life,json=certificateLife,proto3" json:"certificate_life,omitempty"`
 	SuspectAfter    *durationpb.Duration   `protobuf:"bytes,2,opt,name=suspect_after,json=suspectAfter,proto3" json:"suspect_after,omitempty"`
 	DownAfter       *durationpb.Duration   `protobuf:"bytes,3,opt,name=down_after,json=downAfter,proto3" json:"down_after,omitempty"`
-	unknownFields   protoimpl.UnknownFields
-	sizeCache       protoimpl.SizeCache
+	// Machines that have each image a release needs; 1 copies nothing, 0 leaves it.
+	ImageCopies   int32 `protobuf:"varint,4,opt,name=image_copies,json=imageCopies,proto3" json:"image_copies,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ConfigureClusterRequest) Reset() {
@@ -1606,6 +1608,13 @@ func (x *ConfigureClusterRequest) GetDownAfter() *durationpb.Duration {
 		return x.DownAfter
 	}
 	return nil
+}
+
+func (x *ConfigureClusterRequest) GetImageCopies() int32 {
+	if x != nil {
+		return x.ImageCopies
+	}
+	return 0
 }
 
 type NodeRequest struct {
@@ -2193,12 +2202,13 @@ const file_gantry_v1_cluster_proto_rawDesc = "" +
 	"\x04time\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\"\x11\n" +
 	"\x0fRotateCARequest\"/\n" +
 	"\x10RotateCAResponse\x12\x1b\n" +
-	"\troot_hash\x18\x01 \x01(\tR\brootHash\"\xd9\x01\n" +
+	"\troot_hash\x18\x01 \x01(\tR\brootHash\"\xfc\x01\n" +
 	"\x17ConfigureClusterRequest\x12D\n" +
 	"\x10certificate_life\x18\x01 \x01(\v2\x19.google.protobuf.DurationR\x0fcertificateLife\x12>\n" +
 	"\rsuspect_after\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\fsuspectAfter\x128\n" +
 	"\n" +
-	"down_after\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\tdownAfter\"!\n" +
+	"down_after\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\tdownAfter\x12!\n" +
+	"\fimage_copies\x18\x04 \x01(\x05R\vimageCopies\"!\n" +
 	"\vNodeRequest\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\"\x12\n" +
 	"\x10ListNodesRequest\">\n" +

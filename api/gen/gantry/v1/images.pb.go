@@ -130,7 +130,9 @@ func (x *Image) GetNodes() []string {
 type ListImagesRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Pattern of references; empty for all.
-	Filter        string `protobuf:"bytes,1,opt,name=filter,proto3" json:"filter,omitempty"`
+	Filter string `protobuf:"bytes,1,opt,name=filter,proto3" json:"filter,omitempty"`
+	// Only what this node has, by ID, unique prefix or name; empty for all nodes that are up.
+	Node          string `protobuf:"bytes,2,opt,name=node,proto3" json:"node,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -172,9 +174,18 @@ func (x *ListImagesRequest) GetFilter() string {
 	return ""
 }
 
+func (x *ListImagesRequest) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
 type ListImagesResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Images        []*Image               `protobuf:"bytes,1,rep,name=images,proto3" json:"images,omitempty"`
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Images []*Image               `protobuf:"bytes,1,rep,name=images,proto3" json:"images,omitempty"`
+	// Nodes that are up and did not answer.
+	Failures      []*NodeFailure `protobuf:"bytes,2,rep,name=failures,proto3" json:"failures,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -212,6 +223,13 @@ func (*ListImagesResponse) Descriptor() ([]byte, []int) {
 func (x *ListImagesResponse) GetImages() []*Image {
 	if x != nil {
 		return x.Images
+	}
+	return nil
+}
+
+func (x *ListImagesResponse) GetFailures() []*NodeFailure {
+	if x != nil {
+		return x.Failures
 	}
 	return nil
 }
@@ -498,11 +516,14 @@ func (x *RegistryAuth) GetRegistryToken() string {
 }
 
 type PullRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Image         string                 `protobuf:"bytes,1,opt,name=image,proto3" json:"image,omitempty"`
-	Platform      string                 `protobuf:"bytes,2,opt,name=platform,proto3" json:"platform,omitempty"`
-	Auth          *RegistryAuth          `protobuf:"bytes,3,opt,name=auth,proto3" json:"auth,omitempty"`
-	Policy        PullPolicy             `protobuf:"varint,4,opt,name=policy,proto3,enum=gantry.v1.PullPolicy" json:"policy,omitempty"`
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	Image    string                 `protobuf:"bytes,1,opt,name=image,proto3" json:"image,omitempty"`
+	Platform string                 `protobuf:"bytes,2,opt,name=platform,proto3" json:"platform,omitempty"`
+	Auth     *RegistryAuth          `protobuf:"bytes,3,opt,name=auth,proto3" json:"auth,omitempty"`
+	Policy   PullPolicy             `protobuf:"varint,4,opt,name=policy,proto3,enum=gantry.v1.PullPolicy" json:"policy,omitempty"`
+	// For when it may be needed: one part at a time, not unpacked, without a name that stays, and given up as soon as the same
+	// image is pulled without this.
+	Ahead         bool `protobuf:"varint,5,opt,name=ahead,proto3" json:"ahead,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -563,6 +584,13 @@ func (x *PullRequest) GetPolicy() PullPolicy {
 		return x.Policy
 	}
 	return PullPolicy_PULL_POLICY_UNSPECIFIED
+}
+
+func (x *PullRequest) GetAhead() bool {
+	if x != nil {
+		return x.Ahead
+	}
+	return false
 }
 
 type PushRequest struct {
@@ -1126,9 +1154,11 @@ func (x *RemoveImageRequest) GetForce() bool {
 }
 
 type RemoveImageResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Untagged      []string               `protobuf:"bytes,1,rep,name=untagged,proto3" json:"untagged,omitempty"`
-	Deleted       []string               `protobuf:"bytes,2,rep,name=deleted,proto3" json:"deleted,omitempty"`
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	Untagged []string               `protobuf:"bytes,1,rep,name=untagged,proto3" json:"untagged,omitempty"`
+	Deleted  []string               `protobuf:"bytes,2,rep,name=deleted,proto3" json:"deleted,omitempty"`
+	// Nodes that may have it still.
+	Failures      []*NodeFailure `protobuf:"bytes,3,rep,name=failures,proto3" json:"failures,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1173,6 +1203,13 @@ func (x *RemoveImageResponse) GetUntagged() []string {
 func (x *RemoveImageResponse) GetDeleted() []string {
 	if x != nil {
 		return x.Deleted
+	}
+	return nil
+}
+
+func (x *RemoveImageResponse) GetFailures() []*NodeFailure {
+	if x != nil {
+		return x.Failures
 	}
 	return nil
 }
@@ -2229,11 +2266,13 @@ const file_gantry_v1_images_proto_rawDesc = "" +
 	"\x05nodes\x18\b \x03(\tR\x05nodes\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"+\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"?\n" +
 	"\x11ListImagesRequest\x12\x16\n" +
-	"\x06filter\x18\x01 \x01(\tR\x06filter\">\n" +
+	"\x06filter\x18\x01 \x01(\tR\x06filter\x12\x12\n" +
+	"\x04node\x18\x02 \x01(\tR\x04node\"r\n" +
 	"\x12ListImagesResponse\x12(\n" +
-	"\x06images\x18\x01 \x03(\v2\x10.gantry.v1.ImageR\x06images\"G\n" +
+	"\x06images\x18\x01 \x03(\v2\x10.gantry.v1.ImageR\x06images\x122\n" +
+	"\bfailures\x18\x02 \x03(\v2\x16.gantry.v1.NodeFailureR\bfailures\"G\n" +
 	"\x13InspectImageRequest\x12\x14\n" +
 	"\x05image\x18\x01 \x01(\tR\x05image\x12\x1a\n" +
 	"\bplatform\x18\x02 \x01(\tR\bplatform\"\xa5\x01\n" +
@@ -2256,12 +2295,13 @@ const file_gantry_v1_images_proto_rawDesc = "" +
 	"\busername\x18\x02 \x01(\tR\busername\x12\x1a\n" +
 	"\bpassword\x18\x03 \x01(\tR\bpassword\x12%\n" +
 	"\x0eidentity_token\x18\x04 \x01(\tR\ridentityToken\x12%\n" +
-	"\x0eregistry_token\x18\x05 \x01(\tR\rregistryToken\"\x9b\x01\n" +
+	"\x0eregistry_token\x18\x05 \x01(\tR\rregistryToken\"\xb1\x01\n" +
 	"\vPullRequest\x12\x14\n" +
 	"\x05image\x18\x01 \x01(\tR\x05image\x12\x1a\n" +
 	"\bplatform\x18\x02 \x01(\tR\bplatform\x12+\n" +
 	"\x04auth\x18\x03 \x01(\v2\x17.gantry.v1.RegistryAuthR\x04auth\x12-\n" +
-	"\x06policy\x18\x04 \x01(\x0e2\x15.gantry.v1.PullPolicyR\x06policy\"u\n" +
+	"\x06policy\x18\x04 \x01(\x0e2\x15.gantry.v1.PullPolicyR\x06policy\x12\x14\n" +
+	"\x05ahead\x18\x05 \x01(\bR\x05ahead\"u\n" +
 	"\vPushRequest\x12\x14\n" +
 	"\x05image\x18\x01 \x01(\tR\x05image\x12+\n" +
 	"\x04auth\x18\x02 \x01(\v2\x17.gantry.v1.RegistryAuthR\x04auth\x12#\n" +
@@ -2296,10 +2336,11 @@ const file_gantry_v1_images_proto_rawDesc = "" +
 	"\vTagResponse\"@\n" +
 	"\x12RemoveImageRequest\x12\x14\n" +
 	"\x05image\x18\x01 \x01(\tR\x05image\x12\x14\n" +
-	"\x05force\x18\x02 \x01(\bR\x05force\"K\n" +
+	"\x05force\x18\x02 \x01(\bR\x05force\"\x7f\n" +
 	"\x13RemoveImageResponse\x12\x1a\n" +
 	"\buntagged\x18\x01 \x03(\tR\buntagged\x12\x18\n" +
-	"\adeleted\x18\x02 \x03(\tR\adeleted\":\n" +
+	"\adeleted\x18\x02 \x03(\tR\adeleted\x122\n" +
+	"\bfailures\x18\x03 \x03(\v2\x16.gantry.v1.NodeFailureR\bfailures\":\n" +
 	"\x12PruneImagesRequest\x12\x10\n" +
 	"\x03all\x18\x01 \x01(\bR\x03all\x12\x12\n" +
 	"\x04keep\x18\x02 \x03(\tR\x04keep\"\x81\x01\n" +
@@ -2445,67 +2486,69 @@ var file_gantry_v1_images_proto_goTypes = []any{
 	(*BuildEvent_Log)(nil),          // 32: gantry.v1.BuildEvent.Log
 	(*BuildEvent_Warning)(nil),      // 33: gantry.v1.BuildEvent.Warning
 	(*timestamppb.Timestamp)(nil),   // 34: google.protobuf.Timestamp
-	(PullPolicy)(0),                 // 35: gantry.v1.PullPolicy
-	(*NodeFailure)(nil),             // 36: gantry.v1.NodeFailure
+	(*NodeFailure)(nil),             // 35: gantry.v1.NodeFailure
+	(PullPolicy)(0),                 // 36: gantry.v1.PullPolicy
 	(*BuildSpec)(nil),               // 37: gantry.v1.BuildSpec
 }
 var file_gantry_v1_images_proto_depIdxs = []int32{
 	34, // 0: gantry.v1.Image.created_at:type_name -> google.protobuf.Timestamp
 	27, // 1: gantry.v1.Image.labels:type_name -> gantry.v1.Image.LabelsEntry
 	0,  // 2: gantry.v1.ListImagesResponse.images:type_name -> gantry.v1.Image
-	0,  // 3: gantry.v1.InspectImageResponse.image:type_name -> gantry.v1.Image
-	5,  // 4: gantry.v1.InspectImageResponse.history:type_name -> gantry.v1.ImageHistory
-	34, // 5: gantry.v1.ImageHistory.created_at:type_name -> google.protobuf.Timestamp
-	6,  // 6: gantry.v1.PullRequest.auth:type_name -> gantry.v1.RegistryAuth
-	35, // 7: gantry.v1.PullRequest.policy:type_name -> gantry.v1.PullPolicy
-	6,  // 8: gantry.v1.PushRequest.auth:type_name -> gantry.v1.RegistryAuth
-	0,  // 9: gantry.v1.Progress.image:type_name -> gantry.v1.Image
-	0,  // 10: gantry.v1.ImportResponse.images:type_name -> gantry.v1.Image
-	36, // 11: gantry.v1.PruneImagesResponse.failures:type_name -> gantry.v1.NodeFailure
-	37, // 12: gantry.v1.BuildStart.spec:type_name -> gantry.v1.BuildSpec
-	28, // 13: gantry.v1.BuildStart.secrets:type_name -> gantry.v1.BuildStart.SecretsEntry
-	6,  // 14: gantry.v1.BuildStart.auths:type_name -> gantry.v1.RegistryAuth
-	21, // 15: gantry.v1.BuildInput.start:type_name -> gantry.v1.BuildStart
-	29, // 16: gantry.v1.BuildInput.chunk:type_name -> gantry.v1.BuildInput.Chunk
-	23, // 17: gantry.v1.BuildInput.ssh:type_name -> gantry.v1.SSHData
-	30, // 18: gantry.v1.BuildEvent.vertex:type_name -> gantry.v1.BuildEvent.Vertex
-	31, // 19: gantry.v1.BuildEvent.status:type_name -> gantry.v1.BuildEvent.Status
-	32, // 20: gantry.v1.BuildEvent.log:type_name -> gantry.v1.BuildEvent.Log
-	33, // 21: gantry.v1.BuildEvent.warning:type_name -> gantry.v1.BuildEvent.Warning
-	0,  // 22: gantry.v1.BuildEvent.image:type_name -> gantry.v1.Image
-	23, // 23: gantry.v1.BuildEvent.ssh:type_name -> gantry.v1.SSHData
-	36, // 24: gantry.v1.PruneBuildCacheResponse.failures:type_name -> gantry.v1.NodeFailure
-	34, // 25: gantry.v1.BuildEvent.Vertex.started_at:type_name -> google.protobuf.Timestamp
-	34, // 26: gantry.v1.BuildEvent.Vertex.completed_at:type_name -> google.protobuf.Timestamp
-	1,  // 27: gantry.v1.ImageService.List:input_type -> gantry.v1.ListImagesRequest
-	3,  // 28: gantry.v1.ImageService.Inspect:input_type -> gantry.v1.InspectImageRequest
-	7,  // 29: gantry.v1.ImageService.Pull:input_type -> gantry.v1.PullRequest
-	8,  // 30: gantry.v1.ImageService.Push:input_type -> gantry.v1.PushRequest
-	10, // 31: gantry.v1.ImageService.Import:input_type -> gantry.v1.ImportChunk
-	12, // 32: gantry.v1.ImageService.Export:input_type -> gantry.v1.ExportRequest
-	14, // 33: gantry.v1.ImageService.Bootstrap:input_type -> gantry.v1.BootstrapRequest
-	15, // 34: gantry.v1.ImageService.Tag:input_type -> gantry.v1.TagRequest
-	17, // 35: gantry.v1.ImageService.Remove:input_type -> gantry.v1.RemoveImageRequest
-	19, // 36: gantry.v1.ImageService.Prune:input_type -> gantry.v1.PruneImagesRequest
-	22, // 37: gantry.v1.ImageService.Build:input_type -> gantry.v1.BuildInput
-	25, // 38: gantry.v1.ImageService.PruneBuildCache:input_type -> gantry.v1.PruneBuildCacheRequest
-	2,  // 39: gantry.v1.ImageService.List:output_type -> gantry.v1.ListImagesResponse
-	4,  // 40: gantry.v1.ImageService.Inspect:output_type -> gantry.v1.InspectImageResponse
-	9,  // 41: gantry.v1.ImageService.Pull:output_type -> gantry.v1.Progress
-	9,  // 42: gantry.v1.ImageService.Push:output_type -> gantry.v1.Progress
-	11, // 43: gantry.v1.ImageService.Import:output_type -> gantry.v1.ImportResponse
-	13, // 44: gantry.v1.ImageService.Export:output_type -> gantry.v1.ExportChunk
-	9,  // 45: gantry.v1.ImageService.Bootstrap:output_type -> gantry.v1.Progress
-	16, // 46: gantry.v1.ImageService.Tag:output_type -> gantry.v1.TagResponse
-	18, // 47: gantry.v1.ImageService.Remove:output_type -> gantry.v1.RemoveImageResponse
-	20, // 48: gantry.v1.ImageService.Prune:output_type -> gantry.v1.PruneImagesResponse
-	24, // 49: gantry.v1.ImageService.Build:output_type -> gantry.v1.BuildEvent
-	26, // 50: gantry.v1.ImageService.PruneBuildCache:output_type -> gantry.v1.PruneBuildCacheResponse
-	39, // [39:51] is the sub-list for method output_type
-	27, // [27:39] is the sub-list for method input_type
-	27, // [27:27] is the sub-list for extension type_name
-	27, // [27:27] is the sub-list for extension extendee
-	0,  // [0:27] is the sub-list for field type_name
+	35, // 3: gantry.v1.ListImagesResponse.failures:type_name -> gantry.v1.NodeFailure
+	0,  // 4: gantry.v1.InspectImageResponse.image:type_name -> gantry.v1.Image
+	5,  // 5: gantry.v1.InspectImageResponse.history:type_name -> gantry.v1.ImageHistory
+	34, // 6: gantry.v1.ImageHistory.created_at:type_name -> google.protobuf.Timestamp
+	6,  // 7: gantry.v1.PullRequest.auth:type_name -> gantry.v1.RegistryAuth
+	36, // 8: gantry.v1.PullRequest.policy:type_name -> gantry.v1.PullPolicy
+	6,  // 9: gantry.v1.PushRequest.auth:type_name -> gantry.v1.RegistryAuth
+	0,  // 10: gantry.v1.Progress.image:type_name -> gantry.v1.Image
+	0,  // 11: gantry.v1.ImportResponse.images:type_name -> gantry.v1.Image
+	35, // 12: gantry.v1.RemoveImageResponse.failures:type_name -> gantry.v1.NodeFailure
+	35, // 13: gantry.v1.PruneImagesResponse.failures:type_name -> gantry.v1.NodeFailure
+	37, // 14: gantry.v1.BuildStart.spec:type_name -> gantry.v1.BuildSpec
+	28, // 15: gantry.v1.BuildStart.secrets:type_name -> gantry.v1.BuildStart.SecretsEntry
+	6,  // 16: gantry.v1.BuildStart.auths:type_name -> gantry.v1.RegistryAuth
+	21, // 17: gantry.v1.BuildInput.start:type_name -> gantry.v1.BuildStart
+	29, // 18: gantry.v1.BuildInput.chunk:type_name -> gantry.v1.BuildInput.Chunk
+	23, // 19: gantry.v1.BuildInput.ssh:type_name -> gantry.v1.SSHData
+	30, // 20: gantry.v1.BuildEvent.vertex:type_name -> gantry.v1.BuildEvent.Vertex
+	31, // 21: gantry.v1.BuildEvent.status:type_name -> gantry.v1.BuildEvent.Status
+	32, // 22: gantry.v1.BuildEvent.log:type_name -> gantry.v1.BuildEvent.Log
+	33, // 23: gantry.v1.BuildEvent.warning:type_name -> gantry.v1.BuildEvent.Warning
+	0,  // 24: gantry.v1.BuildEvent.image:type_name -> gantry.v1.Image
+	23, // 25: gantry.v1.BuildEvent.ssh:type_name -> gantry.v1.SSHData
+	35, // 26: gantry.v1.PruneBuildCacheResponse.failures:type_name -> gantry.v1.NodeFailure
+	34, // 27: gantry.v1.BuildEvent.Vertex.started_at:type_name -> google.protobuf.Timestamp
+	34, // 28: gantry.v1.BuildEvent.Vertex.completed_at:type_name -> google.protobuf.Timestamp
+	1,  // 29: gantry.v1.ImageService.List:input_type -> gantry.v1.ListImagesRequest
+	3,  // 30: gantry.v1.ImageService.Inspect:input_type -> gantry.v1.InspectImageRequest
+	7,  // 31: gantry.v1.ImageService.Pull:input_type -> gantry.v1.PullRequest
+	8,  // 32: gantry.v1.ImageService.Push:input_type -> gantry.v1.PushRequest
+	10, // 33: gantry.v1.ImageService.Import:input_type -> gantry.v1.ImportChunk
+	12, // 34: gantry.v1.ImageService.Export:input_type -> gantry.v1.ExportRequest
+	14, // 35: gantry.v1.ImageService.Bootstrap:input_type -> gantry.v1.BootstrapRequest
+	15, // 36: gantry.v1.ImageService.Tag:input_type -> gantry.v1.TagRequest
+	17, // 37: gantry.v1.ImageService.Remove:input_type -> gantry.v1.RemoveImageRequest
+	19, // 38: gantry.v1.ImageService.Prune:input_type -> gantry.v1.PruneImagesRequest
+	22, // 39: gantry.v1.ImageService.Build:input_type -> gantry.v1.BuildInput
+	25, // 40: gantry.v1.ImageService.PruneBuildCache:input_type -> gantry.v1.PruneBuildCacheRequest
+	2,  // 41: gantry.v1.ImageService.List:output_type -> gantry.v1.ListImagesResponse
+	4,  // 42: gantry.v1.ImageService.Inspect:output_type -> gantry.v1.InspectImageResponse
+	9,  // 43: gantry.v1.ImageService.Pull:output_type -> gantry.v1.Progress
+	9,  // 44: gantry.v1.ImageService.Push:output_type -> gantry.v1.Progress
+	11, // 45: gantry.v1.ImageService.Import:output_type -> gantry.v1.ImportResponse
+	13, // 46: gantry.v1.ImageService.Export:output_type -> gantry.v1.ExportChunk
+	9,  // 47: gantry.v1.ImageService.Bootstrap:output_type -> gantry.v1.Progress
+	16, // 48: gantry.v1.ImageService.Tag:output_type -> gantry.v1.TagResponse
+	18, // 49: gantry.v1.ImageService.Remove:output_type -> gantry.v1.RemoveImageResponse
+	20, // 50: gantry.v1.ImageService.Prune:output_type -> gantry.v1.PruneImagesResponse
+	24, // 51: gantry.v1.ImageService.Build:output_type -> gantry.v1.BuildEvent
+	26, // 52: gantry.v1.ImageService.PruneBuildCache:output_type -> gantry.v1.PruneBuildCacheResponse
+	41, // [41:53] is the sub-list for method output_type
+	29, // [29:41] is the sub-list for method input_type
+	29, // [29:29] is the sub-list for extension type_name
+	29, // [29:29] is the sub-list for extension extendee
+	0,  // [0:29] is the sub-list for field type_name
 }
 
 func init() { file_gantry_v1_images_proto_init() }
