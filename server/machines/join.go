@@ -2,11 +2,7 @@ package machines
 
 import (
 	"context"
-	"crypto/sha256"
-	"crypto/x509"
-	"encoding/hex"
 	"net/netip"
-	"strings"
 	"time"
 
 	"connectrpc.com/connect"
@@ -26,7 +22,7 @@ func (h *joining) Join(ctx context.Context, req *connect.Request[gantryv1.JoinRe
 	if err := checkJoin(m); err != nil {
 		return nil, err
 	}
-	id, err := NodeID(m.CertificateRequest)
+	id, err := signedBy(m.CertificateRequest)
 	if err != nil {
 		return nil, err
 	}
@@ -45,29 +41,6 @@ func (h *joining) Join(ctx context.Context, req *connect.Request[gantryv1.JoinRe
 	}
 	h.log.Info("a machine has joined", "node", id, "name", m.Name, "role", n.Role, "address", m.Address)
 	return respond(h.welcome(n, m.CertificateRequest))
-}
-
-func checkJoin(m *gantryv1.JoinRequest) error {
-	if m.Name == "" || len(m.Name) > 253 || strings.ContainsAny(m.Name, "/ \t\n") {
-		return fault.New(fault.Invalid, "a machine cannot be called %q", m.Name).WithHint("gantryd takes the machine's host name; set another")
-	}
-	if _, err := netip.ParseAddr(m.Address); err != nil {
-		return fault.Wrap(fault.Invalid, err, "the machine's own address %q is no IP address", m.Address).WithHint("gantryd --advertise ADDRESS")
-	}
-	if _, err := netip.ParseAddrPort(m.ApiAddress); err != nil {
-		return fault.Wrap(fault.Invalid, err, "the machine's API address %q is not ADDRESS:PORT", m.ApiAddress)
-	}
-	return nil
-}
-
-// NodeID is the ID of the machine whose key signed the request.
-func NodeID(request []byte) (string, error) {
-	csr, err := x509.ParseCertificateRequest(request)
-	if err != nil {
-		return "", fault.Wrap(fault.Invalid, err, "the certificate request cannot be read")
-	}
-	sum := sha256.Sum256(csr.RawSubjectPublicKeyInfo)
-	return hex.EncodeToString(sum[:6]), nil
 }
 
 // admit tells the role that a token gives. All refusals sound the same, so that nobody learns which tokens there are.
@@ -92,11 +65,8 @@ func (h *joining) place(tx *store.Tx, id string, role identity.Role, m *gantryv1
 		return nil, err
 	}
 	nodes := store.List[*gantryv1.Node](tx, "")
-	for _, n := range nodes {
-		if n.Meta.Key != id && n.ApiAddress == m.ApiAddress {
-			return nil, fault.New(fault.Conflict, "node %s has the address %s already", n.Name, m.ApiAddress).
-				WithHint("if that machine is gone: gantry node rm %s", n.Meta.Key)
-		}
+	if err := placeFree(nodes, id, m.ApiAddress); err != nil {
+		return nil, err
 	}
 	old, ok := store.Get[*gantryv1.Node](tx, id)
 	n := &gantryv1.Node{
@@ -104,7 +74,8 @@ func (h *joining) place(tx *store.Tx, id string, role identity.Role, m *gantryv1
 	}
 	n.Meta.Labels = m.Labels
 	if ok {
-		n.Meta, n.Subnet, n.Availability, n.Member = old.Meta, old.Subnet, old.Availability, old.Member
+		// What it is now is for those to say who promote and demote, whatever token it holds.
+		n.Meta, n.Role, n.Subnet, n.Availability, n.Member = old.Meta, old.Role, old.Subnet, old.Availability, old.Member
 	} else if n.Subnet, err = FreeRange(c, nodes); err != nil {
 		return nil, err
 	}

@@ -40,11 +40,18 @@ func (h *machineService) Describe(ctx context.Context, req *connect.Request[gant
 		return nil, err
 	}
 	m := req.Msg
-	if err := checkJoin(&gantryv1.JoinRequest{Name: m.Name, Address: m.Address, ApiAddress: m.ApiAddress}); err != nil {
+	if err := checkPlace(m.Name, m.Address, m.ApiAddress); err != nil {
 		return nil, err
 	}
 	var out *gantryv1.Node
 	err = h.store.Update(ctx, func(tx *store.Tx) error {
+		nodes := store.List[*gantryv1.Node](tx, "")
+		if err := placeFree(nodes, n.Meta.Key, m.ApiAddress); err != nil {
+			return err
+		}
+		if err := checkOverlayKey(nodes, n.Meta.Key, m.OverlayKey); err != nil {
+			return err
+		}
 		err := store.Modify(tx, n.Meta.Key, func(o *gantryv1.Node) error {
 			o.Name, o.Address, o.ApiAddress, o.OverlayKey = m.Name, m.Address, m.ApiAddress, m.OverlayKey
 			return nil
@@ -92,6 +99,12 @@ func (h *machineService) AddMember(ctx context.Context, req *connect.Request[gan
 		return nil, err
 	}
 	err = h.store.Update(ctx, func(tx *store.Tx) error {
+		for _, o := range store.List[*gantryv1.Node](tx, "") {
+			if o.Member == id && o.Meta.Key != n.Meta.Key {
+				return fault.New(fault.Conflict, "the member at %s is that of node %s", req.Msg.PeerUrl, o.Name).
+					WithHint("if that machine is gone: gantry node rm %s", o.Meta.Key)
+			}
+		}
 		return store.Modify(tx, n.Meta.Key, func(o *gantryv1.Node) error { o.Member = id; return nil })
 	})
 	return respond(&gantryv1.AddMemberResponse{Member: id, InitialCluster: initial}, err)

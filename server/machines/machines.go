@@ -11,6 +11,7 @@ import (
 	"io"
 	"log/slog"
 	"net/http"
+	"slices"
 	"time"
 
 	"connectrpc.com/connect"
@@ -74,9 +75,12 @@ func (a *API) Public(mux *http.ServeMux) {
 
 // Between serves what machines call: requests carry who calls (identity.WithCaller), but for joining.
 func (a *API) Between(mux *http.ServeMux) {
-	mux.Handle(gantryv1connect.NewJoinServiceHandler(&joining{a}, a.o.Options...))
+	mux.Handle(gantryv1connect.NewJoinServiceHandler(&joining{a}, append(slices.Clone(a.o.Options), connect.WithReadMaxBytes(MaxJoin))...))
 	mux.Handle(gantryv1connect.NewMachineServiceHandler(&machineService{a}, a.o.Options...))
 }
+
+// MaxJoin is the bytes of a request to join, which anybody may send.
+const MaxJoin = 64 << 10
 
 const (
 	// ClusterKey is the key of the one Cluster object.

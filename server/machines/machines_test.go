@@ -1,6 +1,7 @@
 package machines
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"io"
@@ -29,6 +30,7 @@ type council struct {
 	infos   []cluster.Info
 	leader  string
 	removed []string
+	added   string // the ID of the next member; made of its name if empty
 	moved   bool
 }
 
@@ -36,7 +38,7 @@ func (c *council) ID() string              { return "m1" }
 func (c *council) Leader() string          { return c.leader }
 func (c *council) Members() []cluster.Info { return c.infos }
 func (c *council) AddLearner(_ context.Context, name, url string) (string, []string, error) {
-	return "m-" + name, []string{name + "=" + url}, nil
+	return cmp.Or(c.added, "m-"+name), []string{name + "=" + url}, nil
 }
 func (c *council) Promote(context.Context, string) error { return nil }
 func (c *council) Remove(_ context.Context, id string) error {

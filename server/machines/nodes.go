@@ -131,8 +131,8 @@ func (h *nodeAdmin) change(ctx context.Context, name string, fn func(tx *store.T
 func (h *nodeAdmin) Label(ctx context.Context, req *connect.Request[gantryv1.LabelNodeRequest]) (*connect.Response[gantryv1.NodeView], error) {
 	return h.change(ctx, req.Msg.Node, func(_ *store.Tx, n *gantryv1.Node) error {
 		for k, v := range req.Msg.Labels {
-			if k == "" || strings.ContainsAny(k+v, "\n\t =") {
-				return fault.New(fault.Invalid, "%q=%q cannot be a label", k, v).WithHint("gantry node label NODE rack=r1 ssd=")
+			if err := checkLabel(k, v); err != nil {
+				return err
 			}
 			if n.Meta.Labels == nil {
 				n.Meta.Labels = map[string]string{}
@@ -141,6 +141,9 @@ func (h *nodeAdmin) Label(ctx context.Context, req *connect.Request[gantryv1.Lab
 			if v == "" {
 				delete(n.Meta.Labels, k)
 			}
+		}
+		if len(n.Meta.Labels) > maxLabels {
+			return fault.New(fault.Exhausted, "node %s cannot have more than %d labels", n.Name, maxLabels).WithHint("gantry node label NODE old=")
 		}
 		return nil
 	})
