@@ -105,7 +105,7 @@ func resolves(tr *trial, client *gantryv1.InstanceView, want map[string]bool) er
 			return err
 		}
 	}
-	_, err = ask("for i in 1 2 3 4 5 6 7 8; do " + get("web") + " || exit 1; done")
+	_, err = ask("date +%T; for i in 1 2 3 4 5 6 7 8; do " + get("web") + ` || { echo "failed"; exit 1; }; date +%T; done`)
 	return err
 }
 
