@@ -58,6 +58,7 @@ var ErrEnded = errors.New("the member ended")
 type Member struct {
 	etcd   *embed.Etcd
 	client *clientv3.Client
+	peers  *Peers
 	stop   sync.Once
 }
 
@@ -70,6 +71,19 @@ const (
 
 // Start opens or makes the member and waits until it serves.
 func Start(ctx context.Context, o Options) (*Member, error) {
+	m, err := Open(o)
+	if err != nil {
+		return nil, err
+	}
+	if err := m.AwaitReady(ctx); err != nil {
+		m.Stop()
+		return nil, err
+	}
+	return m, nil
+}
+
+// Open opens or makes the member and does not wait: until AwaitReady returns it can only tell what is on its own disk.
+func Open(o Options) (*Member, error) {
 	cfg, err := config(o)
 	if err != nil {
 		return nil, err
@@ -79,37 +93,43 @@ func Start(ctx context.Context, o Options) (*Member, error) {
 		return nil, fault.Wrap(fault.Corrupt, err, "the state in %s cannot be opened", o.Root).
 			WithHint("is another gantryd running with the same --root? is the disk full or read-only? df -h %s", o.Root)
 	}
-	m := &Member{etcd: e}
-	select {
-	case <-e.Server.ReadyNotify():
-	case err := <-e.Err():
-		e.Close()
-		return nil, fault.Wrap(fault.Unavailable, errors.Join(ErrEnded, err), "the state's server ended at its start")
-	case <-patience(o):
-		e.Close()
-		return nil, fault.New(fault.Timeout, "the state's server was not ready after %s", startTimeout)
-	case <-ctx.Done():
-		e.Close()
-		return nil, ctx.Err()
-	}
-	m.client = v3client.New(e.Server)
-	if err := m.announce(ctx, o.Peers); err != nil {
-		m.Stop()
-		return nil, err
-	}
-	return m, nil
+	return &Member{etcd: e, client: v3client.New(e.Server), peers: o.Peers}, nil
 }
 
-// patience is how long a member may take to be ready: one of several waits for a majority as long as it takes.
-func patience(o Options) <-chan time.Time {
-	if o.Peers != nil {
-		return nil
+// AwaitReady returns when the member serves. One of several waits for a majority as long as it takes.
+func (m *Member) AwaitReady(ctx context.Context) error {
+	var patience <-chan time.Time
+	if m.peers == nil {
+		patience = time.After(startTimeout)
 	}
-	return time.After(startTimeout)
+	select {
+	case <-m.etcd.Server.ReadyNotify():
+		return m.announce(ctx, m.peers)
+	case err := <-m.etcd.Err():
+		return fault.Wrap(fault.Unavailable, errors.Join(ErrEnded, err), "the state's server ended at its start")
+	case <-patience:
+		return fault.New(fault.Timeout, "the state's server was not ready after %s", startTimeout)
+	case <-ctx.Done():
+		return ctx.Err()
+	}
 }
 
 // Client reaches the member in process.
 func (m *Member) Client() *clientv3.Client { return m.client }
+
+// Local is a client whose reads tell what this member has on its own disk. It asks nobody, so the answers may be old.
+func (m *Member) Local() *clientv3.Client {
+	c := v3client.New(m.etcd.Server)
+	c.KV = localReads{c.KV}
+	return c
+}
+
+type localReads struct{ clientv3.KV }
+
+// Get is part of clientv3.KV.
+func (l localReads) Get(ctx context.Context, key string, opts ...clientv3.OpOption) (*clientv3.GetResponse, error) {
+	return l.KV.Get(ctx, key, append(opts, clientv3.WithSerializable())...)
+}
 
 // Err reports that the member has ended by itself.
 func (m *Member) Err() <-chan error { return m.etcd.Err() }
@@ -121,6 +141,12 @@ func (m *Member) Stopped() <-chan struct{} { return m.etcd.Server.StopNotify() }
 func (m *Member) Stop() {
 	m.stop.Do(func() {
 		_ = m.client.Close()
+		select {
+		case <-m.etcd.Server.ReadyNotify():
+		default:
+			// Close waits for what serves clients, and that waits until the member is ready or stopped.
+			m.etcd.Server.Stop()
+		}
 		m.etcd.Close()
 	})
 }

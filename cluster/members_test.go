@@ -254,6 +254,47 @@ func TestForcedClusterOfOne(t *testing.T) {
 	check(t, put(t.Context(), again, "k", "new"))
 }
 
+// TestRestartedWithoutMajority ends a member that was started while no majority is there, and then forces it.
+func TestRestartedWithoutMajority(t *testing.T) {
+	r := newRig(t)
+	oa := r.options("a", identity.Server)
+	a := r.start(oa)
+	b, _ := r.join(a, "b")
+	check(t, put(t.Context(), a, "k", "kept"))
+	b.Stop()
+	a.Stop()
+	again, err := cluster.Open(oa)
+	check(t, err)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
+	defer cancel()
+	if err := again.AwaitReady(ctx); err == nil {
+		t.Error("it is ready without a majority")
+	}
+	if got := again.Members(); len(got) != 2 {
+		t.Errorf("it knows of %+v", got)
+	}
+	r.eventually("what is on its disk can be read", func() error {
+		resp, err := again.Local().Get(t.Context(), "k")
+		if err == nil && (len(resp.Kvs) != 1 || string(resp.Kvs[0].Value) != "kept") {
+			err = fmt.Errorf("the state has %v", resp.Kvs)
+		}
+		return err
+	})
+	stopped := make(chan struct{})
+	go func() { again.Stop(); close(stopped) }()
+	select {
+	case <-stopped:
+	case <-time.After(time.Minute):
+		t.Fatal("it does not stop")
+	}
+	oa.Force = true
+	forced := r.start(oa)
+	if got := read(t, forced, "k"); got != "kept" {
+		t.Errorf("the state has %q", got)
+	}
+	check(t, put(t.Context(), forced, "k", "new"))
+}
+
 func TestRestore(t *testing.T) {
 	r := newRig(t)
 	o := r.options("a", identity.Server)

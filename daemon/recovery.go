@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"errors"
 	"io"
+	"net/http"
 	"os"
 	"path/filepath"
 
@@ -15,6 +16,7 @@ import (
 	"github.com/gantryd/gantry/cluster/identity"
 	"github.com/gantryd/gantry/fault"
 	"github.com/gantryd/gantry/internal/seal"
+	"github.com/gantryd/gantry/server"
 	"github.com/gantryd/gantry/server/machines"
 	"github.com/gantryd/gantry/store"
 )
@@ -49,7 +51,7 @@ func (r *serverRole) interrupt(ctx context.Context, do func(cluster.Options) err
 
 // ForceNewCluster implements the API.
 func (h *recovery) ForceNewCluster(ctx context.Context, _ *connect.Request[gantryv1.ForceNewClusterRequest]) (*connect.Response[gantryv1.RecoveryResponse], error) {
-	if s, _ := h.role.current(); s != nil && s.member.Leader() != "" {
+	if h.role.hasLeader() {
 		return nil, fault.New(fault.Conflict, "the cluster has a leader: nothing has to be forced").WithHint("gantry cluster status")
 	}
 	err := h.role.interrupt(ctx, func(cluster.Options) error {
@@ -59,6 +61,47 @@ func (h *recovery) ForceNewCluster(ctx context.Context, _ *connect.Request[gantr
 		return nil, err
 	}
 	return connect.NewResponse(&gantryv1.RecoveryResponse{}), nil
+}
+
+// hasLeader reports whether this machine's member knows of a leader.
+func (r *serverRole) hasLeader() bool {
+	s, _ := r.current()
+	member := r.awaited()
+	if s != nil {
+		member = s.member
+	}
+	return member != nil && member.Leader() != ""
+}
+
+// awaits notes the member of a server that has not reached a majority yet.
+func (r *serverRole) awaits(m *cluster.Member) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.waiting = m
+}
+
+func (r *serverRole) awaited() *cluster.Member {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.waiting
+}
+
+// lonely answers ClusterService.Status from what is on the disk of a server that was started without a majority. The state is
+// read for each question: it changes as soon as others are there.
+func (r *serverRole) lonely(ctx context.Context) (http.Handler, error) {
+	member := r.awaited()
+	if member == nil {
+		return nil, fault.New(fault.Unavailable, "this server starts").WithHint("try again; if it stays so: journalctl -u gantryd")
+	}
+	st, err := store.New(ctx, member.Local(), r.d.Logger)
+	if err != nil {
+		return nil, err
+	}
+	mux := http.NewServeMux()
+	machines.New(st, member, machines.Options{
+		Node: r.machine.Node().Meta.Key, Version: r.d.Version.GetVersion(), Logger: r.d.Logger, Options: server.HandlerOptions(),
+	}).Public(mux)
+	return mux, nil
 }
 
 // Restore implements the API.

@@ -42,9 +42,11 @@ type serverRole struct {
 	ended  bool       // the member ended at its start: the others may have removed it
 	orders chan order // to be done while no member runs
 
-	mu    sync.Mutex
-	now   *serving      // nil while there is none
-	moved chan struct{} // closed and replaced when now changes
+	mu  sync.Mutex
+	now *serving // nil while there is none
+	// waiting is the member of a server that has not reached a majority yet; nil if there is none.
+	waiting *cluster.Member
+	moved   chan struct{} // closed and replaced when now changes
 	// reached has the ways to other machines by node.
 	reached map[string]reached
 }
@@ -210,12 +212,16 @@ func (r *serverRole) work(ctx context.Context) error {
 	if err := r.admit(ctx); err != nil {
 		return err
 	}
-	member, err := cluster.Start(ctx, r.memberOptions())
+	member, err := cluster.Open(r.memberOptions())
 	if err != nil {
-		r.ended = errors.Is(err, cluster.ErrEnded)
 		return err
 	}
 	defer member.Stop()
+	r.awaits(member)
+	if err := member.AwaitReady(ctx); err != nil {
+		r.ended = errors.Is(err, cluster.ErrEnded)
+		return err
+	}
 	st, err := r.openStore(ctx, member)
 	if err != nil {
 		return err
@@ -469,7 +475,7 @@ func memberFailed(ctx context.Context, m *cluster.Member, own *machine) error {
 
 func (r *serverRole) set(s *serving) {
 	r.mu.Lock()
-	r.now = s
+	r.now, r.waiting = s, nil
 	r.mu.Unlock()
 	r.servers.ready.Store(s != nil)
 	r.announce()

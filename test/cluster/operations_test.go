@@ -89,55 +89,6 @@ func members(t *testing.T, by *lab.Node) int {
 	return n
 }
 
-// TestLostMajority loses two of three servers for good. The third says so, goes on running what it runs, and becomes a
-// cluster of one; a lost server that comes back after all begins again as a node.
-func TestLostMajority(t *testing.T) {
-	heavy(t)
-	tr := begin(t, lab.Shape{Servers: 3})
-	tr.up(t, "web", 6)
-	left, back := tr.Node(0), tr.Node(1)
-	before := map[string]time.Time{}
-	here := ids(left)
-	for _, view := range left.Instances(t) {
-		if here[view.Instance.Meta.Key] {
-			before[view.Instance.Meta.Key] = view.Status.GetStartedAt().AsTime()
-		}
-	}
-	tr.Node(2).PowerOff(t)
-	back.PowerOff(t)
-	lab.Eventually(t, time.Minute, "it says that nobody leads", func() error {
-		st, err := left.Status()
-		if err != nil {
-			return err
-		}
-		if st.Leader != "" || len(st.Findings) == 0 || !strings.Contains(st.Findings[0].Message, "no server leads") {
-			return fmt.Errorf("leader %q, findings %v", st.Leader, st.Findings)
-		}
-		return nil
-	})
-	if got := ids(left); len(got) < len(before) {
-		t.Errorf("%d of %d instances run on without a majority", len(got), len(before))
-	}
-	left.Gantry(t, "cluster", "recover", "--force")
-	sameStarts(t, left, before)
-	left.Gantry(t, "node", "rm", "--force", tr.Node(2).Name())
-	back.PowerOn(t)
-	lab.Eventually(t, 2*time.Minute, "the server that came back is a node", func() error {
-		nodes, err := left.Machines()
-		if err != nil {
-			return err
-		}
-		for _, n := range nodes {
-			if n.Node.Name == back.Name() && (n.Node.Role != "node" || n.Status.GetState() != "ready") {
-				return fmt.Errorf("it is a %s and %s", n.Node.Role, n.Status.GetState())
-			}
-		}
-		return nil
-	})
-	left.Gantry(t, "node", "promote", back.Name())
-	tr.slots.check(t)
-}
-
 // TestBackup restores a backup in place and on a machine that has never seen the cluster.
 func TestBackup(t *testing.T) {
 	heavy(t)
