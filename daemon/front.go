@@ -122,7 +122,7 @@ func (f *front) Operators() http.Handler {
 // unready is why this machine alone cannot answer.
 func (f *front) unready() error {
 	if f.machine.isServer() {
-		return fault.New(fault.Unavailable, "this server has not reached the others yet").WithHint("does it reach them? see the log of gantryd")
+		return fault.New(fault.Unavailable, "this server has not reached the others yet").WithHint("gantry cluster status")
 	}
 	return fault.New(fault.Unavailable, "this machine only runs instances; servers answer at %s", strings.Join(f.machine.Servers(), ", ")).
 		WithHint("run gantry on a server, or make this machine one: gantry node promote %s", f.machine.Node().Name)
@@ -172,6 +172,13 @@ func (f *front) leaderless(w http.ResponseWriter, r *http.Request, s *serving, p
 	switch {
 	case s == nil && isSystem(r):
 		f.alone.ServeHTTP(w, r)
+	case s == nil && aloneToo(r):
+		h, err := f.role.lonely(r.Context())
+		if err != nil {
+			f.fail(w, r, err)
+			return
+		}
+		h.ServeHTTP(w, r)
 	case s == nil:
 		f.fail(w, r, f.unready())
 	case aloneToo(r):
