@@ -6,8 +6,8 @@ import (
 	"slices"
 )
 
-// backendsPerRule is what one message can carry. More instances of one service than that do not serve new connections.
-const backendsPerRule = 2000
+// mostTurns bounds what weights cost: a service of more instances than that gives each of them one turn.
+const mostTurns = 2000
 
 // backend is one instance that takes connections. A weight below 1 counts as 1.
 type backend struct {
@@ -18,7 +18,7 @@ type backend struct {
 func (b backend) share() int64 { return int64(max(b.weight, 1)) }
 
 // turns lists who takes the next connection, and the next, until it begins anew. Those of more weight come more often, spread
-// over the list. Weights are reduced to what fits into one rule; everybody keeps at least one turn.
+// over the list. Weights are reduced to at most mostTurns turns; everybody keeps at least one.
 func turns(ready []backend) []netip.Addr {
 	shares, sum := reduce(ready)
 	if sum == int64(len(ready)) {
@@ -46,16 +46,16 @@ func turns(ready []backend) []netip.Addr {
 	return out
 }
 
-// reduce makes weights as small as they can be, and their sum no more than one rule carries.
+// reduce makes weights as small as they can be, and their sum at most mostTurns.
 func reduce(ready []backend) (shares []int64, sum int64) {
 	var divisor int64
 	for _, b := range ready {
 		divisor = gcd(divisor, b.share())
 		sum += b.share()
 	}
-	room := int64(backendsPerRule - len(ready))
+	room := int64(mostTurns - len(ready))
 	shares = make([]int64, len(ready))
-	over := divisor > 0 && sum/divisor > backendsPerRule
+	over := divisor > 0 && sum/divisor > mostTurns
 	total := int64(0)
 	for i, b := range ready {
 		shares[i] = b.share() / max(divisor, 1)

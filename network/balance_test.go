@@ -52,7 +52,7 @@ func TestTurnsAreBoundedAndNobodyIsLeftOut(t *testing.T) {
 		for _, a := range list {
 			seen[a] = true
 		}
-		if len(list) > backendsPerRule || len(seen) != len(ready) {
+		if len(list) > mostTurns || len(seen) != len(ready) {
 			t.Fatalf("%d backends have %d turns and %d of them one", len(ready), len(list), len(seen))
 		}
 	}

@@ -70,42 +70,41 @@ func flipped(e *gantryv1.ServiceEndpoints) *gantryv1.ServiceEndpoints {
 	return e
 }
 
-// BenchmarkApplyOneOf100000Instances is a change on one of a thousand nodes with a hundred instances each.
-func BenchmarkApplyOneOf100000Instances(b *testing.B) {
-	l := newLab(b)
-	s := many(5000, 20)
-	must(b, l.Apply(b.Context(), s))
-	for b.Loop() {
-		s.Endpoints[17] = flipped(s.Endpoints[17])
+// BenchmarkChange is what a node with a hundred instances of its own does when something changes, by the number of services
+// that it knows, of 20 instances each: one instance turns ready or not; a service comes or goes; the only instance of a
+// network moves here or away; the whole table is written anew.
+func BenchmarkChange(b *testing.B) {
+	here, elsewhere := address(10<<24|64<<16|3<<8|250).String(), address(10<<24|200<<16|2).String()
+	for _, services := range []int{100, 1000, 5000} {
+		l := newLab(b)
+		s := many(services, 20)
+		one := &gantryv1.ServiceEndpoints{Service: "prod/one/s", Environment: "prod", VirtualIp: "10.96.250.1",
+			Endpoints:   []*gantryv1.Endpoint{{Address: elsewhere, Ready: true}},
+			Attachments: []*gantryv1.NetworkAttachment{{Network: "prod/one/default"}}}
+		s.Networks = append(s.Networks, network("prod/one/default", 9999, false))
 		must(b, l.Apply(b.Context(), s))
-	}
-}
-
-func BenchmarkApplyOneOf1000(b *testing.B) {
-	l := newLab(b, func(o *Options) { o.Subnet = netip.MustParsePrefix("10.64.0.0/16") })
-	s := many(1000, 5)
-	must(b, l.Apply(b.Context(), s))
-	for b.Loop() {
-		s.Endpoints[17] = flipped(s.Endpoints[17])
-		must(b, l.Apply(b.Context(), s))
-	}
-}
-
-func BenchmarkApplyUnchanged1000(b *testing.B) {
-	l := newLab(b, func(o *Options) { o.Subnet = netip.MustParsePrefix("10.64.0.0/16") })
-	s := many(1000, 5)
-	must(b, l.Apply(b.Context(), s))
-	for b.Loop() {
-		must(b, l.Apply(b.Context(), s))
-	}
-}
-
-func BenchmarkApplyAnew1000(b *testing.B) {
-	l := newLab(b, func(o *Options) { o.Subnet = netip.MustParsePrefix("10.64.0.0/16") })
-	s := many(1000, 5)
-	must(b, l.Apply(b.Context(), s))
-	for b.Loop() {
-		must(b, l.reassert())
+		both := State{Endpoints: append(s.Endpoints[:len(s.Endpoints):len(s.Endpoints)], one), Networks: s.Networks}
+		at := func(address string) State {
+			e := proto.Clone(one).(*gantryv1.ServiceEndpoints)
+			e.Endpoints[0].Address = address
+			return State{Endpoints: append(s.Endpoints[:len(s.Endpoints):len(s.Endpoints)], e), Networks: s.Networks}
+		}
+		run := func(what string, change func(i int) error) {
+			b.Run(fmt.Sprintf("%d/%s", services, what), func(b *testing.B) {
+				for i := 0; b.Loop(); i++ {
+					must(b, change(i))
+				}
+			})
+		}
+		run("none", func(int) error { return l.Apply(b.Context(), s) })
+		run("ready", func(int) error {
+			s.Endpoints[17] = flipped(s.Endpoints[17])
+			return l.Apply(b.Context(), s)
+		})
+		run("service", func(i int) error { return l.Apply(b.Context(), []State{both, s}[i%2]) })
+		run("moved", func(i int) error { return l.Apply(b.Context(), at([]string{here, elsewhere}[i%2])) })
+		run("anew", func(int) error { return l.reassert() })
+		l.stop()
 	}
 }
 
@@ -233,14 +232,5 @@ func BenchmarkBetweenNodes(b *testing.B) {
 			}
 			b.Run("containers", func(b *testing.B) { stream(b, x.ns, y.ns, y.IPv4.String()+":9000") })
 		})
-	}
-}
-
-// BenchmarkApplyAnew100000Instances is what a node of a thousand does when its daemon starts.
-func BenchmarkApplyAnew100000Instances(b *testing.B) {
-	l := newLab(b)
-	must(b, l.Apply(b.Context(), many(5000, 20)))
-	for b.Loop() {
-		must(b, l.reassert())
 	}
 }

@@ -7,9 +7,7 @@ import (
 	"slices"
 
 	"github.com/google/nftables"
-	"github.com/google/nftables/binaryutil"
 	"github.com/google/nftables/expr"
-	"golang.org/x/sys/unix"
 )
 
 // change writes a difference in one transaction.
@@ -46,13 +44,11 @@ func (r *ruleset) collect(c changes) {
 	update(r, r.sets.hairpins, c.hairpins, four, func(a netip.Addr, _ struct{}) nftables.SetElement {
 		return nftables.SetElement{Key: append(a.AsSlice(), a.AsSlice()...)}
 	})
-	reroute(r, c.services, netip.Addr.Compare, serviceChain, func(a netip.Addr) (*nftables.Set, []byte) {
-		return r.sets.services, a.AsSlice()
-	})
+	reroute(r, c.services, netip.Addr.Compare, r.wayToService)
 	byProxy := func(k portKey, _ target) bool { return !k.inKernel() }
 	maps.DeleteFunc(c.ports.del, byProxy)
 	maps.DeleteFunc(c.ports.add, byProxy)
-	reroute(r, c.ports, portKey.compare, portChain, r.portElement)
+	reroute(r, c.ports, portKey.compare, r.wayToPort)
 }
 
 func segmentChain(s uint32) string { return fmt.Sprintf("segment.%d", s) }
@@ -136,35 +132,6 @@ func (r *ruleset) elements(op func(*nftables.Set, []nftables.SetElement) error, 
 	}
 }
 
-// reroute changes chains that spread connections over backends, and the map that leads to them. A chain that stays is
-// only refilled: its element stays valid throughout.
-func reroute[K comparable](r *ruleset, d delta[K, target], order func(a, b K) int, name func(K) string, element func(K) (*nftables.Set, []byte)) {
-	for _, k := range sortedKeys(d.del, order) {
-		if _, stays := d.add[k]; stays {
-			continue
-		}
-		s, key := element(k)
-		c := &nftables.Chain{Name: name(k), Table: r.table}
-		r.elements(r.conn.SetDeleteElements, s, []nftables.SetElement{{Key: key, VerdictData: &expr.Verdict{Kind: expr.VerdictGoto, Chain: c.Name}}})
-		r.conn.FlushChain(c)
-		r.conn.DelChain(c)
-	}
-	for _, k := range sortedKeys(d.add, order) {
-		s, key := element(k)
-		c := &nftables.Chain{Name: name(k), Table: r.table}
-		_, stays := d.del[k]
-		if stays {
-			r.conn.FlushChain(c)
-		} else {
-			r.conn.AddChain(c)
-		}
-		r.conn.AddRule(&nftables.Rule{Table: r.table, Chain: c, Exprs: r.spread(d.add[k])})
-		if !stays {
-			r.elements(r.conn.SetAddElements, s, []nftables.SetElement{{Key: key, VerdictData: &expr.Verdict{Kind: expr.VerdictGoto, Chain: c.Name}}})
-		}
-	}
-}
-
 func sortedKeys[K comparable](m map[K]target, order func(a, b K) int) []K {
 	keys := make([]K, 0, len(m))
 	for k := range m {
@@ -172,52 +139,4 @@ func sortedKeys[K comparable](m map[K]target, order func(a, b K) int) []K {
 	}
 	slices.SortFunc(keys, order)
 	return keys
-}
-
-func serviceChain(a netip.Addr) string { return "service." + a.String() }
-
-func portChain(k portKey) string {
-	name := fmt.Sprintf("port.%d.%d", k.proto, k.port)
-	if k.host.IsValid() {
-		name += "." + k.host.String()
-	}
-	return name
-}
-
-// portElement is the map and key of a published port. Parts of a key fill four bytes each.
-func (r *ruleset) portElement(k portKey) (*nftables.Set, []byte) {
-	key := append([]byte{k.proto, 0, 0, 0}, append(binaryutil.BigEndian.PutUint16(k.port), 0, 0)...)
-	if !k.host.IsValid() {
-		return r.sets.ports, key
-	}
-	return r.sets.hostPorts, append(k.host.AsSlice(), key...)
-}
-
-// spread is the rule that gives each new connection the next backend.
-func (r *ruleset) spread(t target) rule {
-	out := rule{&expr.Immediate{Register: reg1, Data: t.backends[0].AsSlice()}}
-	if len(t.backends) > 1 {
-		out = r.turn(t.backends)
-	}
-	nat := &expr.NAT{Type: expr.NATTypeDestNAT, Family: unix.NFPROTO_IPV4, RegAddrMin: reg1}
-	if t.port != 0 {
-		out = append(out, &expr.Immediate{Register: unix.NFT_REG_2, Data: binaryutil.BigEndian.PutUint16(t.port)})
-		nat.RegProtoMin = unix.NFT_REG_2
-	}
-	return append(out, nat)
-}
-
-// turn puts the next backend's address into the register: a counter of the rule's own, and a map that goes with the rule.
-func (r *ruleset) turn(backends []netip.Addr) rule {
-	s := &nftables.Set{Table: r.table, Anonymous: true, Constant: true, IsMap: true, KeyType: nftables.TypeInteger, DataType: nftables.TypeIPAddr}
-	backends = backends[:min(len(backends), backendsPerRule)]
-	elements := make([]nftables.SetElement, len(backends))
-	for i, a := range backends {
-		elements[i] = nftables.SetElement{Key: native32(uint32(i)), Val: a.AsSlice()}
-	}
-	_ = r.conn.AddSet(s, elements) // only fails for keys longer than a message
-	return rule{
-		&expr.Numgen{Register: reg1, Modulus: uint32(len(backends)), Type: unix.NFT_NG_INCREMENTAL},
-		translate(reg1, reg1, s),
-	}
 }

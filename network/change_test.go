@@ -3,11 +3,13 @@ package network
 import (
 	"fmt"
 	"math/rand/v2"
+	"net/netip"
 	"slices"
 	"strings"
 	"testing"
 
 	"github.com/google/nftables"
+	"github.com/google/nftables/expr"
 
 	gantryv1 "github.com/gantryd/gantry/api/gen/gantry/v1"
 )
@@ -64,8 +66,8 @@ func randomState(rng *rand.Rand) State {
 	return s
 }
 
-// dump is all named sets with their elements, and how many rules each chain has, in a fixed order. Segments are numbered
-// alike in both, because numbers last as long as the Network.
+// dump is all sets with their elements, and the rules and turns of each chain, in a fixed order. Segments are numbered alike in
+// both, because numbers last as long as the Network; rows are not, and whose turn comes first depends on what was before.
 func dump(t *testing.T) string {
 	t.Helper()
 	c, err := nftables.New()
@@ -74,17 +76,22 @@ func dump(t *testing.T) string {
 	var lines []string
 	sets, err := c.GetSets(table)
 	must(t, err)
+	rows := map[string][]string{} // to backends, by turn
 	for _, s := range sets {
-		if s.Anonymous {
-			continue
-		}
 		s.Table = table
 		elements, err := c.GetSetElements(s)
 		must(t, err)
 		for _, e := range elements {
+			if strings.HasPrefix(s.Name, "turns.") {
+				at := fmt.Sprintf("%s %x", s.Name, e.Key[:4])
+				rows[at] = append(rows[at], fmt.Sprintf("%x", e.Val))
+				continue
+			}
 			lines = append(lines, fmt.Sprintf("%s %x", s.Name, e.Key))
 		}
-		lines = append(lines, s.Name)
+		if !strings.HasPrefix(s.Name, "turns.") {
+			lines = append(lines, s.Name)
+		}
 	}
 	chains, err := c.ListChainsOfTableFamily(nftables.TableFamilyINet)
 	must(t, err)
@@ -94,10 +101,97 @@ func dump(t *testing.T) string {
 		}
 		rules, err := c.GetRules(table, chain)
 		must(t, err)
-		lines = append(lines, fmt.Sprintf("chain %s %d", chain.Name, len(rules)))
+		lines = append(lines, fmt.Sprintf("chain %s %d %s", chain.Name, len(rules), turnsOf(rules, rows)))
+	}
+	if len(rows) > 0 {
+		t.Errorf("turns that no chain uses: %v", rows)
 	}
 	slices.Sort(lines)
 	return strings.Join(lines, "\n")
+}
+
+// turnsOf takes the backends that a chain spreads connections over out of rows.
+func turnsOf(rules []*nftables.Rule, rows map[string][]string) string {
+	var row string
+	var modulus uint32
+	for _, rule := range rules {
+		for _, e := range rule.Exprs {
+			switch e := e.(type) {
+			case *expr.Immediate:
+				if row == "" {
+					row = fmt.Sprintf("%x", e.Data)
+				}
+			case *expr.Numgen:
+				modulus = e.Modulus
+			case *expr.Lookup:
+				if modulus > 0 {
+					row = e.SetName + " " + row
+				}
+			}
+		}
+	}
+	backends := rows[row]
+	delete(rows, row)
+	slices.Sort(backends)
+	return fmt.Sprintf("%d %v", modulus, backends)
+}
+
+// TestTurnsStay has instances come and go: what the kernel is told is what has changed, and everybody has one turn.
+func TestTurnsStay(t *testing.T) {
+	rng := rand.New(rand.NewPCG(5, 6))
+	var has []netip.Addr
+	for range 500 {
+		there := map[netip.Addr]bool{}
+		var want []netip.Addr
+		for range rng.IntN(40) {
+			if a := address(uint32(rng.IntN(60) + 1)); !there[a] {
+				there[a], want = true, append(want, a)
+			}
+		}
+		is := arrange(has, want)
+		moved := 0
+		for i, a := range is {
+			if i < len(has) && has[i] != a && there[has[i]] {
+				moved++
+			}
+		}
+		// Only those whose turn is past the end of a shorter list may have to move.
+		if tail := max(0, len(has)-len(is)); moved > tail {
+			t.Fatalf("%v became %v: %d moved", has, is, moved)
+		}
+		got := slices.SortedFunc(slices.Values(is), netip.Addr.Compare)
+		if slices.SortFunc(want, netip.Addr.Compare); !slices.Equal(got, want) {
+			t.Fatalf("%v instead of %v", got, want)
+		}
+		has = is
+	}
+}
+
+// TestManyServices fills several maps of turns, empties them and fills them again: every service leads to its instances.
+func TestManyServices(t *testing.T) {
+	l := newLab(t)
+	a, client := l.container("a"), l.container("client")
+	a.serve(80)
+	nets := []*gantryv1.Network{network("prod/shop/front", 1, false)}
+	caller := service("prod", "client", "", []string{"front"}, client)
+	all := []*gantryv1.ServiceEndpoints{caller}
+	for i := range 3*rowsPerMap + 5 {
+		all = append(all, service("prod", fmt.Sprint("s", i), fmt.Sprintf("10.96.1.%d", i+1), []string{"front"}, a))
+	}
+	for range 2 {
+		l.apply(nets, all[:rowsPerMap]...)
+		l.apply(nets, all...)
+		for _, i := range []int{1, rowsPerMap, rowsPerMap + 1, 2 * rowsPerMap, len(all) - 1} {
+			if _, _, err := client.ask(all[i].VirtualIp + ":80"); err != nil {
+				t.Errorf("%s: %v", all[i].Service, err)
+			}
+		}
+		l.apply(nets, caller)
+		if n := len(l.Network.nft.turns.maps); n != 0 {
+			t.Errorf("%d maps are left without a service", n)
+		}
+		client.cannotReach("10.96.1.1:80")
+	}
 }
 
 // TestApplyRecovers lets the table vanish while nobody watches.

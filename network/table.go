@@ -43,7 +43,7 @@ func (n *Network) tableOptions() tableOptions {
 }
 
 // rulesVersion changes with the fixed rules, so that a daemon knows those of an older one.
-const rulesVersion = 3
+const rulesVersion = 4
 
 // marker is the name of a chain that says which fixed rules the table has.
 func (o tableOptions) marker() string {
@@ -58,10 +58,11 @@ type ruleset struct {
 	conn  *nftables.Conn
 	table *nftables.Table
 	sets  sets
+	turns turnTable
 	port  atomic.Uint32 // netlink port of conn: events that carry another one are somebody else's doing
 }
 
-// sets holds all that changes; rules are fixed, but for one per service and published port and two
+// sets holds what changes, besides the maps of turns; rules are fixed, but for one per service and published port and two
 // per segment.
 type sets struct {
 	segments, segments6     *nftables.Set // container : chain of its segment
@@ -209,6 +210,7 @@ func (r *ruleset) replaceMissing(m *model) error {
 
 // base collects the table's sets and fixed rules.
 func (r *ruleset) base() error {
+	r.turns = newTurnTable()
 	r.conn.AddTable(r.table)
 	for _, s := range r.sets.all() {
 		if err := r.conn.AddSet(s, nil); err != nil {
