@@ -107,7 +107,7 @@ func madeFrom(f *Found, plan *bootstrap.Plan) bool {
 
 func (s *Service) putAll(ctx context.Context, names []string, target ocispec.Descriptor) error {
 	for _, n := range names {
-		if err := s.put(ctx, n, target); err != nil {
+		if err := s.put(ctx, n, target, nil); err != nil {
 			return err
 		}
 	}

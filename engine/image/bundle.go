@@ -194,7 +194,8 @@ func (s *Service) room(size int64) error {
 	if err := syscall.Statfs(s.Root, &fs); err != nil {
 		return nil // the write itself will say
 	}
-	if free := int64(fs.Bavail) * fs.Bsize; size > free-free/50 {
+	// A file system that says it has no blocks at all, as some in user space do, says nothing.
+	if free := int64(fs.Bavail) * fs.Bsize; fs.Blocks > 0 && size > free-free/50 {
 		return fault.New(fault.Exhausted, "no room on the disk for %d bytes more", size).WithHint("gantry system prune, or make room")
 	}
 	return nil

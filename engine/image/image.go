@@ -59,6 +59,7 @@ type Options struct {
 type Service struct {
 	Options
 	locks keyLock
+	queue queue
 	peers *peer.Exchange
 	// quiet swallows what containerd's libraries log; the same comes back as an error.
 	quiet *log.Entry

@@ -77,7 +77,7 @@ func (s *Service) importAll(ctx context.Context, r io.Reader, reference string) 
 		}
 	}
 	for _, rec := range recs {
-		if err := s.put(ctx, rec.Name, rec.Target); err != nil {
+		if err := s.put(ctx, rec.Name, rec.Target, nil); err != nil {
 			return nil, err
 		}
 	}

@@ -30,7 +30,7 @@ func (s *Service) Tag(ctx context.Context, source, target string) error {
 	if err != nil {
 		return err
 	}
-	if err := s.put(ctx, to.String(), rec.Target); err != nil {
+	if err := s.put(ctx, to.String(), rec.Target, nil); err != nil {
 		return explain(err, "tag %s", target)
 	}
 	s.Announce(ctx)

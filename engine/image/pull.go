@@ -19,6 +19,7 @@ import (
 )
 
 // Pull makes an image present and unpacked, as the request's policy says, and returns it. The last message to emit has it too.
+// One that is ahead of need unpacks nothing, and fails with fault.Conflict if the image is pulled in earnest meanwhile.
 func (s *Service) Pull(ctx context.Context, req *gantryv1.PullRequest, emit Emit) (*gantryv1.Image, error) {
 	named, err := parse(req.Image)
 	if err != nil {
@@ -30,18 +31,18 @@ func (s *Service) Pull(ctx context.Context, req *gantryv1.PullRequest, emit Emit
 	}
 	ctx, rep := report(s.in(ctx), emit)
 	defer rep.cancel(nil)
-	unlock, err := s.locks.lock(ctx, named.String()+"|"+req.Platform)
+	ctx, done, err := s.turn(ctx, named.String()+"|"+req.Platform, req.Ahead)
 	if err != nil {
 		return nil, explain(err, "image %s", req.Image)
 	}
-	defer unlock()
+	defer done()
 	p := &puller{s: s, req: req, name: named.String(), match: match, rep: rep}
 	target, err := p.ensure(ctx)
 	if err != nil {
 		if rep.err != nil {
 			return nil, rep.err
 		}
-		return nil, err
+		return nil, gaveWay(ctx, err)
 	}
 	img, err := s.describe(ctx, target)
 	if err != nil {
@@ -63,10 +64,12 @@ type puller struct {
 func (p *puller) ensure(ctx context.Context) (ocispec.Descriptor, error) {
 	if p.req.Policy != gantryv1.PullPolicy_PULL_POLICY_ALWAYS {
 		f, err := p.local(ctx)
-		if err == nil {
+		switch {
+		case err == nil && p.req.Ahead:
+			return f.Target, nil
+		case err == nil:
 			return f.Target, p.s.unpackFound(ctx, f, p.rep)
-		}
-		if !fault.Is(err, fault.NotFound) || p.never() && p.s.peers == nil {
+		case !fault.Is(err, fault.NotFound) || p.never() && p.s.peers == nil:
 			return ocispec.Descriptor{}, err
 		}
 	}
@@ -193,11 +196,11 @@ func (p *puller) download(ctx context.Context, resolver remotes.Resolver, name s
 	if err != nil {
 		return err
 	}
-	if err := p.s.dispatch(ctx, h, target, p.rep); err != nil {
+	if err := p.keep(ctx, h, target); err != nil {
 		return err
 	}
 	target.Annotations, target.URLs, target.Data = nil, nil, nil
-	if err := p.s.put(ctx, p.name, target); err != nil {
+	if err := p.s.put(ctx, p.name, target, p.labels()); err != nil {
 		return err
 	}
 	p.s.Changed()
@@ -265,15 +268,15 @@ func (s *Service) dispatch(ctx context.Context, h images.Handler, target ocispec
 }
 
 // put records an image under a name. What the name stood for before stays as an unnamed image until it is pruned, since a
-// release may still want it by digest.
-func (s *Service) put(ctx context.Context, name string, target ocispec.Descriptor) error {
-	rec := images.Image{Name: name, Target: target}
+// release may still want it by digest. Labels are those of a new record.
+func (s *Service) put(ctx context.Context, name string, target ocispec.Descriptor, labels map[string]string) error {
+	rec := images.Image{Name: name, Target: target, Labels: labels}
 	old, err := s.Images.Get(ctx, name)
 	switch {
 	case errdefs.IsNotFound(err):
 		_, err = s.Images.Create(ctx, rec)
 		if errdefs.IsAlreadyExists(err) {
-			return s.put(ctx, name, target)
+			return s.put(ctx, name, target, labels)
 		}
 		return err
 	case err != nil:
@@ -283,9 +286,13 @@ func (s *Service) put(ctx context.Context, name string, target ocispec.Descripto
 			return err
 		}
 	}
-	_, err = s.Images.Update(ctx, rec, "target")
+	fields := []string{"target"}
+	if labels == nil && old.Labels[labelDangling] != "" {
+		fields = append(fields, "labels."+labelDangling) // somebody names it now
+	}
+	_, err = s.Images.Update(ctx, rec, fields...)
 	if errdefs.IsNotFound(err) {
-		return s.put(ctx, name, target)
+		return s.put(ctx, name, target, labels)
 	}
 	return err
 }

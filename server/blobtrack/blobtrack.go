@@ -60,6 +60,8 @@ type Tracker struct {
 	blobs map[string]blob                 // by digest
 	nodes map[string]*machine             // by node
 	names map[string]map[string]imageName // by name and node
+	whole map[string]map[string]bool      // nodes by the digest of an image of which they have all
+	moved chan struct{}                   // closed and replaced when whole changes, or a node has told what it has
 }
 
 // blob is who has one, or is about to.
@@ -79,6 +81,8 @@ type machine struct {
 	active int // nodes that fetch anything from it now
 	blobs  map[string]bool
 	names  map[string]bool
+	whole  map[string]bool
+	told   bool // everything it has, once
 }
 
 type imageName struct {
@@ -94,7 +98,7 @@ func New(o Options) *Tracker {
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
-	t := &Tracker{o: o}
+	t := &Tracker{o: o, moved: make(chan struct{})}
 	t.Reset()
 	return t
 }
@@ -105,6 +109,8 @@ func (t *Tracker) Reset() {
 	defer t.mu.Unlock()
 	t.id, t.swept = ids.New(), t.o.Now()
 	t.blobs, t.nodes, t.names = map[string]blob{}, map[string]*machine{}, map[string]map[string]imageName{}
+	t.whole = map[string]map[string]bool{}
+	t.move()
 }
 
 // Locate names nodes to fetch a blob from, best first, and notes that the caller fetches it from the first.
@@ -277,6 +283,7 @@ func (t *Tracker) Announce(node string, req *gantryv1.AnnounceRequest) *gantryv1
 		t.accuse(node, f)
 	}
 	t.rename(node, m, req)
+	t.keep(node, m, req)
 	return &gantryv1.AnnounceResponse{Tracker: t.id}
 }
 
@@ -331,7 +338,7 @@ func (t *Tracker) rename(node string, m *machine, req *gantryv1.AnnounceRequest)
 func (t *Tracker) machine(node string) *machine {
 	m := t.nodes[node]
 	if m == nil {
-		m = &machine{blobs: map[string]bool{}, names: map[string]bool{}}
+		m = &machine{blobs: map[string]bool{}, names: map[string]bool{}, whole: map[string]bool{}}
 		t.nodes[node] = m
 	}
 	return m
@@ -395,7 +402,11 @@ func (t *Tracker) sweep() {
 		for n := range m.names {
 			t.unname(id, n)
 		}
+		for d := range m.whole {
+			t.lose(id, m, d)
+		}
 		delete(t.nodes, id)
+		t.move()
 	}
 }
 
@@ -416,20 +427,6 @@ func (t *Tracker) FindName(name string, any bool) string {
 		}
 	}
 	return best.digest
-}
-
-// Holders lists the nodes that are up and have all of a blob, in order.
-func (t *Tracker) Holders(digest string) []string {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	var out []string
-	for id, h := range t.blobs[digest] {
-		if n, ok := t.o.Node(id); ok && !n.Down && h.whole {
-			out = append(out, id)
-		}
-	}
-	slices.Sort(out)
-	return out
 }
 
 // Digest is FindName for a name as people write it, among those of the servers.

@@ -79,11 +79,72 @@ func TestDownloadsChain(t *testing.T) {
 
 func TestHoldersHaveAllOfIt(t *testing.T) {
 	w := newWorld("s", "a", "b", "c")
-	w.has("c", "s", "b")
-	w.ask("a") // is still fetching it
+	w.has("a") // the manifest, without the rest
+	for _, n := range []string{"c", "s", "b"} {
+		w.Announce(n, &gantryv1.AnnounceRequest{Boot: n, Images: []string{layer}})
+	}
 	w.nodes["b"] = blobtrack.Node{Down: true}
-	if got := w.Holders(layer); !slices.Equal(got, []string{"c", "s"}) {
+	delete(w.nodes, "c")
+	if got := w.Holders(layer); !slices.Equal(got, []string{"s"}) {
 		t.Errorf("%v", got)
+	}
+	if got := w.Keepers(layer); !slices.Equal(got, []string{"b", "c", "s"}) {
+		t.Errorf("%v, want also those that are not there now", got)
+	}
+}
+
+// TestImagesComeAndGo follows what one node says of its images, and who waits for news.
+func TestImagesComeAndGo(t *testing.T) {
+	other := "sha256:" + strings.Repeat("b", 64)
+	w := newWorld("a")
+	for i, step := range []struct {
+		req         *gantryv1.AnnounceRequest
+		told, moved bool
+		want        []string // digests that a has
+	}{
+		{&gantryv1.AnnounceRequest{Images: []string{layer}}, false, true, []string{layer}},
+		{&gantryv1.AnnounceRequest{Images: []string{layer}}, false, false, []string{layer}},
+		{&gantryv1.AnnounceRequest{Full: true, Images: []string{layer, other}}, true, true, []string{layer, other}},
+		{&gantryv1.AnnounceRequest{Full: true, Images: []string{layer, other}}, true, false, []string{layer, other}},
+		{&gantryv1.AnnounceRequest{ImagesGone: []string{layer}}, true, true, []string{other}},
+		{&gantryv1.AnnounceRequest{ImagesGone: []string{layer}}, true, false, []string{other}},
+		{&gantryv1.AnnounceRequest{Full: true}, true, true, nil},
+	} {
+		news := w.Moved()
+		w.Announce("a", step.req)
+		moved := false
+		select {
+		case <-news:
+			moved = true
+		default:
+		}
+		if moved != step.moved || w.Told("a") != step.told {
+			t.Errorf("step %d: news %v, told %v, want %v and %v", i, moved, w.Told("a"), step.moved, step.told)
+		}
+		for _, d := range []string{layer, other} {
+			if got := len(w.Keepers(d)) == 1; got != slices.Contains(step.want, d) {
+				t.Errorf("step %d: it has %.10s: %v", i, d, got)
+			}
+		}
+	}
+	w.Announce("a", &gantryv1.AnnounceRequest{Full: true, Images: []string{layer}})
+	news := w.Moved()
+	w.Reset()
+	<-news
+	if w.Told("a") || w.Keepers(layer) != nil {
+		t.Error("a tracker that begins anew remembers")
+	}
+}
+
+// TestImagesOfRemovedNodesAreForgotten has a node leave the cluster.
+func TestImagesOfRemovedNodesAreForgotten(t *testing.T) {
+	w := newWorld("a", "b")
+	w.Announce("a", &gantryv1.AnnounceRequest{Full: true, Images: []string{layer}})
+	delete(w.nodes, "a")
+	w.now = w.now.Add(2 * time.Minute)
+	w.Announce("b", &gantryv1.AnnounceRequest{})
+	if got := w.Keepers(layer); len(got) != 0 || w.Told("a") {
+		t.Errorf("%v have it, told %v", got, w.Told("a"))
 	}
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"net/http"
 	"regexp"
+	"slices"
 
 	"connectrpc.com/connect"
 
@@ -92,7 +93,7 @@ func (h *handler) Announce(ctx context.Context, req *connect.Request[gantryv1.An
 	if err != nil {
 		return nil, err
 	}
-	for _, d := range req.Msg.Have {
+	for _, d := range slices.Concat(req.Msg.Have, req.Msg.Images) {
 		if err := badDigest(d); err != nil {
 			return nil, err
 		}

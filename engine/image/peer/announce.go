@@ -2,6 +2,8 @@ package peer
 
 import (
 	"context"
+	"maps"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -43,13 +45,14 @@ type ledger struct {
 	sending semaphore // of one; guards the rest
 	has     map[string]bool
 	names   map[string]string // digest by name
+	images  map[string]bool   // digests of whole images
 
 	wake chan struct{}
 }
 
 func newLedger() ledger {
 	return ledger{
-		pending: map[string]bool{}, has: map[string]bool{}, names: map[string]string{},
+		pending: map[string]bool{}, has: map[string]bool{}, names: map[string]string{}, images: map[string]bool{},
 		sending: make(semaphore, 1), wake: make(chan struct{}, 1),
 	}
 }
@@ -137,7 +140,7 @@ func (x *Exchange) Announce(ctx context.Context) error {
 		return err
 	}
 	for {
-		req, has, names, err := x.compose(ctx)
+		req, now, err := x.compose(ctx)
 		if err != nil {
 			return err
 		}
@@ -146,7 +149,7 @@ func (x *Exchange) Announce(ctx context.Context) error {
 			x.said.putBack(req)
 			return x.answered(tracker, err)
 		}
-		x.said.has, x.said.names = has, names
+		x.said.has, x.said.names, x.said.images = now.has, now.names, now.images
 		if x.said.told(resp.Msg.Tracker, req.Full) {
 			return nil
 		}
@@ -190,76 +193,88 @@ func (l *ledger) putBack(req *gantryv1.AnnounceRequest) {
 	l.faults = append(req.Faults, l.faults...)
 	if req.Full {
 		l.scope = all
-	} else if len(req.Names)+len(req.NamesGone) > 0 {
+	} else if len(req.Names)+len(req.NamesGone)+len(req.Images)+len(req.ImagesGone) > 0 {
 		l.scope = max(l.scope, scan)
 	}
 }
 
+// seen is what the tracker knows after an announcement.
+type seen struct {
+	has    map[string]bool
+	names  map[string]string
+	images map[string]bool
+}
+
 // compose makes an announcement, and what the tracker knows after it.
-func (x *Exchange) compose(ctx context.Context) (req *gantryv1.AnnounceRequest, has map[string]bool, names map[string]string, err error) {
+func (x *Exchange) compose(ctx context.Context) (req *gantryv1.AnnounceRequest, now seen, err error) {
 	pending, faults, s := x.said.take()
 	req = &gantryv1.AnnounceRequest{Boot: x.boot, Faults: faults, Full: s == all}
-	has, names = x.said.has, x.said.names
+	now = seen{x.said.has, x.said.names, x.said.images}
 	if s != changes {
-		if has, names, err = x.look(ctx, req); err != nil {
+		if now, err = x.look(ctx, req); err != nil {
 			x.said.putBack(&gantryv1.AnnounceRequest{Full: true, Faults: faults})
-			return nil, nil, nil, err
+			return nil, seen{}, err
 		}
 	}
 	for d, came := range pending {
 		switch {
 		case came: // it may have been told of in vain
-			has[d] = true
+			now.has[d] = true
 			req.Have = append(req.Have, d)
-		case s == changes || !has[d]:
-			delete(has, d)
+		case s == changes || !now.has[d]:
+			delete(now.has, d)
 			req.Gone = append(req.Gone, d)
 		}
 	}
-	return req, has, names, nil
+	return req, now, nil
 }
 
 // look reads the stores and puts into an announcement what the tracker does not know.
-func (x *Exchange) look(ctx context.Context, req *gantryv1.AnnounceRequest) (has map[string]bool, names map[string]string, err error) {
-	has, names = map[string]bool{}, map[string]string{}
+func (x *Exchange) look(ctx context.Context, req *gantryv1.AnnounceRequest) (now seen, err error) {
+	now = seen{map[string]bool{}, map[string]string{}, map[string]bool{}}
 	if err := x.stores.Content.Walk(ctx, func(i content.Info) error {
-		d := i.Digest.String()
-		has[d] = true
-		if req.Full || !x.said.has[d] {
-			req.Have = append(req.Have, d)
-		}
+		now.has[i.Digest.String()] = true
 		return nil
 	}); err != nil {
-		return nil, nil, err
+		return seen{}, err
 	}
 	recs, err := x.stores.Images.List(ctx)
 	if err != nil {
-		return nil, nil, err
+		return seen{}, err
 	}
 	for _, r := range recs {
+		d := r.Target.Digest.String()
+		now.images[d] = true // it is recorded once all of it is stored
 		if strings.Contains(r.Name, "@") || strings.HasPrefix(r.Name, "sha256:") {
 			continue // no name but a digest
 		}
-		d := r.Target.Digest.String()
-		names[r.Name] = d
+		now.names[r.Name] = d
 		if req.Full || x.said.names[r.Name] != d {
 			req.Names = append(req.Names, &gantryv1.ImageName{Name: r.Name, Digest: d, UpdatedAt: timestamppb.New(r.UpdatedAt)})
 		}
 	}
 	if req.Full {
-		return has, names, nil
+		req.Have, req.Images = slices.Collect(maps.Keys(now.has)), slices.Collect(maps.Keys(now.images))
+		return now, nil
 	}
-	for d := range x.said.has {
-		if !has[d] {
-			req.Gone = append(req.Gone, d)
-		}
-	}
+	req.Have, req.Gone = difference(now.has, x.said.has), difference(x.said.has, now.has)
+	req.Images, req.ImagesGone = difference(now.images, x.said.images), difference(x.said.images, now.images)
 	for n := range x.said.names {
-		if names[n] == "" {
+		if now.names[n] == "" {
 			req.NamesGone = append(req.NamesGone, n)
 		}
 	}
-	return has, names, nil
+	return now, nil
+}
+
+// difference lists what is in a and not in b.
+func difference(a, b map[string]bool) (out []string) {
+	for k := range a {
+		if !b[k] {
+			out = append(out, k)
+		}
+	}
+	return out
 }
 
 // FindName returns the digest that an image's full name stands for on the servers, or on any node; empty if nobody knows it.
