@@ -7,7 +7,7 @@ import (
 )
 
 const (
-	stableRun    = 10 * time.Second // a run this long ends a streak of restarts, as in Docker
+	stableRun    = 10 * time.Second // unless the policy has a window; as in Docker
 	firstBackoff = 100 * time.Millisecond
 	lastBackoff  = time.Minute
 )
@@ -17,6 +17,7 @@ type policy struct {
 	condition gantryv1.RestartPolicy_Condition
 	delay     time.Duration // 0: exponential
 	attempts  int32         // 0: no limit
+	stable    time.Duration // a run this long ends a streak of restarts
 }
 
 func policyOf(as *gantryv1.Assignment) policy {
@@ -24,7 +25,10 @@ func policyOf(as *gantryv1.Assignment) policy {
 		return policy{condition: gantryv1.RestartPolicy_CONDITION_NO} // who runs the job counts its starts
 	}
 	r := as.Spec.GetRestart()
-	p := policy{condition: r.GetCondition(), delay: r.GetDelay().AsDuration(), attempts: r.GetMaxAttempts()}
+	p := policy{condition: r.GetCondition(), delay: r.GetDelay().AsDuration(), attempts: r.GetMaxAttempts(), stable: stableRun}
+	if window := r.GetWindow().AsDuration(); window > 0 {
+		p.stable = window
+	}
 	if p.condition == gantryv1.RestartPolicy_CONDITION_UNSPECIFIED {
 		p.condition = gantryv1.RestartPolicy_CONDITION_NO
 		if as.Instance.App != "" && as.Instance.Slot > 0 {

@@ -425,7 +425,7 @@ func (w *worker) afterExit(ctx context.Context, as *gantryv1.Assignment, st engi
 		return w.relaunch(ctx, as, st)
 	}
 	policy := policyOf(as)
-	if st.FinishedAt.Sub(st.StartedAt) >= stableRun {
+	if st.FinishedAt.Sub(st.StartedAt) >= policy.stable {
 		streak = 0
 	}
 	if !policy.restarts(st.ExitCode, streak) {

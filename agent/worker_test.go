@@ -8,6 +8,8 @@ import (
 
 	"google.golang.org/protobuf/proto"
 
+	"google.golang.org/protobuf/types/known/durationpb"
+
 	"github.com/gantryd/gantry/agent/nodelink"
 	gantryv1 "github.com/gantryd/gantry/api/gen/gantry/v1"
 	"github.com/gantryd/gantry/fault"
@@ -47,6 +49,14 @@ func TestRestartPolicies(t *testing.T) {
 				t.Fatalf("restarts = %v", got)
 			}
 		})
+	}
+	as := &gantryv1.Assignment{Instance: &gantryv1.Instance{}, Spec: &gantryv1.ContainerSpec{Restart: &gantryv1.RestartPolicy{Window: durationpb.New(time.Minute)}}}
+	if got := policyOf(as).stable; got != time.Minute {
+		t.Errorf("a run is a success after %v", got)
+	}
+	as.Spec.Restart = nil
+	if got := policyOf(as).stable; got != 10*time.Second {
+		t.Errorf("without a window, a run is a success after %v", got)
 	}
 	p := policy{}
 	if p.backoff(0) != 100*time.Millisecond || p.backoff(3) != 800*time.Millisecond || p.backoff(60) != time.Minute {

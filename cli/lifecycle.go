@@ -205,11 +205,11 @@ func (s *session) restartCommand() *cobra.Command {
 				return err
 			}
 			for _, app := range t.apps {
-				_, err := client.Call(ctx, c.Apps.Restart, &gantryv1.RestartRequest{Environment: s.Environment, App: app, Services: t.services[app], GracePeriod: grace})
+				got, err := client.Call(ctx, c.Apps.Restart, &gantryv1.RestartRequest{Environment: s.Environment, App: app, Services: t.services[app], GracePeriod: grace})
 				if err != nil {
 					return err
 				}
-				if err := s.arrive(ctx, l, appwait.Wait{App: app, Services: t.services[app], Work: "starting", Settle: true}); err != nil {
+				if err := s.arrive(ctx, l, appwait.Wait{App: app, Services: append(got.GetServices(), t.services[app]...), Work: "starting", Settle: true}); err != nil {
 					return err
 				}
 			}

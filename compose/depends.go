@@ -96,7 +96,7 @@ func (c *converter) dependencies(name string) []*gantryv1.Dependency {
 			continue // not required, or it would have been refused
 		}
 		out = append(out, &gantryv1.Dependency{
-			Service: dep, Required: d.Required,
+			Service: dep, Required: d.Required, Restart: d.Restart,
 			Condition: map[string]gantryv1.Dependency_Condition{
 				"":                            gantryv1.Dependency_CONDITION_STARTED,
 				types.ServiceConditionStarted: gantryv1.Dependency_CONDITION_STARTED,

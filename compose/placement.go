@@ -106,6 +106,9 @@ func isJob(mode string) bool { return mode == modeReplicatedJob || mode == modeG
 // containers are started for once they have ended is not theirs to decide.
 func (c *converter) job(path []string, s *types.ServiceConfig, out *gantryv1.ServiceSpec) {
 	r := out.Container.GetRestart()
+	if r.GetWindow() != nil {
+		c.report.warn(slices.Concat(path, []string{"deploy", "restart_policy", "window"}), "a job has none: x-gantry.job.timeout bounds a run")
+	}
 	switch r.GetCondition() {
 	case gantryv1.RestartPolicy_CONDITION_ALWAYS, gantryv1.RestartPolicy_CONDITION_UNLESS_STOPPED:
 		at, word := append(path, "restart"), s.Restart

@@ -16,9 +16,7 @@ import (
 var shaped = map[string]string{
 	"jobs": "{j: {image: x, triggers: {manual: true}}}", "models": "{m: {model: x}}", "services.*.models": "[]", "services.*.develop": "{watch: []}",
 	"networks.*.ipam": "{config: [{subnet: 10.0.0.0/24}]}", "networks.*.driver_opts": "{a: b}", "secrets.*.driver_opts": "{a: b}",
-	"services.*.depends_on.*.restart":         "true",
-	"services.*.deploy.restart_policy.window": "5s",
-	"services.*.attach":                       "false", "services.*.cpu_count": "1", "services.*.cpu_percent": "1", "services.*.cpu_rt_period": "1",
+	"services.*.attach": "false", "services.*.cpu_count": "1", "services.*.cpu_percent": "1", "services.*.cpu_rt_period": "1",
 	"services.*.cpu_rt_runtime": "1", "services.*.use_api_socket": "true", "services.*.umask": "'022'",
 	"services.*.credential_spec": "{file: x}", "services.*.provider": "{type: x}", "services.*.storage_opt": "{size: 1g}",
 	"services.*.gpus": "all", "services.*.post_start": "[{command: x}]", "services.*.pre_stop": "[{command: x}]", "services.*.pre_start": "[{command: x}]",
@@ -129,9 +127,6 @@ func document(t *testing.T, key string) (text string, line int) {
 		}
 		if name == "build" && m["build"] == nil {
 			m["build"] = map[string]any{"context": "."}
-		}
-		if key == "services.*.depends_on.*.restart" && name == "restart" {
-			m["condition"], m["required"] = "service_started", false
 		}
 		m[name] = set(m[name], parts[1:])
 		return m

@@ -91,7 +91,7 @@ func (c *converter) restart(path []string, s *types.ServiceConfig) *gantryv1.Res
 }
 
 func (c *converter) restartPolicy(path []string, p *types.RestartPolicy) *gantryv1.RestartPolicy {
-	out := &gantryv1.RestartPolicy{Delay: optional(p.Delay)}
+	out := &gantryv1.RestartPolicy{Delay: optional(p.Delay), Window: optional(p.Window)}
 	switch p.Condition {
 	case "", "any":
 		out.Condition = gantryv1.RestartPolicy_CONDITION_ALWAYS

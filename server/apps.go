@@ -313,12 +313,16 @@ func (h *apps) SetStopped(ctx context.Context, req *connect.Request[gantryv1.Set
 // Restart implements the API.
 func (h *apps) Restart(ctx context.Context, req *connect.Request[gantryv1.RestartRequest]) (*connect.Response[gantryv1.RestartResponse], error) {
 	m := req.Msg
-	err := h.each(ctx, m.Environment, m.App, m.Services, func(r store.Reader, s *gantryv1.Service) error {
+	names := m.Services
+	if len(names) > 0 {
+		names = progress.WithDependents(h.s.store.Snapshot(), m.Environment+"/"+m.App+"/", names)
+	}
+	err := h.each(ctx, m.Environment, m.App, names, func(r store.Reader, s *gantryv1.Service) error {
 		s.Stopped, s.StopGrace = false, m.GracePeriod
 		s.RestartGeneration = nextGeneration(r, s)
 		return nil
 	})
-	return respond(&gantryv1.RestartResponse{}, err)
+	return respond(&gantryv1.RestartResponse{Services: names}, err)
 }
 
 // Rollback implements the API. Going back from a rollout that has not ended is to abort it.

@@ -1,6 +1,7 @@
 package server_test
 
 import (
+	"slices"
 	"testing"
 	"time"
 
@@ -167,5 +168,30 @@ func TestAGlobalServiceIsNotScaled(t *testing.T) {
 	scale := &gantryv1.ScaleRequest{Environment: "production", App: "shop", Replicas: map[string]int32{"web": 3}}
 	if _, err := p.apps.Scale(t.Context(), connect.NewRequest(scale)); kindOf(err) != fault.Conflict {
 		t.Fatal(err)
+	}
+}
+
+func TestARestartTakesDependentsAlong(t *testing.T) {
+	p := start(t)
+	p.apply(t, app(func(a *gantryv1.AppSpec) {
+		for name, deps := range map[string][]*gantryv1.Dependency{
+			"page": {{Service: "web", Restart: true}}, "calm": {{Service: "web"}}, "idle": {{Service: "web", Restart: true}},
+		} {
+			a.Services[name] = &gantryv1.ServiceSpec{Replicas: 1, Container: container(name), DependsOn: deps}
+		}
+	}))
+	stop := &gantryv1.SetStoppedRequest{Environment: "production", App: "shop", Services: []string{"idle"}, Stopped: true}
+	if _, err := p.apps.SetStopped(t.Context(), connect.NewRequest(stop)); err != nil {
+		t.Fatal(err)
+	}
+	got, err := p.apps.Restart(t.Context(), connect.NewRequest(&gantryv1.RestartRequest{Environment: "production", App: "shop", Services: []string{"web"}}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, want := range map[string]bool{"web": true, "page": true, "calm": false, "idle": false} {
+		s, _ := store.Get[*gantryv1.Service](p.store.Snapshot(), "production/shop/"+name)
+		if (s.RestartGeneration > 0) != want || slices.Contains(got.Msg.Services, name) != want || s.Stopped != (name == "idle") {
+			t.Errorf("%s: generation %d, stopped %v; restarted are %v", name, s.RestartGeneration, s.Stopped, got.Msg.Services)
+		}
 	}
 }

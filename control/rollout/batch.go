@@ -58,6 +58,7 @@ func (b *batch) plan(snap *store.ReadTx, e *entry, p Plan) {
 			store.Put(tx, proto.Clone(p.Operation).(*gantryv1.Operation))
 			return nil
 		})
+		b.carryOn(g, e.op, p.Operation)
 	}
 	turned := slices.ContainsFunc(p.Changes, func(ch Change) bool { return ch.Action == PointTo })
 	var rest []write

@@ -21,6 +21,7 @@ type Input struct {
 	From      bool                               // the release that rollout started from is still there
 	Instances []*gantryv1.InstanceView           // in any order
 	Blocked   bool                               // a dependency is not there yet
+	Held      bool                               // a restart waits for that of a dependency
 	Eligible  []string                           // of a global service: the nodes to run on
 	Node      func(id string) progress.NodeState // nil: all serve
 	Pinned    func(i *gantryv1.Instance) bool    // its data is on its node; nil: never
@@ -182,7 +183,7 @@ func (d *decision) nodeOf(i *gantryv1.InstanceView) progress.NodeState {
 
 // restart carries `gantry restart` to an instance.
 func (d *decision) restart(i *gantryv1.InstanceView) {
-	if i.Instance.RestartGeneration < d.Service.RestartGeneration {
+	if i.Instance.RestartGeneration < d.Service.RestartGeneration && !d.Held {
 		d.add(Change{Action: Restart, Instance: i.Instance.Meta.Key})
 	}
 }

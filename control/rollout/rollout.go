@@ -123,7 +123,7 @@ func (c *Controller) decide(snap *store.ReadTx, e *entry, nodes func(string) pro
 	}
 	in.Release, _ = store.Get[*gantryv1.Release](snap, ReleaseKey(e.key, s.Release))
 	_, in.From = store.Get[*gantryv1.Release](snap, ReleaseKey(e.key, e.op.GetRollout().GetFrom()))
-	in.Blocked = c.blocked(snap, s)
+	in.Blocked, in.Held = c.blocked(snap, s), c.held(s)
 	for _, v := range e.views {
 		in.Instances = append(in.Instances, v)
 	}
@@ -131,7 +131,7 @@ func (c *Controller) decide(snap *store.ReadTx, e *entry, nodes func(string) pro
 		in.Eligible = progress.Eligible(snap, s)
 	}
 	plan := Decide(in)
-	e.blocked, e.again = in.Blocked, plan.Again
+	e.blocked, e.again = in.Blocked || in.Held, plan.Again
 	if cost := c.now().Sub(begun); cost > c.slow {
 		e.after = begun.Add(slowRest * cost)
 	}

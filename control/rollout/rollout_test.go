@@ -82,10 +82,15 @@ func web(t testing.TB, s *store.Store, replicas int32) {
 // release has web move to another release, as the API does.
 func release(t testing.TB, s *store.Store, number int64) {
 	t.Helper()
+	releaseOf(t, s, "p/a/web", number)
+}
+
+func releaseOf(t testing.TB, s *store.Store, key string, number int64) {
+	t.Helper()
 	update(t, s, func(tx *store.Tx) error {
-		old, _ := store.Get[*gantryv1.Release](tx, ReleaseKey("p/a/web", 1))
-		store.Put(tx, &gantryv1.Release{Meta: store.NewMeta(ReleaseKey("p/a/web", number)), Service: "p/a/web", Number: number, Spec: old.Spec})
-		return store.Modify(tx, "p/a/web", func(o *gantryv1.Service) error {
+		old, _ := store.Get[*gantryv1.Release](tx, ReleaseKey(key, 1))
+		store.Put(tx, &gantryv1.Release{Meta: store.NewMeta(ReleaseKey(key, number)), Service: key, Number: number, Spec: old.Spec})
+		return store.Modify(tx, key, func(o *gantryv1.Service) error {
 			o.PreviousRelease, o.Release = o.Release, number
 			rollouts.Begin(tx, o, "me", rollouts.CauseUp, time.Now())
 			return nil

@@ -1228,7 +1228,9 @@ func (x *RestartRequest) GetGracePeriod() *durationpb.Duration {
 }
 
 type RestartResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The services asked for, and those that are restarted with them (depends_on: restart); empty for all.
+	Services      []string `protobuf:"bytes,1,rep,name=services,proto3" json:"services,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1261,6 +1263,13 @@ func (x *RestartResponse) ProtoReflect() protoreflect.Message {
 // Deprecated: Use RestartResponse.ProtoReflect.Descriptor instead.
 func (*RestartResponse) Descriptor() ([]byte, []int) {
 	return file_gantry_v1_apps_proto_rawDescGZIP(), []int{19}
+}
+
+func (x *RestartResponse) GetServices() []string {
+	if x != nil {
+		return x.Services
+	}
+	return nil
 }
 
 type ListReleasesRequest struct {
@@ -1518,8 +1527,9 @@ const file_gantry_v1_apps_proto_rawDesc = "" +
 	"\venvironment\x18\x01 \x01(\tR\venvironment\x12\x10\n" +
 	"\x03app\x18\x02 \x01(\tR\x03app\x12\x1a\n" +
 	"\bservices\x18\x03 \x03(\tR\bservices\x12<\n" +
-	"\fgrace_period\x18\x04 \x01(\v2\x19.google.protobuf.DurationR\vgracePeriod\"\x11\n" +
-	"\x0fRestartResponse\"c\n" +
+	"\fgrace_period\x18\x04 \x01(\v2\x19.google.protobuf.DurationR\vgracePeriod\"-\n" +
+	"\x0fRestartResponse\x12\x1a\n" +
+	"\bservices\x18\x01 \x03(\tR\bservices\"c\n" +
 	"\x13ListReleasesRequest\x12 \n" +
 	"\venvironment\x18\x01 \x01(\tR\venvironment\x12\x10\n" +
 	"\x03app\x18\x02 \x01(\tR\x03app\x12\x18\n" +
