@@ -14,6 +14,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"connectrpc.com/connect"
@@ -135,10 +136,12 @@ func (d *daemon) run(ctx context.Context) error {
 	nodeHandler := ag.Handler(append(server.HandlerOptions(), connect.WithInterceptors(server.Audit(d.Logger)))...)
 	role := newServerRole(d, m, ways, localNode(d.innerSocket(), nodeHandler))
 	f := newFront(m, role, nodeHandler, parts.Images.Peers(), role.metrics(d.nodeMetrics(ag)))
-	group.Go(func() error { return serve(ctx, doors.inner, f.Local()) })
-	group.Go(func() error { return serve(ctx, doors.api, f.Operators()) })
+	group.Go(func() error { return serve(ctx, doors.inner, f.Local(), d.Logger) })
+	group.Go(func() error { return serve(ctx, doors.api, f.Operators(), d.Logger) })
 	if doors.machines != nil {
-		group.Go(func() error { return serve(ctx, tls.NewListener(doors.machines, m.keeper.ServerTLS()), f.Machines()) })
+		group.Go(func() error {
+			return serve(ctx, tls.NewListener(doors.machines, m.keeper.ServerTLS()), f.Machines(), d.Logger)
+		})
 	}
 	group.Go(func() error { return role.run(ctx) })
 	group.Go(func() error { return d.upkeep(ctx, m, ways) })
@@ -213,6 +216,7 @@ func (d *daemon) agent(m *machine, ways *servers, parts agent.Parts) (*agent.Age
 		Node: n.Meta.Key, Name: n.Name, Root: filepath.Join(d.Root, "agent"), Info: d.info(n), Logger: d.Logger, Server: ways,
 		CertificateEnd: m.keeper.Ends,
 		SlowDisk:       func() time.Duration { return disk.Slow(time.Now()) },
+		FullDisk:       d.fullDisk(m),
 		Guarded:        []string{d.Root, d.Config.Run},
 		Heard: func(u *gantryv1.NodeUpdate) {
 			if err := m.heard(u); err != nil {
@@ -367,14 +371,14 @@ func localNode(socket string, images http.Handler) server.Node {
 }
 
 // serve answers on a listener until ctx ends.
-func serve(ctx context.Context, l net.Listener, h http.Handler) error {
+func serve(ctx context.Context, l net.Listener, h http.Handler, log *slog.Logger) error {
 	protocols := new(http.Protocols)
 	protocols.SetHTTP1(true)
 	protocols.SetUnencryptedHTTP2(true)
 	s := &http.Server{
-		Handler: h, Protocols: protocols, ReadHeaderTimeout: headerTimeout,
+		Handler: h, Protocols: protocols, ReadHeaderTimeout: headerTimeout, IdleTimeout: idleTimeout,
 		BaseContext: func(net.Listener) context.Context { return ctx },
-		ConnContext: caller.FromConn,
+		ConnContext: caller.FromConn, ErrorLog: slog.NewLogLogger(remarks{log.Handler()}, slog.LevelWarn),
 	}
 	stop := context.AfterFunc(ctx, func() { _ = s.Close() })
 	defer stop()
@@ -394,7 +398,26 @@ func closing(l net.Listener) func() error {
 	}
 }
 
-const headerTimeout = 10 * time.Second
+// remarks is the log of what the HTTP server says of its connections. What anybody can bring about by opening one, and that
+// goes by the thousand, is for those who look for it; a handler that panics is not.
+type remarks struct{ slog.Handler }
+
+// Handle is part of slog.Handler.
+func (h remarks) Handle(ctx context.Context, r slog.Record) error {
+	if !strings.Contains(r.Message, "panic") {
+		r.Level = slog.LevelDebug
+	}
+	if !h.Handler.Enabled(ctx, r.Level) {
+		return nil
+	}
+	return h.Handler.Handle(ctx, r)
+}
+
+const (
+	headerTimeout = 10 * time.Second
+	// idleTimeout ends connections on which nothing is asked: on the port for machines anybody can open them.
+	idleTimeout = 2 * time.Minute
+)
 
 // Helpers is the directory beside the running program.
 func Helpers() (string, error) {

@@ -34,6 +34,7 @@ type front struct {
 	recovery http.Handler
 	alone    http.Handler // what a machine without a server that works answers of itself
 	remote   http.RoundTripper
+	gate     *gate // before what anybody may send
 	errors   *connect.ErrorWriter
 }
 
@@ -49,6 +50,7 @@ const (
 func newFront(m *machine, role *serverRole, node http.Handler, images *peer.Exchange, metrics http.Handler) *front {
 	f := &front{
 		machine: m, role: role, node: node, metrics: metrics, remote: m.keeper.Client(identity.AnyServer).Transport, errors: connect.NewErrorWriter(),
+		gate: newGate(),
 	}
 	if images != nil {
 		f.blobs = images.Handler()
@@ -227,7 +229,7 @@ func (a answer) Close() error {
 func (f *front) Machines() http.Handler {
 	mux := http.NewServeMux()
 	of := func(name string) string { return "/" + name + "/" }
-	mux.HandleFunc(of(gantryv1connect.JoinServiceName), f.onLeader)
+	mux.HandleFunc(of(gantryv1connect.JoinServiceName), f.guard(f.onLeader))
 	mux.Handle(of(gantryv1connect.MachineServiceName), f.from(anyRole, f.onLeader))
 	mux.Handle(of(gantryv1connect.NodeImageServiceName), f.from(anyRole, f.onLeader))
 	mux.Handle(peer.Path, f.from(anyRole, f.blobs.ServeHTTP))
@@ -328,6 +330,10 @@ func (f *front) from(role identity.Role, h http.HandlerFunc) http.Handler {
 		// The certificate of a server that was demoted still says that it is one.
 		if on := r.Header.Get(callerHeader); on != "" && today == identity.Server {
 			c = identity.Caller{Node: on}
+			if _, ok := f.find(r.Context(), c); !ok {
+				f.fail(w, r, f.stranger(r.Context(), on)) // the other server has not heard that it was removed
+				return
+			}
 		}
 		h(w, r.WithContext(identity.WithCaller(r.Context(), c)))
 	})

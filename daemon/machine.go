@@ -37,6 +37,7 @@ type machine struct {
 
 const (
 	recordFile   = "machine.json"
+	tokenFile    = "join-token"   // from `gantry join`
 	foundingFile = "founding.pem" // the signing key, until the new cluster's state has it
 	nodeIDFile   = "node-id"      // of roots that are older than clusters
 	identityDir  = "identity"
@@ -52,6 +53,7 @@ func (d *daemon) machine(ctx context.Context) (*machine, error) {
 		if d.Join != "" {
 			d.Logger.Info("this machine belongs to a cluster already; --join is ignored", "node", m.Node().Meta.Key)
 		}
+		err = m.joined() // what a crash has left
 	case !fault.Is(err, fault.NotFound):
 		return nil, err
 	case d.Join != "":
@@ -219,13 +221,10 @@ func (m *machine) Servers() []string {
 }
 
 // knows tells the role of a machine that belongs to the cluster, as far as this one has heard. Before it has heard anything
-// it has to believe certificates.
+// it knows nobody: a certificate does not say who has been removed since.
 func (m *machine) knows(c identity.Caller) (identity.Role, bool) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if len(m.known) == 0 {
-		return c.Role, true
-	}
 	n := m.known[c.Node]
 	return identity.Role(n.GetRole()), n != nil
 }
@@ -312,9 +311,16 @@ func (m *machine) join(ctx context.Context, c Config) error {
 	if err := m.save(&gantryv1.MachineRecord{Node: welcome.Node, Cluster: welcome.Cluster, Servers: welcome.Servers}); err != nil {
 		return err
 	}
-	// Its certificate has the key now.
-	if err := atomicfile.Remove(filepath.Join(m.root, joiningFile)); err != nil {
-		return fault.Wrap(fault.Unavailable, err, "cannot remove the key that this machine has joined with")
+	return m.joined()
+}
+
+// joined removes what was needed to join: the key, which the certificate has now, and the token that `gantry join` has put into
+// the root. A token elsewhere belongs to whoever put it there.
+func (m *machine) joined() error {
+	for _, name := range []string{joiningFile, tokenFile} {
+		if err := atomicfile.Remove(filepath.Join(m.root, name)); err != nil {
+			return fault.Wrap(fault.Unavailable, err, "cannot remove %s, with which this machine has joined", name)
+		}
 	}
 	return nil
 }

@@ -49,7 +49,7 @@ func (d *daemon) registry(ctx context.Context, group *errgroup.Group, parts agen
 			WithHint("free the port, or start gantryd with another --registry ADDRESS, or none: --registry ''")
 	}
 	d.onStop("registry listener", closing(l))
-	group.Go(func() error { return serve(ctx, l, h) })
+	group.Go(func() error { return serve(ctx, l, h, d.Logger) })
 	group.Go(func() error { return d.pruneRegistry(ctx, h) })
 	return nil
 }

@@ -101,7 +101,7 @@ func speaksForItself(ctx context.Context, node string) error {
 // NodeHandler serves the sessions of nodes, which are given every secret they need: it is for a listener that only nodes reach.
 func (s *Server) NodeHandler() http.Handler {
 	mux := http.NewServeMux()
-	mux.Handle(gantryv1connect.NewNodeSessionServiceHandler(s.nodes, append(HandlerOptions(), nodesession.HandlerOption())...))
+	mux.Handle(gantryv1connect.NewNodeSessionServiceHandler(s.nodes, append(HandlerOptions(), nodesession.HandlerOption(), connect.WithReadMaxBytes(maxReport))...))
 	return mux
 }
 
@@ -123,7 +123,10 @@ func (s *Server) Handler() http.Handler {
 	return mux
 }
 
-const maxMessage = 64 << 20 // bytes of one request message
+const (
+	maxMessage = 64 << 20 // bytes of one request message
+	maxReport  = 16 << 20 // of one report of a node: what it says of a thousand instances takes a tenth
+)
 
 // node is the way to a machine of the cluster.
 func (s *Server) node(id string) (Node, error) {

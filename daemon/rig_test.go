@@ -1,0 +1,342 @@
+package daemon
+
+import (
+	"bytes"
+	"context"
+	"crypto/tls"
+	"encoding/binary"
+	"encoding/json"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"runtime/debug"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"connectrpc.com/connect"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/reflect/protoreflect"
+	"google.golang.org/protobuf/reflect/protoregistry"
+
+	gantryv1 "github.com/gantryd/gantry/api/gen/gantry/v1"
+	"github.com/gantryd/gantry/api/gen/gantry/v1/gantryv1connect"
+	"github.com/gantryd/gantry/cluster"
+	"github.com/gantryd/gantry/cluster/identity"
+	"github.com/gantryd/gantry/internal/seal"
+	"github.com/gantryd/gantry/observe"
+	"github.com/gantryd/gantry/server"
+	"github.com/gantryd/gantry/server/machines"
+	"github.com/gantryd/gantry/store"
+)
+
+// rig is the front of a server that leads, with its real handlers over a real store, at real sockets. Behind it are no
+// containers: whatever gets as far as a node's engine is answered that it is not there.
+type rig struct {
+	t       *testing.T
+	front   *front
+	serving *serving
+	server  *server.Server
+	ca      *identity.Authority
+	roots   []byte
+	run     string
+	address string // of the port for machines
+	own     string // ID of the machine
+	probes  atomic.Int64
+	reached sync.Map // the numbers of the probes that got to a handler
+}
+
+// Machines of the rig's cluster besides its own.
+const (
+	aServer  = "aaaaaaaaaaaa"
+	aNode    = "bbbbbbbbbbbb"
+	aDemoted = "cccccccccccc" // its certificate is a server's, it is a node
+	aRemoved = "dddddddddddd" // its certificate is good, it belongs to the cluster no longer
+)
+
+func newRig(t *testing.T) *rig {
+	t.Helper()
+	run, err := os.MkdirTemp("", "gf") // short: it holds Unix sockets
+	check(t, err)
+	t.Cleanup(func() { _ = os.RemoveAll(run) })
+	r := &rig{t: t, run: run}
+	log := slog.New(slog.DiscardHandler)
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	check(t, err)
+	r.address = l.Addr().String()
+	_, port, err := net.SplitHostPort(r.address)
+	check(t, err)
+	number, err := strconv.Atoi(port)
+	check(t, err)
+	d := &daemon{Config: Config{
+		Root: t.TempDir(), Run: run, Logger: log, Version: &gantryv1.VersionResponse{Version: "1"}, Advertise: "127.0.0.1", Port: number,
+		VirtualIPs: netip.MustParsePrefix("10.224.0.0/16"),
+	}}
+	m := newMachine(t, d.Config)
+	r.own = m.Node().Meta.Key
+	signer, err := os.ReadFile(filepath.Join(d.Root, foundingFile))
+	check(t, err)
+	r.roots = m.Cluster().Roots
+	r.ca, err = identity.OpenAuthority(r.roots, signer)
+	check(t, err)
+
+	nothing := r.nothing()
+	role := newServerRole(d, m, newServers(m, d.innerSocket()), r.local(nothing))
+	r.open(role, signer)
+	f := newFront(m, role, r.watched(nothing), nil, http.NotFoundHandler())
+	f.gate.now = func() time.Time { return time.Now().Add(time.Duration(r.probes.Load()) * time.Minute) } // it has a test of its own
+	stub := r.watched(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {}))
+	f.blobs, f.recovery, f.metrics = stub, stub, stub
+	r.front = f
+	r.listen(l)
+	return r
+}
+
+// nothing is the node role of a machine without an engine.
+func (r *rig) nothing() http.Handler {
+	mux := http.NewServeMux()
+	mux.Handle(gantryv1connect.NewNodeServiceHandler(gantryv1connect.UnimplementedNodeServiceHandler{}))
+	mux.Handle(gantryv1connect.NewImageServiceHandler(gantryv1connect.UnimplementedImageServiceHandler{}))
+	return mux
+}
+
+func (r *rig) local(h http.Handler) server.Node {
+	path := filepath.Join(r.run, "local.sock")
+	l, err := net.Listen("unix", path)
+	check(r.t, err)
+	r.serve(l, h)
+	return localNode(path, h)
+}
+
+// open makes the server that leads.
+func (r *rig) open(role *serverRole, signer []byte) {
+	t := r.t
+	member, err := cluster.Start(t.Context(), cluster.Options{Root: t.TempDir(), Run: filepath.Join(r.run, "etcd"), Logger: role.d.Logger})
+	check(t, err)
+	t.Cleanup(member.Stop)
+	ctx, cancel := context.WithCancel(context.Background())
+	st, err := store.New(ctx, member.Client(), role.d.Logger)
+	check(t, err)
+	sealer, err := seal.Open(filepath.Join(role.d.Root, sealFile), true)
+	check(t, err)
+	n := role.machine.Record().Node
+	n.Member = member.ID()
+	s, srv := role.assemble(member, st, sealer)
+	var wg sync.WaitGroup
+	for _, run := range []func(context.Context) error{st.Run, srv.Run, srv.Lead} {
+		wg.Go(func() { _ = run(ctx) })
+	}
+	t.Cleanup(func() { cancel(); wg.Wait() })
+	check(t, machines.Found(ctx, st, sealer, role.machine.Record().Cluster, signer, n))
+	check(t, st.Update(ctx, func(tx *store.Tx) error {
+		for i, o := range []*gantryv1.Node{{Meta: store.NewMeta(aServer), Role: "server"}, {Meta: store.NewMeta(aNode), Role: "node"}, {Meta: store.NewMeta(aDemoted), Role: "node"}} {
+			o.Name, o.Address = fmt.Sprint("other", i), fmt.Sprint("127.0.1.", i+1)
+			o.ApiAddress, o.Subnet = o.Address+":1", fmt.Sprintf("10.192.%d.0/22", 4*(i+1))
+			store.Put(tx, o)
+		}
+		return nil
+	}))
+	for _, h := range []*http.Handler{&s.api, &s.between, &s.sessions} {
+		*h = r.watched(*h)
+	}
+	s.metrics = observe.New()
+	s.reigns.Store(true)
+	role.set(s)
+	r.serving, r.server = s, srv
+}
+
+// watched notes which probes come to a handler, and that it does not panic.
+func (r *rig) watched(h http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
+		defer func() {
+			if p := recover(); p != nil && p != http.ErrAbortHandler {
+				r.t.Errorf("%s panics: %v\n%s", req.URL.Path, p, debug.Stack())
+				panic(http.ErrAbortHandler)
+			}
+		}()
+		if n := req.Header.Get("Probe"); n != "" {
+			r.reached.Store(n, true)
+		}
+		h.ServeHTTP(w, req)
+	})
+}
+
+func (r *rig) serve(l net.Listener, h http.Handler) {
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- serve(ctx, l, h, slog.New(slog.DiscardHandler)) }()
+	r.t.Cleanup(func() { cancel(); <-done })
+}
+
+func (r *rig) listen(machines net.Listener) {
+	for name, h := range map[string]http.Handler{"api.sock": r.front.Operators(), "inner.sock": r.front.Local()} {
+		l, err := net.Listen("unix", filepath.Join(r.run, name))
+		check(r.t, err)
+		r.serve(l, h)
+	}
+	r.serve(tls.NewListener(machines, r.front.machine.keeper.ServerTLS()), r.front.Machines())
+}
+
+// door is a way to the front: a client, and what comes before the path.
+type door struct {
+	client  *http.Client
+	base    string
+	headers map[string]string
+}
+
+func (r *rig) socket(name string) door {
+	return door{client: unixClient("unix://" + filepath.Join(r.run, name)), base: "http://gantryd"}
+}
+
+// as is the port for machines, with a certificate.
+func (r *rig) as(node string, role identity.Role) door {
+	return r.with(keeper(r.t, r.ca, r.roots, node, role).Client(identity.AnyServer))
+}
+
+func (r *rig) with(c *http.Client) door {
+	r.t.Cleanup(c.CloseIdleConnections)
+	return door{client: c, base: "https://" + r.address}
+}
+
+// anonymous is the port for machines, without a certificate.
+func (r *rig) anonymous() door {
+	token := identity.NewToken(identity.Node, r.ca.RootHash())
+	return r.with(identity.JoinClient(token))
+}
+
+func (d door) under(prefix string) door {
+	d.base += prefix
+	return d
+}
+
+func (d door) saying(header, value string) door {
+	d.headers = map[string]string{header: value}
+	return d
+}
+
+// methods lists every method of the API by its procedure.
+func methods() map[string]protoreflect.MethodDescriptor {
+	out := map[string]protoreflect.MethodDescriptor{}
+	protoregistry.GlobalFiles.RangeFilesByPackage("gantry.v1", func(f protoreflect.FileDescriptor) bool {
+		for i := range f.Services().Len() {
+			s := f.Services().Get(i)
+			for j := range s.Methods().Len() {
+				m := s.Methods().Get(j)
+				out[fmt.Sprintf("/%s/%s", s.FullName(), m.Name())] = m
+			}
+		}
+		return true
+	})
+	return out
+}
+
+// answer of a probe.
+type outcome struct {
+	reached bool         // a handler had it
+	code    connect.Code // 0 for success, or a stream that goes on
+	message string
+	err     error // there was no answer
+}
+
+// patience with streams that go on.
+const streamPatience = 2 * time.Second
+
+// call sends one message to a method and reads the answer, or what there is of it.
+func (r *rig) call(d door, procedure string, m protoreflect.MethodDescriptor, patience time.Duration, msg proto.Message) outcome {
+	body, err := proto.Marshal(msg)
+	if err != nil {
+		return outcome{err: err}
+	}
+	kind := "application/proto"
+	streams := m.IsStreamingClient() || m.IsStreamingServer()
+	if streams {
+		kind = "application/connect+proto"
+		body = append(binary.BigEndian.AppendUint32([]byte{0}, uint32(len(body))), body...)
+	}
+	return r.probe(d, procedure, kind, body, streams, patience)
+}
+
+func (r *rig) probe(d door, path, kind string, body []byte, streams bool, patience time.Duration) (out outcome) {
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	number := strconv.FormatInt(r.probes.Add(1), 10)
+	defer func() { _, out.reached = r.reached.Load(number) }()
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, d.base+path, bytes.NewReader(body))
+	if err != nil {
+		return outcome{err: err}
+	}
+	req.Header.Set("Content-Type", kind)
+	req.Header.Set("Connect-Protocol-Version", "1")
+	req.Header.Set("Probe", number)
+	for k, v := range d.headers {
+		req.Header.Set(k, v)
+	}
+	client := *d.client
+	client.CheckRedirect = func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
+	resp, err := client.Do(req)
+	if ctx.Err() != nil {
+		return outcome{} // it goes on
+	}
+	if err != nil {
+		return outcome{err: err}
+	}
+	defer resp.Body.Close()
+	text, err := io.ReadAll(resp.Body)
+	if ctx.Err() != nil {
+		return outcome{} // it goes on
+	}
+	if err != nil {
+		return outcome{err: err}
+	}
+	if streams && resp.StatusCode == http.StatusOK {
+		text = lastEnvelope(text)
+	} else if resp.StatusCode == http.StatusOK {
+		return outcome{}
+	}
+	if len(text) == 0 && resp.StatusCode != http.StatusOK {
+		return outcome{err: fmt.Errorf("HTTP %s", resp.Status)}
+	}
+	return failure(text)
+}
+
+// lastEnvelope is the content of the one that ends a stream.
+func lastEnvelope(text []byte) []byte {
+	for len(text) >= 5 {
+		size := int(binary.BigEndian.Uint32(text[1:5]))
+		if len(text) < 5+size {
+			return nil
+		}
+		if text[0]&2 != 0 {
+			var end struct {
+				Error json.RawMessage `json:"error"`
+			}
+			if json.Unmarshal(text[5:5+size], &end) == nil {
+				return end.Error
+			}
+		}
+		text = text[5+size:]
+	}
+	return nil
+}
+
+func failure(text []byte) outcome {
+	if len(text) == 0 {
+		return outcome{}
+	}
+	var e struct {
+		Code    connect.Code `json:"code"`
+		Message string       `json:"message"`
+	}
+	if err := json.Unmarshal(text, &e); err != nil {
+		return outcome{err: fmt.Errorf("not an answer: %.200s", strings.TrimSpace(string(text)))}
+	}
+	return outcome{code: e.Code, message: e.Message}
+}
