@@ -23,6 +23,8 @@ type Shape struct {
 	Nodes   int      // machines that run containers only
 	Disk    string   // size of a disk of each machine's own, as in "1G"; "" for a folder of the host's
 	Flags   []string // of every daemon
+	// Volatile is the kind of a disk that loses at a power cut what was not synced; "" for one that keeps what was written.
+	Volatile Volatile
 	// Programs is the folder that the daemons are started from, as in SetPrograms; "" for the lab's.
 	Programs string
 }
@@ -77,6 +79,9 @@ func (n *Node) prepare(t testing.TB, shape Shape) {
 	n.flags, n.bin = shape.Flags, shape.Programs
 	if shape.Disk != "" {
 		n.addDisk(t, shape.Disk)
+	}
+	if shape.Volatile != "" {
+		n.addVolatile(t, shape.Volatile)
 	}
 }
 

@@ -28,23 +28,24 @@ var nodeScript string
 
 // Node is one machine of the lab.
 type Node struct {
-	lab    *Lab
-	index  int // in the lab
-	name   string
-	addr   string
-	dir    string // run/ and gantryd.log are here
-	root   string // what survives a reboot
-	holder *exec.Cmd
-	init   int // process 1 of the machine, as the host numbers it
-	daemon *exec.Cmd
-	exited chan error // closed by the daemon's end
-	flags  []string
-	bin    string        // of its programs; the lab's if empty
-	join   []string      // flags that make it part of a cluster
-	ill    atomic.Uint32 // what is wrong with it
-	relay  *relay        // of Delay
-	disk   *disk         // of its own, or nil
-	clock  time.Duration // what the daemon's clock is wrong by
+	lab      *Lab
+	index    int // in the lab
+	name     string
+	addr     string
+	dir      string // run/ and gantryd.log are here
+	root     string // what survives a reboot
+	holder   *exec.Cmd
+	init     int // process 1 of the machine, as the host numbers it
+	daemon   *exec.Cmd
+	exited   chan error // closed by the daemon's end
+	flags    []string
+	bin      string        // of its programs; the lab's if empty
+	join     []string      // flags that make it part of a cluster
+	ill      atomic.Uint32 // what is wrong with it
+	relay    *relay        // of Delay
+	disk     *disk         // of its own, or nil
+	volatile *volatile     // a disk that loses what is not synced, or nil
+	clock    time.Duration // what the daemon's clock is wrong by
 }
 
 // Result is how a command ended.
@@ -107,7 +108,11 @@ func (n *Node) powerOn(t testing.TB) {
 	t.Helper()
 	must(t, os.RemoveAll(n.run()))
 	must(t, os.MkdirAll(n.run(), 0o755))
-	n.holder = exec.Command("bash", filepath.Join(n.dir, "node.sh"), n.cgroup(), n.name, n.run())
+	args := []string{filepath.Join(n.dir, "node.sh"), n.cgroup(), n.name, n.run()}
+	if n.volatile != nil {
+		args = append(args, n.volatile.args...)
+	}
+	n.holder = exec.Command("bash", args...)
 	n.holder.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Pdeathsig: syscall.SIGKILL}
 	var errs bytes.Buffer
 	n.holder.Stderr = &errs
@@ -169,6 +174,9 @@ func (n *Node) powerOff(t testing.TB) {
 	}
 	_ = n.setFreezer(false)
 	n.ill.Store(ended)
+	if err := n.loseUnsynced(); err != nil {
+		t.Error(err)
+	}
 	if err := syscall.Kill(n.init, syscall.SIGKILL); err != nil {
 		t.Logf("lab: %s: %v", n.name, err)
 	}
@@ -179,6 +187,9 @@ func (n *Node) powerOff(t testing.TB) {
 	}
 	_ = n.holder.Wait()
 	n.init = 0
+	if n.volatile != nil {
+		n.volatile.awaitUnmounted(t)
+	}
 	n.Delay(t, 0)
 }
 

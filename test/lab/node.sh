@@ -1,5 +1,7 @@
 # The life of one machine of the lab. First it enters cgroups of its own, then namespaces of its own, then it waits as
-# process 1: when it dies, everything on the machine dies. Arguments: the cgroup's name, the host name, the /run to use.
+# process 1: when it dies, everything on the machine dies. Arguments: the cgroup's name, the host name, the /run to use, and
+# for a volatile disk its kind, its device and the daemon's root; for LazyFS also its program, its settings, where it is
+# mounted, and the folders of the root that are on it.
 set -euo pipefail
 
 enter_cgroups() {
@@ -50,6 +52,20 @@ if [ -L /etc/resolv.conf ]; then
   mkdir -p "$(dirname "$target")"
   printf '%s\n' "$resolv" >"$target"
 fi
+# A disk of the machine's own. On this ext4 a new name never waits for the data, and nothing is written unless somebody asks.
+case "${4:-}" in
+ext4) mount -o loop,noauto_da_alloc,commit=3600 "$5" "$6" ;;
+lazyfs)
+  mkdir -p "$9"
+  "$7" "$9" --config-path "$8" -o allow_other -o modules=subdir -o "subdir=$5" -f >"$8.log" 2>&1 </dev/null &
+  for _ in $(seq 500); do mountpoint -q "$9" && break; sleep 0.02; done
+  mountpoint -q "$9" || { tail -5 "$8.log" >&2; exit 1; }
+  for dir in "${@:10}"; do
+    mkdir -p "$9/$dir" "$6/$dir"
+    mount --bind "$9/$dir" "$6/$dir"
+  done
+  ;;
+esac
 echo ready
 trap '' INT TERM HUP
 # The shell reaps whatever loses its parent.
