@@ -1,6 +1,7 @@
 package network
 
 import (
+	"maps"
 	"net/netip"
 	"slices"
 
@@ -8,37 +9,96 @@ import (
 	"github.com/gantryd/gantry/network/overlay"
 )
 
-// advance makes the model that of a state in which nothing is new but endpoints of services: what happens all day, at a cost
-// that depends on what has changed. It reports false, and changes nothing, if more is new.
+// advance makes the model that of another state, at a cost that depends on what has changed. It reports false, and changes
+// nothing, if several services claim the same, or if a network changes that services are in.
 func (b *builder) advance(s State, peers []overlay.Peer) (changes, bool) {
-	if b.mixed || len(s.Endpoints) != len(b.parts) || !slices.Equal(peers, b.peers) || !b.sameNetworks(s.Networks) {
+	if b.mixed {
 		return changes{}, false
 	}
-	var turned []*gantryv1.ServiceEndpoints
+	steps, ok := b.plan(s)
+	if !ok {
+		return changes{}, false
+	}
+	c := newChanges()
+	b.perform(&c, steps)
+	c.trim()
+	if !slices.Equal(peers, b.peers) {
+		nodes, gateways := b.nodes, b.gateways
+		b.peers = peers
+		b.meet()
+		same := func(struct{}, struct{}) bool { return true }
+		c.nodes, c.gateways = compareMaps(nodes, b.nodes, same), compareMaps(gateways, b.gateways, same)
+	}
+	return c, true
+}
+
+// plan is what leads to a state.
+type plan struct {
+	networks map[string]*gantryv1.Network
+	turns    []turn
+}
+
+// turn is what is new about one service: part is nil for one that comes, now for one that goes.
+type turn struct {
+	part *part
+	now  *gantryv1.ServiceEndpoints
+	gone []netip.Addr
+	come map[netip.Addr]bool // and whether it is of this node
+}
+
+func (b *builder) arrival(e *gantryv1.ServiceEndpoints) turn {
+	return turn{now: e, come: b.addressesOf(e)}
+}
+
+func (b *builder) departure(p *part) turn {
+	return turn{part: p, gone: slices.Collect(maps.Keys(b.addressesOf(p.source)))}
+}
+
+// difference is of a service whose endpoints alone have changed.
+func (b *builder) difference(p *part, now *gantryv1.ServiceEndpoints) turn {
+	t := turn{part: p, now: now, come: b.addressesOf(now)}
+	for a := range b.addressesOf(p.source) {
+		if _, stays := t.come[a]; stays {
+			delete(t.come, a)
+		} else {
+			t.gone = append(t.gone, a)
+		}
+	}
+	return t
+}
+
+// plan compares a state with the one that the model was made of.
+func (b *builder) plan(s State) (plan, bool) {
+	b.round++
+	out, known := plan{networks: b.networks}, 0
 	for _, e := range s.Endpoints {
 		p := b.parts[e.Service]
 		switch {
-		case p == nil || p.source != e && !sameFrame(p.source, e):
-			return changes{}, false
-		case p.source != e && !slices.EqualFunc(p.source.Endpoints, e.Endpoints, sameEndpoint):
-			turned = append(turned, e)
+		case p == nil:
+			out.turns = append(out.turns, b.arrival(e))
+			continue
+		case p.seen == b.round:
+			return out, false
+		case p.source == e:
+		case !sameFrame(p.source, e):
+			out.turns = append(out.turns, b.departure(p), b.arrival(e))
+		case !slices.EqualFunc(p.source.Endpoints, e.Endpoints, sameEndpoint):
+			out.turns = append(out.turns, b.difference(p, e))
+		}
+		p.seen = b.round
+		known++
+	}
+	if known < len(b.parts) {
+		for _, p := range b.parts {
+			if p.seen != b.round {
+				out.turns = append(out.turns, b.departure(p))
+			}
 		}
 	}
-	c := newChanges()
-	steps, ok := b.plan(turned)
-	if !ok {
-		return c, false
+	if !b.sameNetworks(s.Networks) {
+		out.networks = byKey(s.Networks)
 	}
-	for _, t := range steps { // all who go before any who come: somebody may go from one service to another
-		for _, a := range t.gone {
-			b.leave(&c, a)
-		}
-	}
-	for _, t := range steps {
-		b.settle(&c, t)
-	}
-	c.trim()
-	return c, true
+	return out, b.distinct(out.turns) && b.unused(out)
 }
 
 func (b *builder) sameNetworks(networks []*gantryv1.Network) bool {
@@ -46,8 +106,82 @@ func (b *builder) sameNetworks(networks []*gantryv1.Network) bool {
 		return false
 	}
 	for _, n := range networks {
-		old := b.networks[n.GetMeta().GetKey()]
-		if old != n && (old == nil || old.Number != n.Number || old.Internal != n.Internal) {
+		if !sameNetwork(b.networks[n.GetMeta().GetKey()], n) {
+			return false
+		}
+	}
+	return true
+}
+
+func sameNetwork(a, b *gantryv1.Network) bool {
+	return a == b || a != nil && b != nil && a.Number == b.Number && a.Internal == b.Internal
+}
+
+// distinct reports that no address, port or service is claimed twice afterwards.
+func (b *builder) distinct(turns []turn) bool {
+	leaving, coming := map[any]bool{}, map[any]bool{}
+	for _, t := range turns {
+		for _, a := range t.gone {
+			leaving[a] = true
+		}
+		if t.now == nil {
+			b.claimed(t.part.source, func(what any) { leaving[what] = true })
+		}
+	}
+	ok := true
+	come := func(what any, known bool) {
+		ok = ok && (!known || leaving[what]) && !coming[what]
+		coming[what] = true
+	}
+	for _, t := range turns {
+		for a := range t.come {
+			_, known := b.instances[a]
+			come(a, known)
+		}
+		if t.part == nil {
+			come(t.now.Service, false)
+			b.claimed(t.now, func(what any) { come(what, b.claims[what]) })
+		}
+	}
+	return ok
+}
+
+// virtual is a virtual address that a service claims: containers have addresses too.
+type virtual struct{ address netip.Addr }
+
+// claimed calls fn with the ports and the virtual address that a service has for itself.
+func (b *builder) claimed(e *gantryv1.ServiceEndpoints, fn func(what any)) {
+	for key := range b.targets(e) {
+		fn(key)
+	}
+	if vip, _ := b.service(e); vip.IsValid() {
+		fn(virtual{vip})
+	}
+}
+
+// unused reports that no service that stays is in a network that changes.
+func (b *builder) unused(p plan) bool {
+	users := map[string]int{}
+	changed := func(key string) {
+		if !sameNetwork(b.networks[key], p.networks[key]) {
+			users[key] = b.attached[key]
+		}
+	}
+	for key := range b.networks {
+		changed(key)
+	}
+	for key := range p.networks {
+		changed(key)
+	}
+	for _, t := range p.turns {
+		if t.now == nil {
+			for _, at := range t.part.source.Attachments {
+				users[at.Network]--
+			}
+		}
+	}
+	for _, n := range users {
+		if n > 0 {
 			return false
 		}
 	}
@@ -68,81 +202,181 @@ func sameEndpoint(a, b *gantryv1.Endpoint) bool {
 	return a == b || a.Address == b.Address && a.Address6 == b.Address6 && a.Ready == b.Ready && a.Weight == b.Weight
 }
 
-// turn is what is new about one service.
-type turn struct {
-	part *part
-	now  *gantryv1.ServiceEndpoints
-	gone []netip.Addr
-	come map[netip.Addr]place
+// perform brings the model from one state to the next: all who go before any who come, for somebody may go from one service
+// to another. Where a segment gets its first container or loses its last, here or at all, all of those who share a network with
+// it are looked at again.
+func (b *builder) perform(c *changes, p plan) {
+	b.networks = p.networks
+	arrivals := b.arrive(p.turns)
+	around := b.around(p.turns, arrivals)
+	b.enter(c, p.turns, around, false)
+	for _, t := range p.turns {
+		b.depart(c, t)
+	}
+	for i, t := range p.turns {
+		if t.now != nil {
+			b.settle(c, t, arrivals[i])
+		}
+	}
+	for s := range around {
+		b.link(c, s)
+	}
+	b.enter(c, p.turns, around, true)
 }
 
-// plan finds out who comes and goes. It fails if somebody comes who is there already, and if the first container of a segment
-// comes, here or elsewhere, or the last one goes.
-func (b *builder) plan(turned []*gantryv1.ServiceEndpoints) ([]turn, bool) {
-	steps, leaving, coming := make([]turn, 0, len(turned)), map[netip.Addr]bool{}, map[netip.Addr]bool{}
+// arrive makes the parts of services that come; the others are those there are.
+func (b *builder) arrive(turns []turn) []*part {
+	out := make([]*part, len(turns))
+	for i, t := range turns {
+		if out[i] = t.part; t.part != nil {
+			continue
+		}
+		segment, internal := b.segment(t.now)
+		b.secluded[segment] = internal
+		for _, n := range b.table.networks[segment] {
+			if b.members[n] == nil {
+				b.members[n] = map[uint32]int{}
+			}
+			b.members[n][segment]++
+		}
+		out[i] = &part{source: t.now, segment: segment, seen: b.round}
+	}
+	return out
+}
+
+// around lists the segments that turns make come to life here or at all, or end there, and their neighbours.
+func (b *builder) around(turns []turn, parts []*part) map[uint32]bool {
 	balance := map[place]int{}
-	for _, e := range turned {
-		t := turn{part: b.parts[e.Service], now: e, come: map[netip.Addr]place{}}
-		was, is := b.addressesOf(t.part.source), b.addressesOf(e)
-		for a, local := range was {
-			if _, stays := is[a]; !stays {
-				t.gone, leaving[a] = append(t.gone, a), true
-				balance[place{t.part.segment, local}]--
-			}
+	for i, t := range turns {
+		for _, a := range t.gone {
+			balance[b.instances[a]]--
 		}
-		for a, local := range is {
-			if _, there := was[a]; !there {
-				t.come[a] = place{t.part.segment, local}
-				balance[t.come[a]]++
-			}
-		}
-		steps = append(steps, t)
-	}
-	for _, t := range steps {
-		for a := range t.come {
-			if _, known := b.instances[a]; known && !leaving[a] || coming[a] {
-				return nil, false
-			}
-			coming[a] = true
+		for _, local := range t.come {
+			balance[place{parts[i].segment, local}]++
 		}
 	}
+	out := map[uint32]bool{}
 	for at, n := range balance {
 		if before := b.count[at]; (before > 0) != (before+n > 0) {
-			return nil, false
+			out[at.segment] = true
+			b.neighbours(at.segment, func(s uint32) { out[s] = true })
 		}
 	}
-	return steps, true
+	return out
+}
+
+// enter puts the containers of segments and those who come with turns into the tables that the kernel has, or takes those
+// segments and who goes with turns out. What the model knows of who is where must be that of before, or after all turns.
+func (b *builder) enter(c *changes, turns []turn, around map[uint32]bool, there bool) {
+	for s := range around {
+		for a := range b.inside[s] {
+			if at := b.instances[a]; at.segment == s {
+				b.tables(c, a, at, there)
+			}
+		}
+	}
+	for _, t := range turns {
+		who := slices.Values(t.gone)
+		if there {
+			who = maps.Keys(t.come)
+		}
+		for a := range who {
+			if at := b.instances[a]; !around[at.segment] {
+				b.tables(c, a, at, there)
+			}
+		}
+	}
+}
+
+// depart takes out what a turn takes away.
+func (b *builder) depart(c *changes, t turn) {
+	for _, a := range t.gone {
+		at := b.instances[a]
+		b.tally(at, -1)
+		if delete(b.inside[at.segment], a); len(b.inside[at.segment]) == 0 {
+			delete(b.inside, at.segment)
+		}
+		put(b.instances, &c.instances, a, place{}, false)
+	}
+	if t.now != nil || t.part == nil {
+		return
+	}
+	e := t.part.source
+	for key := range b.targets(e) {
+		put(b.ports, &c.ports, key, target{}, false)
+	}
+	if vip, _ := b.service(e); vip.IsValid() {
+		put(b.services, &c.services, vip, target{}, false)
+	}
+	b.claimed(e, func(what any) { delete(b.claims, what) })
+	for _, at := range e.Attachments {
+		if b.attached[at.Network]--; b.attached[at.Network] == 0 {
+			delete(b.attached, at.Network)
+		}
+	}
+	for _, n := range b.table.networks[t.part.segment] {
+		if b.members[n][t.part.segment]--; b.members[n][t.part.segment] == 0 {
+			delete(b.members[n], t.part.segment)
+		}
+	}
+	delete(b.parts, e.Service)
+}
+
+func (b *builder) tally(at place, n int) {
+	if b.count[at] += n; b.count[at] == 0 {
+		delete(b.count, at)
+	}
 }
 
 // settle brings one service up to date, when those who go have gone.
-func (b *builder) settle(c *changes, t turn) {
-	for a, at := range t.come {
-		b.count[at]++
+func (b *builder) settle(c *changes, t turn, p *part) {
+	for a, local := range t.come {
+		at := place{p.segment, local}
+		_, known := b.instances[a]
+		b.mixed = b.mixed || known
+		b.tally(at, 1)
+		if b.inside[p.segment] == nil {
+			b.inside[p.segment] = map[netip.Addr]struct{}{}
+		}
+		b.inside[p.segment][a] = struct{}{}
 		put(b.instances, &c.instances, a, at, true)
-		b.enter(c, a, at)
 	}
-	t.part.source = t.now
-	if vip, to := b.service(t.now); vip.IsValid() {
+	mine := func(any) bool { return true }
+	if p.source = t.now; t.part == nil {
+		mine = b.enrol(p)
+	}
+	if vip, to := b.service(t.now); vip.IsValid() && mine(virtual{vip}) {
 		put(b.services, &c.services, vip, to, len(to.backends) > 0)
 	}
 	for key, to := range b.targets(t.now) {
-		put(b.ports, &c.ports, key, to, len(to.backends) > 0)
+		if mine(key) {
+			put(b.ports, &c.ports, key, to, len(to.backends) > 0)
+		}
 	}
 }
 
-func (b *builder) leave(c *changes, a netip.Addr) {
-	at := b.instances[a]
-	b.count[at]--
-	put(b.instances, &c.instances, a, place{}, false)
-	b.tables(c, a, at, false)
-}
-
-// enter puts a container into the tables that the kernel has. Without changes to note, it is the first time.
-func (b *builder) enter(c *changes, a netip.Addr, at place) {
-	if c == nil {
-		c = &changes{}
+// enrol notes a service that has come, and says what it claims that nobody uses yet.
+func (b *builder) enrol(p *part) (mine func(what any) bool) {
+	e := p.source
+	b.mixed = b.mixed || b.parts[e.Service] != nil
+	b.parts[e.Service] = p
+	for _, at := range e.Attachments {
+		b.attached[at.Network]++
 	}
-	b.tables(c, a, at, true)
+	b.claimed(e, func(what any) {
+		b.mixed = b.mixed || b.claims[what]
+		b.claims[what] = true
+	})
+	return func(what any) bool {
+		var taken bool
+		switch what := what.(type) {
+		case portKey:
+			_, taken = b.ports[what]
+		case virtual:
+			_, taken = b.services[what.address]
+		}
+		return !taken
+	}
 }
 
 func (b *builder) tables(c *changes, a netip.Addr, at place, there bool) {
@@ -153,7 +387,7 @@ func (b *builder) tables(c *changes, a netip.Addr, at place, there bool) {
 	put(b.internal, &c.internal, a, struct{}{}, there && b.secluded[at.segment])
 	put(b.segments, &c.segments, a, at.segment, there)
 	for _, s := range b.sharers[at.segment] {
-		if at.local || b.homes[s] { // what passes between other nodes does not pass here
+		if at.local || b.home(s) { // what passes between other nodes does not pass here
 			put(b.reach, &c.reach, reach{s, a}, struct{}{}, there)
 		}
 	}
@@ -192,6 +426,7 @@ func (c *changes) trim() {
 	same := func(struct{}, struct{}) bool { return true }
 	trim(c.instances, func(place, place) bool { return true })
 	trim(c.segments, func(a, b uint32) bool { return a == b })
+	trim(c.live, same)
 	trim(c.reach, same)
 	trim(c.internal, same)
 	trim(c.hairpins, same)

@@ -5,11 +5,13 @@ import (
 	"math/rand/v2"
 	"net/netip"
 	"reflect"
+	"slices"
 	"testing"
 
 	"google.golang.org/protobuf/proto"
 
 	gantryv1 "github.com/gantryd/gantry/api/gen/gantry/v1"
+	"github.com/gantryd/gantry/network/overlay"
 )
 
 // TestAdvancingIsTheSameAsBuildingAnew walks through random states. Model and differences must be those that are found by
@@ -20,12 +22,16 @@ func TestAdvancingIsTheSameAsBuildingAnew(t *testing.T) {
 	for seed := range uint64(400) {
 		rng, table := rand.New(rand.NewPCG(seed, 1)), newSegmentTable()
 		s := randomState(rng)
-		b := newModel(s, nil, local, virtual, table)
+		var peers []overlay.Peer
+		b := newModel(s, peers, local, virtual, table)
 		for step := range 30 {
-			old := newModel(s, nil, local, virtual, table)
+			old := newModel(s, peers, local, virtual, table)
 			s = turned(rng, s)
-			want := newModel(s, nil, local, virtual, table)
-			c, ok := b.advance(s, nil)
+			if rng.IntN(5) == 0 {
+				peers = randomPeers(rng)
+			}
+			want := newModel(s, peers, local, virtual, table)
+			c, ok := b.advance(s, peers)
 			if !ok {
 				if !reflect.DeepEqual(b.model, old.model) {
 					t.Fatalf("seed %d, step %d: a model that could not advance was changed", seed, step)
@@ -42,12 +48,21 @@ func TestAdvancingIsTheSameAsBuildingAnew(t *testing.T) {
 			}
 		}
 	}
-	if advanced < 800 {
+	if advanced < 2400 {
 		t.Errorf("only %d of 12000 steps were taken as such", advanced)
 	}
 }
 
-// turned is a state in which endpoints of a few services changed, and seldom something else.
+func randomPeers(rng *rand.Rand) (out []overlay.Peer) {
+	for n := range 5 {
+		if rng.IntN(2) == 0 {
+			out = append(out, overlay.Peer{Address: address(192<<24 | uint32(n+1)), Subnet: netip.PrefixFrom(address(10<<24|uint32(n)<<8), 24)})
+		}
+	}
+	return out
+}
+
+// turned is a state in which endpoints of a few services changed, services came and went, and seldom something else.
 func turned(rng *rand.Rand, s State) State {
 	if rng.IntN(15) == 0 {
 		return randomState(rng)
@@ -79,7 +94,41 @@ func turned(rng *rand.Rand, s State) State {
 		}
 		out.Endpoints = append(out.Endpoints, e)
 	}
-	return out
+	return comeAndGo(rng, out)
+}
+
+// comeAndGo takes a service out, puts one in, perhaps with a network, or changes how one is attached and published.
+func comeAndGo(rng *rand.Rand, s State) State {
+	n := rng.IntN(6)
+	name := fmt.Sprintf("prod/shop/n%d", rng.IntN(4))
+	switch {
+	case n == 0 && len(s.Endpoints) > 0:
+		i := rng.IntN(len(s.Endpoints))
+		s.Endpoints = slices.Delete(s.Endpoints, i, i+1)
+	case n == 1:
+		number := 100 + rng.IntN(50)
+		if rng.IntN(2) == 0 {
+			name = fmt.Sprintf("prod/shop/x%d", number)
+			s.Networks = append(slices.Clone(s.Networks), network(name, uint32(number), rng.IntN(2) == 0))
+		}
+		e := service("prod", fmt.Sprint("x", number), fmt.Sprintf("10.96.1.%d", number), nil)
+		e.Attachments = append(e.Attachments, &gantryv1.NetworkAttachment{Network: name})
+		for range rng.IntN(3) {
+			a := fmt.Sprintf("10.64.%d.%d", 3+rng.IntN(2), 100+rng.IntN(100))
+			e.Endpoints = append(e.Endpoints, &gantryv1.Endpoint{Address: a, Ready: rng.IntN(2) == 0})
+		}
+		s.Endpoints = append(s.Endpoints, e)
+	case n == 2 && len(s.Endpoints) > 0:
+		i := rng.IntN(len(s.Endpoints))
+		e := proto.Clone(s.Endpoints[i]).(*gantryv1.ServiceEndpoints)
+		e.Attachments = []*gantryv1.NetworkAttachment{{Network: name}}
+		e.Ports = []*gantryv1.PortPublish{tcpPort(uint32(8000+rng.IntN(10)), 80)}
+		s.Endpoints[i] = e
+	case n == 3 && len(s.Networks) > 0:
+		i := rng.IntN(len(s.Networks))
+		s.Networks = slices.Delete(slices.Clone(s.Networks), i, i+1)
+	}
+	return s
 }
 
 func TestWhatThisNodeHasNothingToDoWithIsLeftOut(t *testing.T) {

@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"slices"
 	"testing"
 	"time"
 
@@ -78,6 +79,9 @@ func BenchmarkChange(b *testing.B) {
 	for _, services := range []int{100, 1000, 5000} {
 		l := newLab(b)
 		s := many(services, 20)
+		for _, e := range s.Endpoints {
+			e.Endpoints = slices.DeleteFunc(e.Endpoints, func(ep *gantryv1.Endpoint) bool { return ep.Address == here })
+		}
 		one := &gantryv1.ServiceEndpoints{Service: "prod/one/s", Environment: "prod", VirtualIp: "10.96.250.1",
 			Endpoints:   []*gantryv1.Endpoint{{Address: elsewhere, Ready: true}},
 			Attachments: []*gantryv1.NetworkAttachment{{Network: "prod/one/default"}}}

@@ -49,7 +49,7 @@ func (f flows) allowed(from, to netip.Addr) bool {
 	s, isContainer := f.model.segments[from]
 	t, toContainer := f.model.segments[to]
 	if isContainer && toContainer {
-		_, ok := f.model.pairs[[2]uint32{s, t}]
+		ok := f.model.table.share(s, t)
 		return ok
 	}
 	_, internal := f.model.internal[from]

@@ -27,7 +27,6 @@ type model struct {
 
 	// What follows leaves out containers of other nodes that none of this node may talk to.
 	segments map[netip.Addr]uint32   // container to the set of networks it is in
-	pairs    map[[2]uint32]struct{}  // segments that share a network
 	reach    map[reach]struct{}      // what each segment may talk to
 	internal map[netip.Addr]struct{} // containers that reach nothing outside
 	hairpins map[netip.Addr]struct{} // containers of this node that can meet themselves behind a virtual address
@@ -37,6 +36,8 @@ type model struct {
 	peers    []overlay.Peer          // other nodes, sorted
 	nodes    map[netip.Addr]struct{} // addresses of other nodes
 	gateways map[netip.Addr]struct{} // addresses of other nodes on the containers' side
+
+	table *segmentTable
 }
 
 // place is where a container is: in which segment, 0 for none, and on which node.
@@ -97,11 +98,14 @@ func protoNumber(name string) uint8 {
 // segmentTable gives each set of networks a number. Numbers are never used twice in one run of the daemon, so that a change
 // of one service cannot renumber another.
 type segmentTable struct {
-	numbers map[string]uint32
-	last    uint32
+	numbers  map[string]uint32
+	networks map[uint32][]uint32 // of each segment, sorted
+	last     uint32
 }
 
-func newSegmentTable() *segmentTable { return &segmentTable{numbers: map[string]uint32{}} }
+func newSegmentTable() *segmentTable {
+	return &segmentTable{numbers: map[string]uint32{}, networks: map[uint32][]uint32{}}
+}
 
 func (t *segmentTable) number(networks []uint32) uint32 {
 	key := make([]byte, 0, 4*len(networks))
@@ -112,8 +116,13 @@ func (t *segmentTable) number(networks []uint32) uint32 {
 		return s
 	}
 	t.last++
-	t.numbers[string(key)] = t.last
+	t.numbers[string(key)], t.networks[t.last] = t.last, networks
 	return t.last
+}
+
+// share reports whether two segments have a network in common.
+func (t *segmentTable) share(a, b uint32) bool {
+	return slices.ContainsFunc(t.networks[a], func(n uint32) bool { return slices.Contains(t.networks[b], n) })
 }
 
 // builder turns a State into a model, and one into the next.
@@ -121,22 +130,24 @@ type builder struct {
 	model
 	local    netip.Prefix
 	virtual  netip.Prefix
-	table    *segmentTable
 	networks map[string]*gantryv1.Network
-	members  map[uint32]map[uint32]struct{} // network to the segments that contain it
-	parts    map[string]*part               // services
-	sharers  map[uint32][]uint32            // segment to the live ones that may talk to it
-	count    map[place]int                  // containers of each segment, here and elsewhere
-	secluded map[uint32]bool                // segments of internal networks only
-	homes    map[uint32]bool                // segments with a container of this node
-	claims   map[any]bool                   // published ports and virtual addresses
-	mixed    bool                           // several services claim an address or a port
+	attached map[string]int                     // services that name a network, whether it is there or not
+	members  map[uint32]map[uint32]int          // network to the segments that contain it, with their services
+	parts    map[string]*part                   // services
+	inside   map[uint32]map[netip.Addr]struct{} // segment to its containers
+	count    map[place]int                      // containers of each segment, here and elsewhere
+	sharers  map[uint32][]uint32                // segment to the live ones that may talk to it
+	secluded map[uint32]bool                    // segments of internal networks only
+	claims   map[any]bool                       // published ports and virtual addresses
+	mixed    bool                               // several services claim an address or a port
+	round    int
 }
 
 // part is what a service is in a model, besides its endpoints.
 type part struct {
 	source  *gantryv1.ServiceEndpoints
 	segment uint32
+	seen    int // the last round that had it
 }
 
 // newModel is pure but for the segments it names in table. Endpoints of this node are those with an address in local.
@@ -145,30 +156,35 @@ func newModel(s State, peers []overlay.Peer, local, virtual netip.Prefix, table 
 	for _, e := range s.Endpoints {
 		instances += len(e.Endpoints)
 	}
-	b := &builder{local: local, virtual: virtual, table: table, networks: make(map[string]*gantryv1.Network, len(s.Networks)),
-		members: make(map[uint32]map[uint32]struct{}, len(s.Networks)), parts: make(map[string]*part, len(s.Endpoints)),
-		sharers: map[uint32][]uint32{}, count: map[place]int{}, secluded: map[uint32]bool{}, homes: map[uint32]bool{}, claims: map[any]bool{}}
-	b.model = model{segments: make(map[netip.Addr]uint32, instances), pairs: map[[2]uint32]struct{}{}, live: map[uint32]struct{}{},
+	b := &builder{local: local, virtual: virtual, attached: map[string]int{},
+		members: make(map[uint32]map[uint32]int, len(s.Networks)), parts: make(map[string]*part, len(s.Endpoints)),
+		inside: map[uint32]map[netip.Addr]struct{}{}, count: map[place]int{}, sharers: map[uint32][]uint32{},
+		secluded: map[uint32]bool{}, claims: map[any]bool{}}
+	b.model = model{segments: make(map[netip.Addr]uint32, instances), live: map[uint32]struct{}{},
 		reach: make(map[reach]struct{}, instances), internal: map[netip.Addr]struct{}{}, ports: map[portKey]target{},
 		hairpins: map[netip.Addr]struct{}{}, services: make(map[netip.Addr]target, len(s.Endpoints)),
 		instances: make(map[netip.Addr]place, instances),
-		peers:     peers, nodes: map[netip.Addr]struct{}{}, gateways: map[netip.Addr]struct{}{}}
-	for _, n := range s.Networks {
-		b.networks[n.GetMeta().GetKey()] = n
-	}
+		peers:     peers, table: table}
+	steps := plan{networks: byKey(s.Networks)}
 	for _, e := range s.Endpoints {
-		b.add(e)
+		steps.turns = append(steps.turns, b.arrival(e))
 	}
-	b.pair()
-	for a, at := range b.instances {
-		b.enter(nil, a, at)
-	}
+	b.perform(&changes{}, steps)
 	b.meet()
 	return b
 }
 
+func byKey(networks []*gantryv1.Network) map[string]*gantryv1.Network {
+	out := make(map[string]*gantryv1.Network, len(networks))
+	for _, n := range networks {
+		out[n.GetMeta().GetKey()] = n
+	}
+	return out
+}
+
 // meet lists the addresses of other nodes.
 func (b *builder) meet() {
+	b.nodes, b.gateways = map[netip.Addr]struct{}{}, map[netip.Addr]struct{}{}
 	for _, p := range b.peers {
 		b.nodes[p.Address] = struct{}{}
 		b.gateways[overlay.Gateway(p.Subnet)] = struct{}{}
@@ -176,40 +192,6 @@ func (b *builder) meet() {
 			b.gateways[overlay.Gateway6(p.Subnet6, p.Subnet)] = struct{}{}
 		}
 	}
-}
-
-func (b *builder) add(e *gantryv1.ServiceEndpoints) {
-	segment, internal := b.segment(e)
-	b.mixed = b.mixed || b.parts[e.Service] != nil
-	b.parts[e.Service] = &part{e, segment}
-	if internal {
-		b.secluded[segment] = true
-	}
-	for a, local := range b.addressesOf(e) {
-		_, known := b.instances[a]
-		b.mixed = b.mixed || known
-		b.instances[a] = place{segment, local}
-		b.count[place{segment, local}]++
-		b.homes[segment] = b.homes[segment] || local
-	}
-	for key, t := range b.targets(e) {
-		b.claim(key)
-		if _, taken := b.ports[key]; !taken && len(t.backends) > 0 {
-			b.ports[key] = t
-		}
-	}
-	if vip, t := b.service(e); vip.IsValid() {
-		b.claim(vip)
-		if len(t.backends) > 0 {
-			b.services[vip] = t
-		}
-	}
-}
-
-// claim notes that a service has a port or a virtual address.
-func (b *builder) claim(what any) {
-	b.mixed = b.mixed || b.claims[what]
-	b.claims[what] = true
 }
 
 // addressesOf are the addresses of a service's containers that have one, and whether they are of this node. Those that are
@@ -267,38 +249,40 @@ func (b *builder) segment(e *gantryv1.ServiceEndpoints) (segment uint32, interna
 		return 0, false
 	}
 	slices.Sort(numbers)
-	numbers = slices.Compact(numbers)
-	segment = b.table.number(numbers)
-	for _, n := range numbers {
-		if b.members[n] == nil {
-			b.members[n] = map[uint32]struct{}{}
-		}
-		b.members[n][segment] = struct{}{}
-	}
-	return segment, internal
+	return b.table.number(slices.Compact(numbers)), internal
 }
 
-// pair lists the segments that share a network, with themselves too, and which of them matter here: those with a container of
-// this node, and those that may talk to one.
-func (b *builder) pair() {
-	for _, segments := range b.members {
-		for s := range segments {
-			for t := range segments {
-				if _, known := b.pairs[[2]uint32{s, t}]; known {
-					continue
-				}
-				b.pairs[[2]uint32{s, t}] = struct{}{}
-				if b.alive(s) && b.alive(t) && (b.homes[s] || b.homes[t]) {
-					b.sharers[t] = append(b.sharers[t], s)
-					b.live[s], b.live[t] = struct{}{}, struct{}{}
-				}
+// home reports whether this node has a container of the segment, alive whether any has.
+func (b *builder) home(s uint32) bool  { return b.count[place{s, true}] > 0 }
+func (b *builder) alive(s uint32) bool { return b.home(s) || b.count[place{s, false}] > 0 }
+
+// neighbours calls fn with each segment of a service that shares a network with one, itself included.
+func (b *builder) neighbours(segment uint32, fn func(uint32)) {
+	seen := map[uint32]bool{}
+	for _, n := range b.table.networks[segment] {
+		for s := range b.members[n] {
+			if !seen[s] {
+				seen[s] = true
+				fn(s)
 			}
 		}
 	}
 }
 
-// alive reports whether any node has a container of the segment.
-func (b *builder) alive(s uint32) bool { return b.homes[s] || b.count[place{s, false}] > 0 }
+// link finds out who may talk to a segment, and whether it matters here: if it has a container of this node, or may talk to
+// one.
+func (b *builder) link(c *changes, segment uint32) {
+	var sharers []uint32
+	b.neighbours(segment, func(s uint32) {
+		if b.alive(s) && b.alive(segment) && (b.home(s) || b.home(segment)) {
+			sharers = append(sharers, s)
+		}
+	})
+	if b.sharers[segment] = sharers; len(sharers) == 0 {
+		delete(b.sharers, segment)
+	}
+	put(b.live, &c.live, segment, struct{}{}, len(sharers) > 0)
+}
 
 // targets maps the host ports of a service to its ready instances, or in host mode to those of this node.
 func (b *builder) targets(e *gantryv1.ServiceEndpoints) map[portKey]target {
