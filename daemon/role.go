@@ -20,6 +20,7 @@ import (
 	"github.com/gantryd/gantry/cluster"
 	"github.com/gantryd/gantry/cluster/identity"
 	"github.com/gantryd/gantry/control/job"
+	"github.com/gantryd/gantry/control/replicate"
 	"github.com/gantryd/gantry/control/rollout"
 	"github.com/gantryd/gantry/control/schedule"
 	"github.com/gantryd/gantry/fault"
@@ -39,6 +40,7 @@ type serverRole struct {
 	servers *servers
 	local   server.Node
 
+	space  *cluster.Space
 	ended  bool       // the member ended at its start: the others may have removed it
 	orders chan order // to be done while no member runs
 
@@ -46,6 +48,7 @@ type serverRole struct {
 	now *serving // nil while there is none
 	// waiting is the member of a server that has not reached a majority yet; nil if there is none.
 	waiting *cluster.Member
+	reason  error         // why this machine cannot be a server now
 	moved   chan struct{} // closed and replaced when now changes
 	// reached has the ways to other machines by node.
 	reached map[string]reached
@@ -62,11 +65,15 @@ type serving struct {
 	scheduler *schedule.Controller
 	rollouts  rollout.Figures
 	tracker   *blobtrack.Tracker
+	copies    *replicate.Controller
 	reigns    atomic.Bool
 }
 
 func newServerRole(d *daemon, m *machine, s *servers, local server.Node) *serverRole {
-	return &serverRole{d: d, machine: m, servers: s, local: local, orders: make(chan order), moved: make(chan struct{}), reached: map[string]reached{}}
+	return &serverRole{
+		d: d, machine: m, servers: s, local: local, space: cluster.NewSpace(d.Root),
+		orders: make(chan order), moved: make(chan struct{}), reached: map[string]reached{},
+	}
 }
 
 // run follows the machine's role until ctx ends.
@@ -94,18 +101,31 @@ func (r *serverRole) run(ctx context.Context) error {
 	}
 }
 
-// outlive waits before another try, if the machine has a use without its server role: others lead its cluster.
+// outlive waits before another try, if the machine has a use without its server role: others lead its cluster, or the disk
+// will have space again, or a backup can be restored.
 func (r *serverRole) outlive(ctx context.Context, err error) bool {
-	if len(r.machine.Servers()) == 0 || ctx.Err() != nil {
+	mends := fault.Is(err, fault.Exhausted) || fault.Is(err, fault.Corrupt) || errors.Is(err, cluster.ErrFailed)
+	if ctx.Err() != nil || errors.Is(err, errStuck) || len(r.machine.Servers()) == 0 && !mends {
 		return false
 	}
+	r.because(err)
 	r.d.Logger.Error("this machine cannot be a server now and goes on as a node; trying again", "err", err, "hint", fault.HintOf(err))
+	wait := time.After(serverRetry)
+	if errors.Is(err, cluster.ErrBroken) {
+		wait = nil // what the attempt has opened is in the way of another one
+	}
 	select {
-	case <-time.After(serverRetry):
+	case <-wait:
+	case o := <-r.orders:
+		o.done <- o.do(r.memberOptions())
+		return wait != nil
 	case <-ctx.Done():
 	}
 	return true
 }
+
+// errStuck ends the daemon: only a new process can use the state again. Containers are not touched.
+var errStuck = errors.New("the state's server has failed and does not end")
 
 const serverRetry = 5 * time.Second
 
@@ -208,7 +228,7 @@ func (r *serverRole) forget() error {
 func (r *serverRole) stateDir() string { return filepath.Join(r.d.Root, "etcd") }
 
 // work starts the member and everything over it, and runs it.
-func (r *serverRole) work(ctx context.Context) error {
+func (r *serverRole) work(ctx context.Context) (err error) {
 	if err := r.admit(ctx); err != nil {
 		return err
 	}
@@ -216,7 +236,11 @@ func (r *serverRole) work(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	defer member.Stop()
+	defer func() {
+		if member.Stop(); member.Stuck() {
+			err = errors.Join(errStuck, err)
+		}
+	}()
 	r.awaits(member)
 	if err := member.AwaitReady(ctx); err != nil {
 		r.ended = errors.Is(err, cluster.ErrEnded)
@@ -234,6 +258,7 @@ func (r *serverRole) work(ctx context.Context) error {
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return st.Run(ctx) })
 	group.Go(func() error { return memberFailed(ctx, member, r.machine) })
+	group.Go(func() error { return member.KeepRoom(ctx) })
 	group.Go(func() error { return srv.Run(ctx) })
 	group.Go(func() error { return r.vote(ctx, member) })
 	group.Go(func() error { return r.awaitNewRoots(ctx, member) })
@@ -327,6 +352,7 @@ func (r *serverRole) sealer(st *store.Store) (*seal.Box, error) {
 // assemble makes the handlers of a server.
 func (r *serverRole) assemble(member *cluster.Member, st *store.Store, sealer *seal.Box) (*serving, *server.Server) {
 	s := &serving{member: member, store: st, metrics: stateMetrics(st)}
+	st.SetGate(r.admits(s))
 	s.tracker = blobtrack.New(blobtrack.Options{Node: blobtrack.InStore(st), Logger: r.d.Logger})
 	calls := s.metrics.API()
 	node := r.machine.Node().Meta.Key
@@ -339,8 +365,11 @@ func (r *serverRole) assemble(member *cluster.Member, st *store.Store, sealer *s
 	s.scheduler = schedule.New(st, r.d.Logger)
 	scheduleMetrics(s.metrics, s.scheduler.Figures())
 	rolloutMetrics(s.metrics, &s.rollouts)
+	s.copies = replicate.New(st, replicate.Options{Tracker: s.tracker, Copy: r.copyImage(st), Logger: r.d.Logger})
+	copyMetrics(s.metrics, s.copies.Figures())
 	m := machines.New(st, member, machines.Options{
 		Node: node, Version: r.d.Version.GetVersion(), Sealer: sealer, Logger: r.d.Logger, Options: measured(calls, server.AuditedOptions(r.d.Logger)),
+		Findings: s.copies.Findings,
 	})
 	api := http.NewServeMux()
 	api.Handle("/", srv.Handler())
@@ -432,9 +461,11 @@ func (r *serverRole) lead(ctx context.Context, s *serving, srv *server.Server, s
 	}()
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return srv.Lead(ctx) })
+	group.Go(func() error { return r.yield(ctx, s) })
 	group.Go(func() error { return rollout.New(s.store, r.d.Logger).Measure(&s.rollouts).Run(as(ctx, "rollout")) })
 	group.Go(func() error { return job.New(s.store, r.d.Logger).Run(as(ctx, "jobs")) })
 	group.Go(func() error { return s.scheduler.Run(as(ctx, "scheduler")) })
+	group.Go(func() error { return s.copies.Run(ctx) })
 	return group.Wait()
 }
 
@@ -464,6 +495,8 @@ func (r *serverRole) found(ctx context.Context, s *serving, sealer *seal.Box) er
 // memberFailed ends a server whose member has ended, unless that is because the cluster has removed it.
 func memberFailed(ctx context.Context, m *cluster.Member, own *machine) error {
 	select {
+	case <-m.Failed():
+		return m.Failure()
 	case err := <-m.Err():
 		return fault.Wrap(fault.Unavailable, err, "the state's server ended")
 	case <-m.Stopped():
@@ -476,6 +509,9 @@ func memberFailed(ctx context.Context, m *cluster.Member, own *machine) error {
 func (r *serverRole) set(s *serving) {
 	r.mu.Lock()
 	r.now, r.waiting = s, nil
+	if s != nil {
+		r.reason = nil
+	}
 	r.mu.Unlock()
 	r.servers.ready.Store(s != nil)
 	r.announce()

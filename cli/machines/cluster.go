@@ -155,10 +155,14 @@ func (s verbs) tokenRm() *cobra.Command {
 
 func (s verbs) configure() *cobra.Command {
 	var life, suspect, down string
+	var copies int32
 	cmd := &cobra.Command{
 		Use: "configure", Short: "Set what holds for all machines", Args: verb.Between(0, 0),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			req := &gantryv1.ConfigureClusterRequest{}
+			if cmd.Flags().Changed("image-copies") && copies < 1 {
+				return verb.Usage(cmd, "--image-copies is 1 or more")
+			}
+			req := &gantryv1.ConfigureClusterRequest{ImageCopies: copies}
 			for _, f := range []struct {
 				text string
 				to   **durationpb.Duration
@@ -183,7 +187,8 @@ func (s verbs) configure() *cobra.Command {
 	cmd.Flags().StringVar(&life, "certificate-life", "", "how long machines' certificates are good, from their next renewal on (default 30 days)")
 	cmd.Flags().StringVar(&suspect, "suspect-after", "", "silence after which a node gets no new instances (default 2s)")
 	cmd.Flags().StringVar(&down, "down-after", "", "silence after which a node's instances are replaced elsewhere (default 5s)")
-	cmd.MarkFlagsOneRequired("certificate-life", "suspect-after", "down-after")
+	cmd.Flags().Int32Var(&copies, "image-copies", 0, "machines that have each image a release needs; 1 copies none ahead (default 2)")
+	cmd.MarkFlagsOneRequired("certificate-life", "suspect-after", "down-after", "image-copies")
 	return cmd
 }
 

@@ -21,6 +21,7 @@ const (
 	defaultTokenLife = 24 * time.Hour
 	maxTokenLife     = 30 * 24 * time.Hour
 	minCertificate   = time.Minute
+	maxCopies        = 100
 )
 
 // CreateToken implements the API.
@@ -150,6 +151,13 @@ func configure(c *gantryv1.Cluster, m *gantryv1.ConfigureClusterRequest) error {
 	if m.DownAfter != nil {
 		c.DownAfter = m.DownAfter
 	}
+	if m.ImageCopies < 0 || m.ImageCopies > maxCopies {
+		return fault.New(fault.Invalid, "images cannot be on %d machines each", m.ImageCopies).
+			WithHint("1 copies nothing ahead, 2 is the default, %d the most", maxCopies)
+	}
+	if m.ImageCopies > 0 {
+		c.ImageCopies = m.ImageCopies
+	}
 	suspect, down := Silence(c)
 	if suspect < 500*time.Millisecond || down <= suspect {
 		return fault.New(fault.Invalid, "a node cannot be suspect after %s and down after %s", suspect, down).
@@ -196,6 +204,9 @@ func (h *clusterService) Status(context.Context, *connect.Request[gantryv1.Clust
 		}
 	}
 	out.Findings = Examine(input(snap, nodes, out, Life(c)))
+	if h.o.Findings != nil {
+		out.Findings = append(out.Findings, h.o.Findings()...)
+	}
 	return connect.NewResponse(out), nil
 }
 
@@ -288,6 +299,13 @@ func examineNode(n *gantryv1.Node, st *gantryv1.NodeStatus, h Health) []*gantryv
 		out = append(out, &gantryv1.Finding{
 			Severity: "warning", Subject: n.Name, Message: fmt.Sprintf("the disk of server %s needs %s for a change", n.Name, slow),
 			Hint: "put gantryd's --root on a faster disk, or take load off it: iostat -x 1",
+		})
+	}
+	if st.GetDiskFull() {
+		out = append(out, &gantryv1.Finding{
+			Severity: "error", Subject: n.Name,
+			Message: fmt.Sprintf("the disk under the state on server %s is full: %d MB are free", n.Name, st.DiskFree>>20),
+			Hint:    "changes are refused there: make room with gantry system prune, gantry volume prune; what takes it: gantry system df",
 		})
 	}
 	if end := st.GetCertificateEnd(); end != nil && end.AsTime().Sub(h.Now) < h.Life/certificateWarning {

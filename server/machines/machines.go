@@ -33,7 +33,7 @@ type Members interface {
 	AddLearner(ctx context.Context, name, peerURL string) (id string, initial []string, err error)
 	Promote(ctx context.Context, id string) error
 	Remove(ctx context.Context, id string) error
-	HandOver(ctx context.Context) error
+	HandOver(ctx context.Context, to ...string) error
 	// Snapshot reads the whole state as of now.
 	Snapshot(ctx context.Context) (io.ReadCloser, error)
 }
@@ -52,6 +52,8 @@ type Options struct {
 	Sealer  Sealer
 	Logger  *slog.Logger
 	Options []connect.HandlerOption
+	// Findings are what other parts of the leader have to say of the cluster's state; nil for nothing.
+	Findings func() []*gantryv1.Finding
 }
 
 // API holds the handlers. Use New.
