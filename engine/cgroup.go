@@ -13,6 +13,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/gantryd/gantry/engine/groupmove"
 	"github.com/gantryd/gantry/fault"
 )
 
@@ -24,10 +25,11 @@ type cgroups struct {
 	unified bool
 	swap    bool
 	roots   []string // mount points of the hierarchies
+	mover   *groupmove.Mover
 }
 
 func openCgroups(parent string) (cgroups, error) {
-	g := cgroups{parent: filepath.Clean("/" + parent)}
+	g := cgroups{parent: filepath.Clean("/" + parent), mover: &groupmove.Mover{}}
 	var st unix.Statfs_t
 	if err := unix.Statfs(cgroupRoot, &st); err != nil {
 		return g, fault.Wrap(fault.Unsupported, err, "no control groups at %s", cgroupRoot).
@@ -46,6 +48,7 @@ func openCgroups(parent string) (cgroups, error) {
 			g.roots = append(g.roots, filepath.Join(cgroupRoot, d.Name()))
 		}
 	}
+	g.mover = groupmove.Open(cgroupRoot, "freezer")
 	_, err = os.Stat(filepath.Join(cgroupRoot, "memory", "memory.memsw.limit_in_bytes"))
 	g.swap = err == nil
 	return g, nil

@@ -66,6 +66,7 @@ func (e *Engine) Create(ctx context.Context, r CreateRequest) (err error) {
 	if !validID(r.ID) {
 		return fault.New(fault.Invalid, "container ID %q: use 1 to 76 letters, digits, \"_\", \".\" or \"-\"", r.ID)
 	}
+	defer e.cgroup.mover.Hold()() // it is usually started at once
 	c := &container{creating: true, config: config{ID: r.ID}}
 	if err := e.reserve(c); err != nil {
 		return err

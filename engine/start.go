@@ -36,6 +36,7 @@ func (e *Engine) Start(ctx context.Context, id string) (pid uint32, err error) {
 	if err := e.mayStart(ctx, c); err != nil {
 		return 0, err
 	}
+	defer e.cgroup.mover.Hold()()
 	ctx, cancel := context.WithTimeout(e.Context(context.WithoutCancel(ctx)), startLimit)
 	defer cancel()
 	release, err := e.lendUserns(c)
