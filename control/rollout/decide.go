@@ -22,6 +22,7 @@ type Input struct {
 	Instances []*gantryv1.InstanceView           // in any order
 	Blocked   bool                               // a dependency is not there yet
 	Held      bool                               // a restart waits for that of a dependency
+	Slots     []int32                            // of a service at rest: those to look at, sorted; nil for all. Instances are theirs
 	Eligible  []string                           // of a global service: the nodes to run on
 	Node      func(id string) progress.NodeState // nil: all serve
 	Pinned    func(i *gantryv1.Instance) bool    // its data is on its node; nil: never
@@ -100,7 +101,7 @@ type decision struct {
 	Input
 	op       *gantryv1.Operation    // the rollout while it is on its way, to be changed; else nil
 	settings *gantryv1.UpdateConfig // in force now
-	slots    []slot                 // slot n at n-1
+	slots    []slot                 // slot n at n-1, or those of Slots that there are to be
 	budget   int                    // slots that may be taken in hand now
 	holds    bool                   // nothing may be made before the old set is gone
 	turned   bool                   // the way back has just been taken: the slots are to be looked at again
@@ -279,7 +280,7 @@ func (d *decision) create(n int, release int64) bool {
 	if d.holds || d.waits() {
 		return false
 	}
-	d.add(Change{Action: Create, Slot: int32(n) + 1, Release: release, Node: d.slots[n].node})
+	d.add(Change{Action: Create, Slot: d.number(n), Release: release, Node: d.slots[n].node})
 	return true
 }
 

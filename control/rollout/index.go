@@ -32,6 +32,8 @@ type entry struct {
 	op      *gantryv1.Operation
 	views   map[string]*gantryv1.InstanceView
 	since   map[string]time.Time // when instances were first seen ready
+	slots   map[int32][]string   // to instances
+	loud    map[int32]struct{}   // slots in which something may be to do; nil for all
 	unmade  int                  // its share of index.unmade
 	blocked bool                 // waited for a dependency when it was decided last
 	again   time.Time            // when to decide again although nothing changes
@@ -69,7 +71,7 @@ func (x *index) read(snap *store.ReadTx, now time.Time) {
 func (x *index) entry(key string) *entry {
 	e := x.entries[key]
 	if e == nil {
-		e = &entry{key: key, views: map[string]*gantryv1.InstanceView{}, since: map[string]time.Time{}}
+		e = &entry{key: key, views: map[string]*gantryv1.InstanceView{}, since: map[string]time.Time{}, slots: map[int32][]string{}}
 		x.entries[key] = e
 	}
 	return e
@@ -134,7 +136,7 @@ func (x *index) setService(s *gantryv1.Service) {
 	for _, d := range e.service.GetSpec().GetDependsOn() {
 		delete(x.needs[sibling(s, d.Service)], e)
 	}
-	e.service = s
+	e.service, e.loud = s, nil
 	for _, d := range s.GetSpec().GetDependsOn() {
 		key := sibling(s, d.Service)
 		if x.needs[key] == nil {
@@ -237,7 +239,11 @@ func (x *index) setInstance(snap *store.ReadTx, i *gantryv1.Instance, now time.T
 // see notes how an instance is, and since when it is ready.
 func (x *index) see(e *entry, v *gantryv1.InstanceView, now time.Time) {
 	id := v.Instance.Meta.Key
+	if e.views[id] == nil {
+		e.slots[v.Instance.Slot] = append(e.slots[v.Instance.Slot], id)
+	}
 	e.views[id] = v
+	e.touch(v.Instance.Slot)
 	if !done(v.Status) {
 		delete(e.since, id)
 	} else if e.since[id].IsZero() {
@@ -248,6 +254,7 @@ func (x *index) see(e *entry, v *gantryv1.InstanceView, now time.Time) {
 func (x *index) forget(e *entry, id string) {
 	if v := e.views[id]; v != nil {
 		delete(x.onNode[v.Instance.Node], id)
+		e.vacate(v.Instance.Slot, id)
 	}
 	delete(e.views, id)
 	delete(e.since, id)

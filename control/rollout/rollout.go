@@ -10,6 +10,8 @@ package rollout
 import (
 	"context"
 	"log/slog"
+	"maps"
+	"slices"
 	"time"
 
 	gantryv1 "github.com/gantryd/gantry/api/gen/gantry/v1"
@@ -116,7 +118,7 @@ func (c *Controller) think(events []store.Event) (*batch, time.Time) {
 func (c *Controller) decide(snap *store.ReadTx, e *entry, nodes func(string) progress.NodeState, now time.Time) Plan {
 	s, begun := e.service, c.now()
 	in := Input{
-		Service: s, Operation: e.op, Now: now, Instances: make([]*gantryv1.InstanceView, 0, len(e.views)),
+		Service: s, Operation: e.op, Now: now,
 		Node:   nodes,
 		Pinned: func(i *gantryv1.Instance) bool { return progress.Pinned(snap, i) != "" },
 		Ready:  func(id string) time.Time { return e.since[id] },
@@ -124,8 +126,11 @@ func (c *Controller) decide(snap *store.ReadTx, e *entry, nodes func(string) pro
 	in.Release, _ = store.Get[*gantryv1.Release](snap, ReleaseKey(e.key, s.Release))
 	_, in.From = store.Get[*gantryv1.Release](snap, ReleaseKey(e.key, e.op.GetRollout().GetFrom()))
 	in.Blocked, in.Held = c.blocked(snap, s), c.held(s)
-	for _, v := range e.views {
-		in.Instances = append(in.Instances, v)
+	if e.rests() {
+		in.Slots = e.listen(nodes)
+		in.Instances = e.in(in.Slots)
+	} else {
+		in.Instances = slices.AppendSeq(make([]*gantryv1.InstanceView, 0, len(e.views)), maps.Values(e.views))
 	}
 	if placement.IsGlobal(s.Spec) {
 		in.Eligible = progress.Eligible(snap, s)

@@ -3,6 +3,7 @@ package rollout
 import (
 	"cmp"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -26,9 +27,15 @@ const failedGrace = 5 * time.Second
 
 // sort puts instances into slots, and sends away those that have no place or whose node is gone.
 func (d *decision) sort() {
-	if placement.IsGlobal(d.Service.Spec) {
+	switch {
+	case placement.IsGlobal(d.Service.Spec):
 		d.assign()
-	} else {
+	case d.Slots != nil:
+		first, _ := slices.BinarySearch(d.Slots, 1)
+		end, _ := slices.BinarySearch(d.Slots, d.Service.Replicas+1)
+		d.Slots = d.Slots[first:end]
+		d.slots = make([]slot, len(d.Slots))
+	default:
 		d.slots = make([]slot, d.Service.Replicas)
 	}
 	for _, i := range d.Instances {
@@ -63,15 +70,30 @@ func (d *decision) place(i *gantryv1.InstanceView) {
 
 // slotOf is the slot that an instance may have; nil if it has no place.
 func (d *decision) slotOf(i *gantryv1.InstanceView) *slot {
-	n := i.Instance.Slot
-	if n < 1 || int(n) > len(d.slots) {
+	n, ok := d.position(i.Instance.Slot)
+	if !ok {
 		return nil
 	}
-	s := &d.slots[n-1]
+	s := &d.slots[n]
 	if s.absent || s.node != "" && s.node != i.Instance.Node {
 		return nil
 	}
 	return s
+}
+
+// position is where a slot is in slots, number the slot that is there.
+func (d *decision) position(slot int32) (int, bool) {
+	if d.Slots != nil {
+		return slices.BinarySearch(d.Slots, slot)
+	}
+	return int(slot) - 1, slot >= 1 && int(slot) <= len(d.slots)
+}
+
+func (d *decision) number(position int) int32 {
+	if d.Slots != nil {
+		return d.Slots[position]
+	}
+	return int32(position) + 1
 }
 
 // buried keeps the instance whose failure turned the rollout around for a while, ended, and reports whether it did.
