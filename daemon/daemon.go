@@ -61,6 +61,9 @@ type Config struct {
 	CgroupParent string
 	Devices      map[string]int // named devices that instances can reserve, with their number
 
+	// PEM files; empty for this machine's own certificate where the registry is reached from others.
+	RegistryCertificate, RegistryKey string
+
 	Version *gantryv1.VersionResponse
 	Logger  *slog.Logger
 }
@@ -148,7 +151,7 @@ func (d *daemon) run(ctx context.Context) error {
 	if x := parts.Images.Peers(); x != nil {
 		group.Go(func() error { return x.Run(ctx) })
 	}
-	if err := d.registry(ctx, group, parts); err != nil {
+	if err := d.registry(ctx, group, parts, m.keeper); err != nil {
 		return err
 	}
 	group.Go(func() error { return ag.Run(ctx) })

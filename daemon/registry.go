@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/rand"
 	"crypto/subtle"
+	"crypto/tls"
 	"encoding/hex"
 	"errors"
 	"net"
@@ -16,6 +17,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/gantryd/gantry/agent"
+	"github.com/gantryd/gantry/cluster/identity"
 	"github.com/gantryd/gantry/fault"
 	"github.com/gantryd/gantry/internal/atomicfile"
 	"github.com/gantryd/gantry/registry"
@@ -25,9 +27,14 @@ import (
 const registryUser = "gantry"
 
 // registry serves the embedded registry, if it was asked for.
-func (d *daemon) registry(ctx context.Context, group *errgroup.Group, parts agent.Parts) error {
+func (d *daemon) registry(ctx context.Context, group *errgroup.Group, parts agent.Parts, own *identity.Keeper) error {
 	if d.Registry == "" {
 		return nil
+	}
+	pair, _ := own.Files()
+	encrypted, err := registryTLS(d.Registry, d.RegistryCertificate, d.RegistryKey, pair)
+	if err != nil {
+		return err
 	}
 	password, err := d.registryPassword()
 	if err != nil {
@@ -49,6 +56,9 @@ func (d *daemon) registry(ctx context.Context, group *errgroup.Group, parts agen
 			WithHint("free the port, or start gantryd with another --registry ADDRESS, or none: --registry ''")
 	}
 	d.onStop("registry listener", closing(l))
+	if encrypted != nil {
+		l = tls.NewListener(l, encrypted)
+	}
 	group.Go(func() error { return serve(ctx, l, h, d.Logger) })
 	group.Go(func() error { return d.pruneRegistry(ctx, h) })
 	return nil

@@ -60,6 +60,8 @@ func command() *cobra.Command {
 	f.StringVar(&nodes, "node-range", "10.192.0.0/11", "where the ranges of machines that join come from")
 	f.StringVar(&vips, "virtual-ips", "10.224.0.0/16", "addresses of services")
 	f.StringVar(&c.Registry, "registry", "127.0.0.1:5050", "where the embedded registry listens; empty for none")
+	f.StringVar(&c.RegistryCertificate, "registry-certificate", "", "PEM file with the registry's certificate (default this machine's own, and no TLS on a loopback address)")
+	f.StringVar(&c.RegistryKey, "registry-key", "", "PEM file with the key of that certificate")
 	f.StringVar(&c.CgroupParent, "cgroup-parent", "", "cgroup of all instances (default one that hangs on the root)")
 	f.StringToIntVar(&c.Devices, "device", nil, "named device that instances can reserve, with its number: gpu=2")
 	f.StringVar(&level, "log-level", "info", "debug, info, warn or error")
