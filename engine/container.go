@@ -55,18 +55,20 @@ type State struct {
 
 // config is what of a container does not change, kept in container.json.
 type config struct {
-	ID          string
-	Name        string
-	Labels      map[string]string
-	CreatedAt   time.Time
-	Image       string // digest, for the record
-	Rootfs      string // host directory instead of a snapshot
-	Tty         bool
-	Stdin       bool
-	StopSignal  string
-	Log         logConfig
-	Group       string
-	Files       []string // targets of secrets; their content is on a tmpfs only
+	ID         string
+	Name       string
+	Labels     map[string]string
+	CreatedAt  time.Time
+	Image      string // digest, for the record
+	Rootfs     string // host directory instead of a snapshot
+	Tty        bool
+	Stdin      bool
+	StopSignal string
+	Log        logConfig
+	Group      string
+	Files      []string // targets of secrets; their content is on a tmpfs only
+	// FilesOwned is false for a container of an earlier version, whose mounts map the owners of its files.
+	FilesOwned  bool
 	User        string
 	WorkingDir  string
 	Env         []string

@@ -137,7 +137,7 @@ func (e *Engine) create(ctx context.Context, c *container, r CreateRequest) erro
 	c.config = config{
 		ID: r.ID, Name: r.Name, Labels: r.Labels, CreatedAt: time.Now(), Image: base.digest.String(),
 		Rootfs: r.Spec.GetRootfs(), Tty: r.Spec.GetTty(), Stdin: r.Spec.GetStdinOpen(),
-		StopSignal: stopSignal(r.Spec, base.config), Log: logging, Group: r.Group, Files: targets(r.Files),
+		StopSignal: stopSignal(r.Spec, base.config), Log: logging, Group: r.Group, Files: targets(r.Files), FilesOwned: true,
 		User: userOf(r.Spec, base.config), WorkingDir: spec.Process.Cwd, Env: spec.Process.Env,
 		NetworkHost: r.Netns == "host", remapping: ids, Pins: pins,
 	}

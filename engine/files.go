@@ -56,6 +56,7 @@ func (e *Engine) fileMounts(r CreateRequest) []Mount {
 	for i, f := range r.Files {
 		mounts = append(mounts, Mount{
 			Type: "bind", Source: filepath.Join(e.filesDir(r.ID), strconv.Itoa(i)), Target: f.Target, ReadOnly: true,
+			Owned: true,
 		})
 	}
 	return mounts
@@ -75,7 +76,7 @@ func (e *Engine) writeFiles(c *container, r CreateRequest) error {
 			return fault.Wrap(diskFault(err), err, "container %s: %s", c.ID, name)
 		}
 	}
-	if err := e.mountFiles(c.ID, r.Files); err != nil {
+	if err := e.mountFiles(c, r.Files); err != nil {
 		return err
 	}
 	if err := writeJSON(filepath.Join(dir, configFile), c.config); err != nil {
@@ -116,12 +117,18 @@ func (e *Engine) SetFiles(id string, files []File) error {
 		return fault.New(fault.Conflict, "container %s is running", id).WithHint("gantry stop %s", c.Name)
 	}
 	e.unmountFiles(id)
-	return e.mountFiles(id, files)
+	return e.mountFiles(c, files)
 }
 
-func (e *Engine) mountFiles(id string, files []File) error {
+// mountFiles writes the files to a tmpfs of their own. They belong to the container's users: Linux before 6.3 cannot map the
+// owners of a tmpfs.
+func (e *Engine) mountFiles(c *container, files []File) error {
 	if len(files) == 0 {
 		return nil
+	}
+	id, base := c.ID, 0
+	if c.FilesOwned {
+		base = int(c.IDBase)
 	}
 	dir := e.filesDir(id)
 	if err := os.MkdirAll(dir, 0o700); err != nil {
@@ -135,7 +142,7 @@ func (e *Engine) mountFiles(id string, files []File) error {
 		if mode == 0 {
 			mode = 0o444
 		}
-		if err := writeOwned(filepath.Join(dir, strconv.Itoa(i)), f.Content, mode, f.UID, f.GID); err != nil {
+		if err := writeOwned(filepath.Join(dir, strconv.Itoa(i)), f.Content, mode, base+f.UID, base+f.GID); err != nil {
 			return fault.Wrap(fault.Unavailable, err, "container %s: file %s", id, f.Target)
 		}
 	}

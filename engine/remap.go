@@ -137,9 +137,6 @@ func (e *Engine) unmappable(r CreateRequest) string {
 	if dir := r.Spec.GetRootfs(); dir != "" {
 		paths = append(paths, dir)
 	}
-	if len(r.Files) > 0 && !e.o.Users.MapsTmpfs() {
-		return "this kernel cannot map the owners of secrets and configs"
-	}
 	for _, m := range r.Mounts {
 		if m.Type != MountTmpfs {
 			paths = append(paths, m.Source)

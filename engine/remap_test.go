@@ -3,6 +3,7 @@ package engine_test
 import (
 	"archive/tar"
 	"bytes"
+	"errors"
 	"fmt"
 	"os"
 	osexec "os/exec"
@@ -364,6 +365,59 @@ func TestContainersFromBeforeGoOn(t *testing.T) {
 	reopen(o)
 	if _, err := e.Start(t.Context(), "new"); err != nil {
 		t.Errorf("with user namespaces again: %v", err)
+	}
+	enginetest.Close(t, e)
+}
+
+// Linux before 6.3 cannot map the owners of a tmpfs, so secrets are written with those of the range.
+func TestSecretsBelongToTheUsersInside(t *testing.T) {
+	o := enginetest.Options(t)
+	if o.Users == nil {
+		t.Skip("this machine has no user namespaces for containers")
+	}
+	e := enginetest.OpenAt(t, o)
+	image, base := enginetest.BusyboxImage(t, e), o.Users.Base()
+	files := []engine.File{{Target: "/run/secrets/pw", Content: []byte("x"), UID: 1000, GID: 7, Mode: 0o400}}
+	look := func(when string) {
+		if out, code := exec(t, e, "s", "stat -c '%u %g %a' /run/secrets/pw"); out != "1000 7 400\n" || code != 0 {
+			t.Errorf("%s: inside: %q, %d", when, out, code)
+		}
+		if out, code := execAs(t, e, "s", "app", "cat /run/secrets/pw"); out != "x" || code != 0 {
+			t.Errorf("%s: its owner reads %q, %d", when, out, code)
+		}
+	}
+	s := start(t, e, engine.CreateRequest{ID: "s", Spec: enginetest.Spec(image, "exec sleep 1000"), Files: files})
+	if s.IDBase != base {
+		t.Errorf("root is %d, because of %q", s.IDBase, s.HostIDs)
+	}
+	look("at first")
+	again := func() {
+		if err := errors.Join(e.Stop(t.Context(), "s", -1), e.SetFiles("s", files)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	again()
+	if _, err := e.Start(t.Context(), "s"); err != nil {
+		t.Fatal(err)
+	}
+	look("given again")
+
+	// A container of an earlier version maps the owners by its mounts, which are part of its configuration.
+	if err := e.Close(); err != nil {
+		t.Fatal(err)
+	}
+	config := filepath.Join(o.Root, "containers", "s", "container.json")
+	b, err := os.ReadFile(config)
+	if err != nil || !bytes.Contains(b, []byte(`"FilesOwned":true`)) {
+		t.Fatalf("its configuration: %s, %v", b, err)
+	}
+	if err := os.WriteFile(config, bytes.ReplaceAll(b, []byte(`"FilesOwned":true,`), nil), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	e = enginetest.OpenAt(t, o)
+	again()
+	if uid, gid := ownerOf(t, filepath.Join(o.Run, "files", "s", "0")); uid != 1000 || gid != 7 {
+		t.Errorf("files of an earlier version's container are %d:%d's", uid, gid)
 	}
 	enginetest.Close(t, e)
 }

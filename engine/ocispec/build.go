@@ -73,6 +73,8 @@ type Mount struct {
 	Propagation string
 	// Options of a tmpfs ("size=64m", "exec", "uid=1000").
 	Options []string
+	// Owned says that the source belongs to the container's users on the machine: its owners are not mapped.
+	Owned bool
 	// CopyUp fills an empty volume with what the image has at Target, owners kept.
 	CopyUp bool
 }

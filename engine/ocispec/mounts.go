@@ -20,28 +20,28 @@ func setMounts(s *specs.Spec, in Input) error {
 		if err != nil {
 			return err
 		}
+		if in.IDBase != 0 && !m.Owned {
+			mapOwners(&om)
+		}
 		mounts = slices.DeleteFunc(mounts, func(sys specs.Mount) bool { return sys.Destination == om.Destination })
 		mounts = append(mounts, om)
 		widenRootPropagation(s, m.Propagation)
 	}
 	if in.Spec.GetInit() {
-		mounts = append(mounts, specs.Mount{
-			Destination: InitTarget, Type: "bind", Source: in.InitPath, Options: []string{"bind", "ro", "rprivate"},
-		})
-	}
-	if in.IDBase != 0 {
-		mapOwners(mounts)
+		init := specs.Mount{Destination: InitTarget, Type: "bind", Source: in.InitPath, Options: []string{"bind", "ro", "rprivate"}}
+		if in.IDBase != 0 {
+			mapOwners(&init)
+		}
+		mounts = append(mounts, init)
 	}
 	s.Mounts = mounts
 	return nil
 }
 
-// mapOwners makes binds show their files with the owners they have on the machine: root's are root's inside.
-func mapOwners(mounts []specs.Mount) {
-	for i, m := range mounts {
-		if m.Type == "bind" {
-			mounts[i].Options = append(slices.Clone(m.Options), "ridmap")
-		}
+// mapOwners makes a bind show its files with the owners they have on the machine: root's are root's inside.
+func mapOwners(m *specs.Mount) {
+	if m.Type == "bind" {
+		m.Options = append(slices.Clone(m.Options), "ridmap")
 	}
 }
 

@@ -41,8 +41,6 @@ type Maker struct {
 	base uint32
 	// own is a user namespace of the range, for mounts.
 	own *os.File
-	// tmpfs says that the kernel maps owners on tmpfs.
-	tmpfs bool
 
 	mu     sync.Mutex // guards the helper and serializes requests
 	helper *helper
@@ -69,7 +67,6 @@ func Open(o Options) (*Maker, error) {
 		_ = m.own.Close()
 		return nil, m.missing(err, "a mapped overlay")
 	}
-	m.tmpfs = m.probeTmpfs()
 	return m, nil
 }
 
@@ -83,9 +80,6 @@ func (m *Maker) Base() uint32 { return m.base }
 
 // File is a user namespace of the range, for mapping mounts. It is the Maker's: nobody else closes it.
 func (m *Maker) File() *os.File { return m.own }
-
-// MapsTmpfs says whether the owners of files on a tmpfs can be mapped (Linux 6.3).
-func (m *Maker) MapsTmpfs() bool { return m.tmpfs }
 
 // Close ends the helper. Namespaces that are in use stay.
 func (m *Maker) Close() error {
@@ -178,23 +172,6 @@ func (m *Maker) mapped(path string, recursive uint, attributes uint64) (int, err
 		return -1, &os.PathError{Op: "map the owners of", Path: path, Err: err}
 	}
 	return tree, nil
-}
-
-func (m *Maker) probeTmpfs() bool {
-	fs, err := unix.Fsopen("tmpfs", unix.FSOPEN_CLOEXEC)
-	if err != nil {
-		return false
-	}
-	defer unix.Close(fs)
-	if err := unix.FsconfigCreate(fs); err != nil {
-		return false
-	}
-	mnt, err := unix.Fsmount(fs, unix.FSMOUNT_CLOEXEC, 0)
-	if err != nil {
-		return false
-	}
-	defer unix.Close(mnt)
-	return unix.MountSetattr(mnt, "", unix.AT_EMPTY_PATH, m.attributes(0)) == nil
 }
 
 func (m *Maker) attributes(more uint64) *unix.MountAttr {

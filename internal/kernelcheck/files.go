@@ -90,27 +90,6 @@ func idmapped(scratch string) (string, error) {
 	return "on " + filesystemOf(dir), nil
 }
 
-// idmappedTmpfs maps the owners of a tmpfs that is mounted nowhere.
-func idmappedTmpfs(string) (string, error) {
-	fs, err := unix.Fsopen("tmpfs", unix.FSOPEN_CLOEXEC)
-	if err != nil {
-		return "", err
-	}
-	defer unix.Close(fs)
-	if err := unix.FsconfigCreate(fs); err != nil {
-		return "", err
-	}
-	mnt, err := unix.Fsmount(fs, unix.FSMOUNT_CLOEXEC, 0)
-	if err != nil {
-		return "", err
-	}
-	defer unix.Close(mnt)
-	return "", withUserNamespace(func(ns *os.File) error {
-		attr := &unix.MountAttr{Attr_set: unix.MOUNT_ATTR_IDMAP, Userns_fd: uint64(ns.Fd())}
-		return unix.MountSetattr(mnt, "", unix.AT_EMPTY_PATH, attr)
-	})
-}
-
 func mountMapped(from, to string, ns *os.File) error {
 	tree, err := unix.OpenTree(unix.AT_FDCWD, from, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
 	if err != nil {
