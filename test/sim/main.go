@@ -20,6 +20,7 @@ import (
 // options are what the command line says.
 type options struct {
 	nodes, instances int
+	split            int
 	services         int
 	delay            time.Duration
 	rounds           int
@@ -56,6 +57,7 @@ func run() error {
 	out := flag.String("o", "", "also write the table to this file")
 	flag.IntVar(&o.nodes, "nodes", 1000, "simulated nodes")
 	flag.IntVar(&o.instances, "instances", 100_000, "instances of the scale row")
+	flag.IntVar(&o.split, "split", 1, "services that share these instances")
 	flag.IntVar(&o.services, "services", 500, "services of the rolling row, each with 20 instances")
 	flag.DurationVar(&o.delay, "delay", 100*time.Millisecond, "from an instance's assignment until it runs")
 	flag.IntVar(&o.rounds, "rounds", 100, "of the latency rows")

@@ -25,15 +25,16 @@ import (
 
 // platform is a real server, with the real store on etcd and the real controllers, and simulated nodes.
 type platform struct {
-	dir      string
-	member   *cluster.Member
-	store    *store.Store
-	apps     gantryv1connect.AppServiceClient
-	machines *machines
-	address  string
-	cancel   context.CancelFunc
-	group    *errgroup.Group
-	watch    *watcher
+	dir       string
+	member    *cluster.Member
+	store     *store.Store
+	apps      gantryv1connect.AppServiceClient
+	instances gantryv1connect.InstanceServiceClient
+	machines  *machines
+	address   string
+	cancel    context.CancelFunc
+	group     *errgroup.Group
+	watch     *watcher
 }
 
 // startPlatform starts a server with so many nodes and returns when all of them are ready.
@@ -108,6 +109,7 @@ func (p *platform) serve(log *slog.Logger) error {
 	})
 	client := &http.Client{Transport: &http.Transport{Protocols: protocols}}
 	p.apps = gantryv1connect.NewAppServiceClient(client, "http://"+p.address)
+	p.instances = gantryv1connect.NewInstanceServiceClient(client, "http://"+p.address)
 	return nil
 }
 

@@ -3,17 +3,17 @@ package main
 import (
 	"context"
 	"fmt"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"time"
 
+	"connectrpc.com/connect"
+	"google.golang.org/protobuf/proto"
+
 	gantryv1 "github.com/gantryd/gantry/api/gen/gantry/v1"
+	"github.com/gantryd/gantry/observe"
 )
-
-// mostReplicas is what the API allows one service.
-const mostReplicas = 10_000
-
-// loadServices is the number of services that hold the instances of a row.
-func (o options) loadServices() int { return (o.instances + mostReplicas - 1) / mostReplicas }
 
 // measureScale brings up all instances by one scale, then watches the quiet cluster, then loses a node.
 func measureScale(ctx context.Context, o options) ([]line, error) {
@@ -23,11 +23,11 @@ func measureScale(ctx context.Context, o options) ([]line, error) {
 		return nil, err
 	}
 	defer p.stop()
-	if err := p.apply(ctx, "load", "sim:1", o.loadServices(), 0, nil); err != nil {
+	if err := p.apply(ctx, "load", "sim:1", o.split, 0, nil); err != nil {
 		return nil, err
 	}
 	var lines []line
-	for _, part := range []func(context.Context, options) ([]line, error){p.scaleUp, p.spread, p.quiet, p.latency, p.loss} {
+	for _, part := range []func(context.Context, options) ([]line, error){p.scaleUp, p.spread, p.quiet, p.answers, p.latency, p.loss} {
 		measured, err := part(ctx, o)
 		if err != nil {
 			return lines, err
@@ -43,7 +43,7 @@ func (p *platform) scaleUp(ctx context.Context, o options) ([]line, error) {
 	err := o.profiled("scale", func() error {
 		cpu = cpuTime()
 		began := time.Now()
-		if err := p.scale(ctx, "load", o.loadServices(), o.instances); err != nil {
+		if err := p.scale(ctx, "load", o.split, o.instances); err != nil {
 			return err
 		}
 		if err := p.watch.await(ctx, "all instances to exist", func(w *watcher) bool { return w.objects >= o.instances }); err != nil {
@@ -62,7 +62,11 @@ func (p *platform) scaleUp(ctx context.Context, o options) ([]line, error) {
 		s, _ := p.machines.do(command{Do: "stats"})
 		return nil, fmt.Errorf("%w\nnodes: %+v", err, s)
 	}
-	what := fmt.Sprintf("%d instances of %d services on %d nodes, from one scale to all reported running", o.instances, o.loadServices(), o.nodes)
+	of := "one service"
+	if o.split > 1 {
+		of = fmt.Sprintf("%d services", o.split)
+	}
+	what := fmt.Sprintf("%d instances of %s on %d nodes, from one scale to all reported running", o.instances, of, o.nodes)
 	return []line{
 		{what: what, value: took.Seconds(), unit: "s", goal: 60, must: true,
 			note: fmt.Sprintf("created after %.1f s, placed after %.1f s; %.1f s of the server's CPU time", created.Seconds(), placed.Seconds(), cpu.Seconds())},
@@ -117,6 +121,60 @@ func (p *platform) quiet(ctx context.Context, o options) ([]line, error) {
 		{what: "server's memory then", value: memory("VmRSS"), unit: "MiB", goal: 2048},
 	}, err
 }
+
+// answers measures calls whose answers grow with the instances.
+func (p *platform) answers(ctx context.Context, o options) ([]line, error) {
+	metrics := observe.New()
+	metrics.State(p.store)
+	scrape := observe.Handler(func() []*observe.Metrics { return []*observe.Metrics{metrics} })
+	var lines []line
+	for _, call := range []struct {
+		what string
+		goal float64
+		do   func() (size int, err error)
+	}{
+		{"a scrape of /metrics", 100, func() (int, error) {
+			answer := httptest.NewRecorder()
+			scrape.ServeHTTP(answer, httptest.NewRequestWithContext(ctx, http.MethodGet, "/metrics", nil))
+			return answer.Body.Len(), nil
+		}},
+		{"the list of all instances", 0, func() (int, error) {
+			answer, err := p.instances.List(ctx, connect.NewRequest(&gantryv1.ListInstancesRequest{All: true}))
+			if err != nil {
+				return 0, err
+			}
+			if n := len(answer.Msg.Instances); n < o.instances {
+				return 0, fmt.Errorf("the list has %d of %d instances", n, o.instances)
+			}
+			return proto.Size(answer.Msg), nil
+		}},
+		{"the app with its instances", 0, func() (int, error) {
+			answer, err := p.apps.Get(ctx, connect.NewRequest(&gantryv1.GetAppRequest{Environment: "production", App: "load"}))
+			if err != nil {
+				return 0, err
+			}
+			return proto.Size(answer.Msg), nil
+		}},
+	} {
+		var took []time.Duration
+		size := 0
+		cpu := cpuTime()
+		for range answerRounds {
+			began := time.Now()
+			n, err := call.do()
+			if err != nil {
+				return lines, fmt.Errorf("%s: %w", call.what, err)
+			}
+			took, size = append(took, time.Since(began)), n
+		}
+		cpu = (cpuTime() - cpu) / answerRounds
+		lines = append(lines, line{what: fmt.Sprintf("%s, %d instances, p50", call.what, o.instances), value: quantile(took, 0.5), unit: "ms", goal: call.goal,
+			note: fmt.Sprintf("%.1f MiB; %.0f ms of CPU time, with this program's", float64(size)/(1<<20), ms(cpu))})
+	}
+	return lines, nil
+}
+
+const answerRounds = 9
 
 // latency is from a request for one more instance until it has a node.
 func (p *platform) latency(ctx context.Context, o options) ([]line, error) {
@@ -177,8 +235,12 @@ func (p *platform) loss(ctx context.Context, o options) ([]line, error) {
 	if _, err := p.machines.do(command{Do: "lose", Node: victim}); err != nil {
 		return nil, err
 	}
-	var took time.Duration
+	var took, cpu time.Duration
 	err := o.profiled("loss", func() error {
+		if err := p.watch.await(ctx, "the node to be called down", func(w *watcher) bool { return !w.downAt.IsZero() }); err != nil {
+			return err
+		}
+		cpu = cpuTime()
 		return p.watch.await(ctx, "the instances of a lost node to be placed elsewhere", func(w *watcher) bool {
 			if len(w.placedAt) < there || w.downAt.IsZero() {
 				return false
@@ -196,9 +258,11 @@ func (p *platform) loss(ctx context.Context, o options) ([]line, error) {
 	if err != nil {
 		return nil, err
 	}
+	cpu = cpuTime() - cpu
 	err = p.watch.await(ctx, "the instances of a lost node to run elsewhere", func(w *watcher) bool { return w.running >= wanted })
 	what := fmt.Sprintf("one node of %d lost with %d instances: from called down to all assigned elsewhere", o.nodes, there)
-	return []line{{what: what, value: ms(took), unit: "ms", goal: 100}}, err
+	note := fmt.Sprintf("%.0f ms of the server's CPU time", ms(cpu))
+	return []line{{what: what, value: ms(took), unit: "ms", goal: 100, note: note}}, err
 }
 
 const replicasPerService = 20
@@ -268,10 +332,10 @@ func latencyAt(ctx context.Context, o options) ([]line, error) {
 		return nil, err
 	}
 	defer p.stop()
-	if err := p.apply(ctx, "load", "sim:1", o.loadServices(), 0, nil); err != nil {
+	if err := p.apply(ctx, "load", "sim:1", o.split, 0, nil); err != nil {
 		return nil, err
 	}
-	if err := p.scale(ctx, "load", o.loadServices(), o.instances); err != nil {
+	if err := p.scale(ctx, "load", o.split, o.instances); err != nil {
 		return nil, err
 	}
 	if err := p.watch.await(ctx, "all instances to run", func(w *watcher) bool { return w.running >= o.instances }); err != nil {
