@@ -27,6 +27,8 @@ type remoteNode struct {
 	volume  string
 	removed atomic.Bool
 	line    string
+	images  []*gantryv1.Image // besides two that all have
+	told    []string          // what images were to be removed
 }
 
 func (n *remoteNode) Logs(_ context.Context, _ *connect.Request[gantryv1.LogsRequest], stream *connect.ServerStream[gantryv1.LogEntry]) error {
@@ -69,7 +71,22 @@ func (n *remoteNode) Prune(context.Context, *connect.Request[gantryv1.PruneImage
 }
 
 func (n *remoteNode) List(context.Context, *connect.Request[gantryv1.ListImagesRequest]) (*connect.Response[gantryv1.ListImagesResponse], error) {
-	return connect.NewResponse(&gantryv1.ListImagesResponse{Images: []*gantryv1.Image{{Digest: "sha256:5"}, {Digest: "sha256:6"}}}), nil
+	all := append([]*gantryv1.Image{{Digest: "sha256:5"}, {Digest: "sha256:6"}}, n.images...)
+	return connect.NewResponse(&gantryv1.ListImagesResponse{Images: all}), nil
+}
+
+func (n *remoteNode) Inspect(_ context.Context, r *connect.Request[gantryv1.InspectImageRequest]) (*connect.Response[gantryv1.InspectImageResponse], error) {
+	for _, i := range n.images {
+		if i.Digest == r.Msg.Image {
+			return connect.NewResponse(&gantryv1.InspectImageResponse{Image: i}), nil
+		}
+	}
+	return nil, wire.Encode(fault.New(fault.NotFound, "it is not on this machine"))
+}
+
+func (n *remoteNode) Remove(_ context.Context, r *connect.Request[gantryv1.RemoveImageRequest]) (*connect.Response[gantryv1.RemoveImageResponse], error) {
+	n.told = append(n.told, r.Msg.Image)
+	return connect.NewResponse(&gantryv1.RemoveImageResponse{Deleted: []string{r.Msg.Image}}), nil
 }
 
 // machine serves a node and gives the way to it.
@@ -264,79 +281,5 @@ func TestVolumesAreRemovedWhereTheirDataIs(t *testing.T) {
 	target.Force = true
 	if _, err := p.volumes.Remove(t.Context(), connect.NewRequest(target)); err != nil {
 		t.Fatalf("with force: %v", err)
-	}
-}
-
-func TestImagesAreListedWithTheirNodes(t *testing.T) {
-	p, _ := three(t, true)
-	list := func() string {
-		t.Helper()
-		resp, err := p.images.List(t.Context(), connect.NewRequest(&gantryv1.ListImagesRequest{}))
-		if err != nil {
-			t.Fatal(err)
-		}
-		out := ""
-		for _, image := range resp.Msg.Images {
-			out += image.Digest + " " + strings.Join(image.Nodes, ",") + ";"
-		}
-		return out
-	}
-	if got := list(); got != "sha256:5 name-n2,one;sha256:6 one;" {
-		t.Errorf("of three machines: %s", got)
-	}
-	err := p.store.Update(t.Context(), func(tx *store.Tx) error {
-		store.Delete[*gantryv1.Node](tx, "n2")
-		store.Delete[*gantryv1.Node](tx, "n3")
-		return nil
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	if got := list(); got != "sha256:5 ;sha256:6 ;" {
-		t.Errorf("of one machine: %s", got)
-	}
-}
-
-// Build tells whether it may use the machine's network, and how many messages came.
-func (n *remoteNode) Build(_ context.Context, stream *connect.BidiStream[gantryv1.BuildInput, gantryv1.BuildEvent]) error {
-	first, err := stream.Receive()
-	if err != nil {
-		return err
-	}
-	digest := "steps have a network of their own"
-	if first.GetStart().GetHostNetwork() {
-		digest = "host"
-	}
-	for {
-		if _, err := stream.Receive(); err != nil {
-			break
-		}
-		digest += " and more"
-	}
-	return stream.Send(&gantryv1.BuildEvent{Event: &gantryv1.BuildEvent_Image{Image: &gantryv1.Image{Digest: digest}}})
-}
-
-func TestBuildsMayWhatTheirEnvironmentPermits(t *testing.T) {
-	p, _ := three(t, true)
-	p.put(t, &gantryv1.Environment{Meta: store.NewMeta("open"), Spec: &gantryv1.EnvironmentSpec{AllowPrivileged: true}})
-	for env, want := range map[string]string{
-		"": "steps have a network of their own and more", "production": "steps have a network of their own and more", "open": "host and more",
-	} {
-		stream := p.images.Build(t.Context())
-		// Nobody gives himself the leave.
-		start := &gantryv1.BuildStart{Environment: env, HostNetwork: true}
-		if err := stream.Send(&gantryv1.BuildInput{Input: &gantryv1.BuildInput_Start{Start: start}}); err != nil {
-			t.Fatal(err)
-		}
-		if err := stream.Send(&gantryv1.BuildInput{}); err != nil {
-			t.Fatal(err)
-		}
-		if err := stream.CloseRequest(); err != nil {
-			t.Fatal(err)
-		}
-		m, err := stream.Receive()
-		if err != nil || m.GetImage().GetDigest() != want {
-			t.Errorf("environment %q: %v, %v", env, m, err)
-		}
 	}
 }

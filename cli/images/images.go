@@ -39,22 +39,25 @@ func Command(session *verb.Session) *cobra.Command {
 
 func (s verbs) imageLs() *cobra.Command {
 	var quiet, digests bool
+	var node string
 	cmd := &cobra.Command{
-		Use: "ls [NAME]", Short: "List images", Aliases: []string{"list"}, Args: verb.Between(0, 1),
+		Use: "ls [NAME]", Short: "List images of all machines", Aliases: []string{"list"}, Args: verb.Between(0, 1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			c, err := s.Client()
 			if err != nil {
 				return err
 			}
-			got, err := client.Call(cmd.Context(), c.Images.List, &gantryv1.ListImagesRequest{Filter: strings.Join(args, "")})
+			got, err := client.Call(cmd.Context(), c.Images.List, &gantryv1.ListImagesRequest{Filter: strings.Join(args, ""), Node: node})
 			if err != nil {
 				return err
 			}
-			return verb.List(s.Session, got.GetImages(), func() error { return s.printImages(got.GetImages(), quiet, digests) })
+			err = verb.List(s.Session, got.GetImages(), func() error { return s.printImages(got.GetImages(), quiet, digests) })
+			return errors.Join(err, s.Missing(got.GetFailures()))
 		},
 	}
 	cmd.Flags().BoolVarP(&quiet, "quiet", "q", false, "print digests only")
 	cmd.Flags().BoolVar(&digests, "digests", false, "print whole digests")
+	cmd.Flags().StringVar(&node, "node", "", "only what this machine has")
 	return s.OutputFlag(cmd, "table")
 }
 
@@ -324,7 +327,7 @@ func (s verbs) imageTag() *cobra.Command {
 func (s verbs) imageRm() *cobra.Command {
 	var force bool
 	cmd := &cobra.Command{
-		Use: "rm IMAGE...", Short: "Remove images", Aliases: []string{"remove"}, Args: verb.Between(1, -1),
+		Use: "rm IMAGE...", Short: "Remove images from all machines", Aliases: []string{"remove"}, Args: verb.Between(1, -1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			c, err := s.Client()
 			if err != nil {
@@ -342,6 +345,9 @@ func (s verbs) imageRm() *cobra.Command {
 				}
 				for _, digest := range got.GetDeleted() {
 					s.Put("Deleted: %s", digest)
+				}
+				if err := s.Missing(got.GetFailures()); err != nil {
+					failed = append(failed, err)
 				}
 			}
 			return s.Join(failed)
