@@ -2,20 +2,26 @@ package cluster_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"strconv"
+	"strings"
 	"sync"
 	"testing"
 	"time"
 
 	"connectrpc.com/connect"
 	"github.com/anishathalye/porcupine"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+	clientv3 "go.etcd.io/etcd/client/v3"
 
 	gantryv1 "github.com/gantryd/gantry/api/gen/gantry/v1"
 	"github.com/gantryd/gantry/client"
 	"github.com/gantryd/gantry/fault"
+	"github.com/gantryd/gantry/test/lab"
 )
 
 // registers are configs that clients write and read at once through every server. Each write makes the next version; so a
@@ -96,12 +102,14 @@ func resolve(history []porcupine.Operation) []porcupine.Operation {
 const (
 	registerKeys    = 5
 	registerClients = 6
+	// Reads list what is in an environment; in this one there is nothing else.
+	registerEnvironment = "registers"
 )
 
 func TestRegistersAreLinearizable(t *testing.T) {
 	long := 25 * time.Second
 	if !short() {
-		long = 10 * time.Minute
+		long = registerTime(t)
 	}
 	tr := begin(t, three)
 	random := seeded(t)
@@ -115,40 +123,118 @@ func TestRegistersAreLinearizable(t *testing.T) {
 		done.Go(func() { r.work(i, seed) })
 	}
 	for ctx.Err() == nil {
-		harmLeader(t, tr, random)
+		harm(t, tr, random)
 	}
 	done.Wait()
+	took := time.Since(r.began)
 	tr.settle(t)
 	r.check(t)
+	rate := float64(len(r.history)) / took.Seconds()
+	t.Logf("%.0f accesses a second", rate)
+	if rate < minRate {
+		t.Errorf("%.0f accesses a second were answered, want %d", rate, minRate)
+	}
 }
 
-// harmLeader takes the lead from a server in one of several ways and gives the machine back a little later.
-func harmLeader(t *testing.T, tr *trial, random *rand.Rand) {
+// registerTime is ten minutes, or MINUTES.
+func registerTime(t *testing.T) time.Duration {
+	t.Helper()
+	text := os.Getenv("MINUTES")
+	if text == "" {
+		return 10 * time.Minute
+	}
+	minutes, err := strconv.ParseFloat(text, 64)
+	if err != nil {
+		t.Fatalf("MINUTES=%q is no number", text)
+	}
+	return time.Duration(minutes * float64(time.Minute))
+}
+
+// minRate is how many accesses a second have to be answered on average, the times without a leader included.
+const minRate = 50
+
+// harm does one thing to the servers, mostly to the one that leads, and mends it a little later.
+func harm(t *testing.T, tr *trial, random *rand.Rand) {
 	t.Helper()
 	n := tr.Leader(t)
+	if random.IntN(4) == 0 {
+		n = tr.Node(random.IntN(3))
+	}
 	hold := time.Second + time.Duration(random.Int64N(int64(4*time.Second)))
-	switch random.IntN(4) {
+	say := func(what string) { t.Logf("%s %s", n.Name(), what) }
+	switch random.IntN(8) {
 	case 0:
-		t.Logf("the leader %s is killed", n.Name())
+		say("is killed")
 		n.KillDaemon(t)
 		n.StartDaemon(t)
 	case 1:
-		t.Logf("the leader %s is cut off for %s", n.Name(), hold)
+		say("is cut off for " + hold.String())
 		n.Isolate(t)
 		time.Sleep(hold)
 		n.Heal(t)
 	case 2:
-		t.Logf("the leader %s is paused for %s", n.Name(), hold)
+		hold += time.Duration(random.IntN(6)) * time.Second
+		say("is paused for " + hold.String())
 		n.PauseDaemon(t)
 		time.Sleep(hold)
 		n.ResumeDaemon(t)
 	case 3:
-		t.Logf("the leader %s is not heard for %s", n.Name(), hold)
+		say("is not heard for " + hold.String())
 		n.Mute(t)
 		time.Sleep(hold)
 		n.Heal(t)
+	case 4:
+		say("hears nothing for " + hold.String())
+		n.Deafen(t)
+		time.Sleep(hold)
+		n.Heal(t)
+	case 5:
+		say("has its power cut")
+		n.Reboot(t)
+	case 6:
+		say("compacts the history")
+		compact(t, n)
+	case 7:
+		if !short() {
+			say("is replaced")
+			replaceServer(t, tr, n)
+		}
 	}
 	time.Sleep(time.Second)
+}
+
+// compact has etcd forget all but the newest state at once, which happens every ten minutes otherwise.
+func compact(t *testing.T, n *lab.Node) {
+	t.Helper()
+	c, err := clientv3.New(clientv3.Config{Endpoints: []string{"unix://" + filepath.Join(n.Run(), "etcd", "etcd.sock")}, DialTimeout: 5 * time.Second})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	now, err := c.Get(ctx, "x")
+	if err == nil {
+		_, err = c.Compact(ctx, now.Header.Revision)
+	}
+	if err != nil && !errors.Is(err, rpctypes.ErrCompacted) {
+		t.Logf("%s: compaction: %v", n.Name(), err)
+	}
+}
+
+// replaceServer takes a server's disk away, removes it from the cluster, and has it join again as a new one.
+func replaceServer(t *testing.T, tr *trial, n *lab.Node) {
+	t.Helper()
+	n.Wipe(t)
+	by := tr.Leader(t, tr.Except(n)...)
+	lab.Eventually(t, time.Minute, "removal of "+n.Name(), func() error {
+		if res := by.Try("node", "rm", "--force", n.Name()); res.Code != 0 && !strings.Contains(res.Stderr, "there is no") {
+			return errors.New(res.Stderr)
+		}
+		return nil
+	})
+	n.Rejoin(t, "server")
+	tr.AwaitNodes(t, len(tr.Nodes()))
 }
 
 // work reads registers, or writes them, until the time is over. Those who read do not wait for a write that hangs.
@@ -193,7 +279,7 @@ func registerName(key int) string { return fmt.Sprintf("register-%d", key) }
 
 func (r *registers) write(ctx context.Context, c *client.Client, in access) (outcome, error) {
 	res, err := c.Configs.Create(ctx, connect.NewRequest(&gantryv1.CreateFileRequest{
-		Environment: environment, Name: registerName(in.key), Content: []byte(in.value),
+		Environment: registerEnvironment, Name: registerName(in.key), Content: []byte(in.value),
 		Labels: map[string]string{"value": in.value}, Replace: true,
 	}))
 	if err != nil {
@@ -203,12 +289,12 @@ func (r *registers) write(ctx context.Context, c *client.Client, in access) (out
 }
 
 func (r *registers) read(ctx context.Context, c *client.Client, key int) (outcome, error) {
-	res, err := c.Configs.List(ctx, connect.NewRequest(&gantryv1.ListFilesRequest{Environment: environment}))
+	res, err := c.Configs.List(ctx, connect.NewRequest(&gantryv1.ListFilesRequest{Environment: registerEnvironment}))
 	if err != nil {
 		return outcome{}, err
 	}
 	for _, info := range res.Msg.Files {
-		if info.Meta.Key == environment+"/"+registerName(key) {
+		if info.Meta.Key == registerEnvironment+"/"+registerName(key) {
 			return outcome{value: info.Meta.Labels["value"], version: info.Version}, nil
 		}
 	}

@@ -96,6 +96,9 @@ func (n *Node) Gateway() string { return n.lab.gateway() }
 // Root is the folder of the daemon's state.
 func (n *Node) Root() string { return n.root }
 
+// Run is the folder of the daemon's sockets.
+func (n *Node) Run() string { return n.run() }
+
 // Host is the value of GANTRY_HOST for the machine's daemon.
 func (n *Node) Host() string { return "unix://" + n.socket() }
 
