@@ -52,7 +52,7 @@ func TestDemo(t *testing.T) {
 	if _, err := os.Stat(password); err == nil && !passwordWasThere {
 		t.Errorf("%s is left", password)
 	}
-	if left := n.TryExec("bash", "-c", "ls /run/gantry-demo /run/gantry/gantry.sock; nft list tables; ls /sys/class/net; find /sys/fs/cgroup -name 'gantry*'").Stdout; left != "eth0\nlo\n" {
+	if left := n.TryExec("bash", "-c", "ls -d /run/gantry-demo /run/gantry; nft list tables; ls /sys/class/net; find /sys/fs/cgroup -name 'gantry*'").Stdout; left != "eth0\nlo\n" {
 		t.Errorf("left on the machine:\n%s", left)
 	}
 	if left := n.Leftovers(t); left != nil {
