@@ -2,6 +2,7 @@ package store
 
 import (
 	"context"
+	"slices"
 	"sync"
 	"time"
 )
@@ -13,11 +14,14 @@ type Event struct {
 	Origin Origin
 }
 
-// Subscription delivers every change after its snapshot, in order, without loss.
+// Subscription delivers every change after its snapshot, in order. To one that falls far behind, several changes of an object
+// are one, from what it knows to the newest: it holds no more events than there are objects.
 type Subscription struct {
 	store *Store
 	mu    sync.Mutex
 	queue []Event
+	at    map[name]waiting // nil while no events are merged
+	holes int              // events in queue that were merged into later ones
 	err   error
 	wake  chan struct{}
 }
@@ -53,8 +57,9 @@ func (u *Subscription) Take() ([]Event, error) {
 	if len(u.queue) == 0 && u.err != nil {
 		return nil, u.err
 	}
+	u.compact()
 	q := u.queue
-	u.queue = nil
+	u.queue, u.at = nil, nil
 	return q, nil
 }
 
@@ -99,9 +104,79 @@ func (u *Subscription) Next(ctx context.Context) ([]Event, error) {
 
 func (u *Subscription) push(events []Event) {
 	u.mu.Lock()
-	u.queue = append(u.queue, events...)
+	if u.at == nil {
+		u.queue = append(u.queue, events...)
+	}
+	switch {
+	case u.at != nil:
+		u.merge(events)
+	case len(u.queue) > mergeAfter:
+		all := u.queue
+		u.queue, u.at = nil, map[name]waiting{}
+		u.merge(all)
+	}
 	u.mu.Unlock()
 	u.signal()
+}
+
+// mergeAfter is how many events may wait before those of one object become one.
+const mergeAfter = 8192
+
+// name is an object's kind and key.
+type name struct{ kind, key string }
+
+func nameOf(ev Event) name {
+	o := ev.New
+	if o == nil {
+		o = ev.Old
+	}
+	return name{kindOf(o), o.GetMeta().GetKey()}
+}
+
+// waiting is the one event of an object: where it is in the queue, and whether the subscriber knows nothing of the object.
+type waiting struct {
+	at  int
+	new bool
+}
+
+// merge appends events. One of an object that has one already takes its place in time, and begins where that one began.
+func (u *Subscription) merge(events []Event) {
+	for _, ev := range events {
+		n := nameOf(ev)
+		w, waits := u.at[n]
+		switch {
+		case !waits:
+			w.new = ev.Old == nil
+		case !w.new:
+			ev.Old = u.queue[w.at].Old
+		case ev.New != nil:
+			ev.Old = nil
+		default: // it came and went, which is told all the same: whoever made it may wait to hear of it
+		}
+		if waits {
+			u.queue[w.at] = Event{}
+			u.holes++
+		}
+		w.at = len(u.queue)
+		u.at[n] = w
+		u.queue = append(u.queue, ev)
+		if u.holes > mergeAfter && u.holes > len(u.queue)/2 {
+			u.compact()
+		}
+	}
+}
+
+// compact closes the holes.
+func (u *Subscription) compact() {
+	if u.holes == 0 {
+		return
+	}
+	u.queue = slices.DeleteFunc(u.queue, func(ev Event) bool { return ev.Old == nil && ev.New == nil })
+	u.holes = 0
+	for i, ev := range u.queue {
+		n := nameOf(ev)
+		u.at[n] = waiting{i, u.at[n].new}
+	}
 }
 
 func (u *Subscription) close(err error) {
