@@ -325,7 +325,15 @@ func (f fakeImages) Inspect(_ context.Context, r *connect.Request[gantryv1.Inspe
 	}, nil)
 }
 
-func (f fakeImages) List(context.Context, *connect.Request[gantryv1.ListImagesRequest]) (*connect.Response[gantryv1.ListImagesResponse], error) {
+// deaf is a machine that does not answer.
+func deaf() []*gantryv1.NodeFailure {
+	return []*gantryv1.NodeFailure{{Node: "n9", Name: "far", Message: "node far does not answer", Hint: "gantry node show far"}}
+}
+
+func (f fakeImages) List(_ context.Context, r *connect.Request[gantryv1.ListImagesRequest]) (*connect.Response[gantryv1.ListImagesResponse], error) {
+	if r.Msg.GetNode() != "" {
+		return answer(&gantryv1.ListImagesResponse{Images: []*gantryv1.Image{f.image("of-" + r.Msg.GetNode())}, Failures: deaf()}, nil)
+	}
 	here, wide := f.image("here"), f.image("wide")
 	here.Nodes, wide.Nodes = []string{"n1", "n2"}, []string{"n1", "n2", "n3", "n4"}
 	return answer(&gantryv1.ListImagesResponse{Images: []*gantryv1.Image{here, wide}}, nil)
@@ -435,7 +443,11 @@ func (f fakeImages) Remove(_ context.Context, r *connect.Request[gantryv1.Remove
 	if !f.has(r.Msg.GetImage()) {
 		return answer[gantryv1.RemoveImageResponse](nil, fault.New(fault.NotFound, "there is no image %q", r.Msg.GetImage()))
 	}
-	return answer(&gantryv1.RemoveImageResponse{Untagged: []string{r.Msg.GetImage()}, Deleted: []string{"sha256:00"}}, nil)
+	out := &gantryv1.RemoveImageResponse{Untagged: []string{r.Msg.GetImage()}, Deleted: []string{"sha256:00"}}
+	if r.Msg.GetImage() == "wide" {
+		out.Failures = deaf()
+	}
+	return answer(out, nil)
 }
 
 func (f fakeImages) Prune(context.Context, *connect.Request[gantryv1.PruneImagesRequest]) (*connect.Response[gantryv1.PruneImagesResponse], error) {

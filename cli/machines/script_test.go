@@ -132,6 +132,11 @@ func (f *fake) serve(sock string) (stop func(), err error) {
 	return func() { _ = srv.Close(); <-done }, nil
 }
 
+func (f fakeCluster) Configure(_ context.Context, r *connect.Request[gantryv1.ConfigureClusterRequest]) (*connect.Response[gantryv1.Cluster], error) {
+	f.note("Configure %d copies", r.Msg.ImageCopies)
+	return connect.NewResponse(&gantryv1.Cluster{}), nil
+}
+
 func (f fakeCluster) Status(context.Context, *connect.Request[gantryv1.ClusterStatusRequest]) (*connect.Response[gantryv1.ClusterStatusResponse], error) {
 	return connect.NewResponse(&gantryv1.ClusterStatusResponse{Id: "c1", Leader: "n1", Members: []*gantryv1.MemberStatus{
 		{Node: "n1", Reachable: true}, {Node: "n2", Reachable: true},
