@@ -82,11 +82,7 @@ func (a *applier) check() error {
 		if err := validName("service", name); err != nil {
 			return err
 		}
-		if s.GetContainer() == nil || s.Container.Image == "" && s.Container.Rootfs == "" {
-			return fault.New(fault.Invalid, "the service %q has neither an image nor a rootfs", name).
-				WithHint("set image: or build: in the Compose file")
-		}
-		if err := rollouts.Check(name, s); err != nil {
+		if err := specValid(name, s); err != nil {
 			return err
 		}
 	}

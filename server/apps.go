@@ -282,8 +282,8 @@ const maxReplicas = 100_000
 func (h *apps) Scale(ctx context.Context, req *connect.Request[gantryv1.ScaleRequest]) (*connect.Response[gantryv1.ScaleResponse], error) {
 	m := req.Msg
 	for name, n := range m.Replicas {
-		if n < 0 || n > maxReplicas {
-			return nil, fault.New(fault.Invalid, "the service %q cannot have %d instances", name, n).WithHint("use a number from 0 to %d", maxReplicas)
+		if err := countValid(name, n); err != nil {
+			return nil, err
 		}
 	}
 	err := h.each(ctx, m.Environment, m.App, sorted(m.Replicas), func(_ store.Reader, s *gantryv1.Service) error {

@@ -64,6 +64,9 @@ func (h *files[T]) List(_ context.Context, req *connect.Request[gantryv1.ListFil
 // Create implements the API.
 func (h *files[T]) Create(ctx context.Context, req *connect.Request[gantryv1.CreateFileRequest]) (*connect.Response[gantryv1.FileInfo], error) {
 	m := req.Msg
+	if err := validName("environment", m.Environment); err != nil {
+		return nil, err
+	}
 	if err := validKey(h.kind, m.Name); err != nil {
 		return nil, err
 	}

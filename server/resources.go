@@ -88,6 +88,9 @@ func inEnvironment(env string) string {
 // Create implements the API.
 func (h *volumes) Create(ctx context.Context, req *connect.Request[gantryv1.CreateVolumeRequest]) (*connect.Response[gantryv1.Volume], error) {
 	m := req.Msg
+	if err := validName("environment", m.Environment); err != nil {
+		return nil, err
+	}
 	if err := validKey("volume", m.Name); err != nil {
 		return nil, err
 	}

@@ -1,6 +1,7 @@
 package rollout_test
 
 import (
+	"math"
 	"testing"
 	"time"
 
@@ -367,4 +368,20 @@ func TestJobsAreLeftAlone(t *testing.T) {
 	if w.step(t) {
 		t.Fatal(w)
 	}
+}
+
+// TestNumbersThatCannotBe: they are refused at the API, but what is stored has to be lived with.
+func TestNumbersThatCannotBe(t *testing.T) {
+	for _, n := range []int32{-1, math.MinInt32} {
+		w := newWorld(1, nil)
+		w.settle(t)
+		w.service.Replicas = n
+		w.settle(t)
+		if len(w.instances) != 0 {
+			t.Errorf("%d replicas: %s", n, w)
+		}
+	}
+	w := newWorld(0, nil)
+	w.service.Replicas = math.MaxInt32
+	w.step(t)
 }

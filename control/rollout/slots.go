@@ -25,6 +25,10 @@ type slot struct {
 // failedGrace is how long an instance that failed is kept, so that whoever waits for it can read its last log lines.
 const failedGrace = 5 * time.Second
 
+// mostSlots is far beyond what the API lets in. A number that got into the store another way must not end every server that
+// leads.
+const mostSlots = 1 << 20
+
 // sort puts instances into slots, and sends away those that have no place or whose node is gone.
 func (d *decision) sort() {
 	switch {
@@ -36,7 +40,7 @@ func (d *decision) sort() {
 		d.Slots = d.Slots[first:end]
 		d.slots = make([]slot, len(d.Slots))
 	default:
-		d.slots = make([]slot, d.Service.Replicas)
+		d.slots = make([]slot, min(max(d.Service.Replicas, 0), mostSlots))
 	}
 	for _, i := range d.Instances {
 		d.place(i)

@@ -3,13 +3,27 @@ package rollouts
 import (
 	"slices"
 
+	"google.golang.org/protobuf/types/known/durationpb"
+
 	gantryv1 "github.com/gantryd/gantry/api/gen/gantry/v1"
 	"github.com/gantryd/gantry/fault"
 )
 
 // Check refuses settings that no rollout can follow.
 func Check(service string, s *gantryv1.ServiceSpec) error {
-	u := s.GetUpdate()
+	for _, u := range []*gantryv1.UpdateConfig{s.GetUpdate(), s.GetRollback()} {
+		if err := check(service, u); err != nil {
+			return err
+		}
+	}
+	if s.GetUpdate().GetStrategy() == BlueGreen && Exclusive(s.Container) {
+		return fault.New(fault.Invalid, "the service %q cannot be updated blue-green: two sets of it would share writable files, a host port or an address", service).
+			WithHint("use the strategy rolling or recreate")
+	}
+	return nil
+}
+
+func check(service string, u *gantryv1.UpdateConfig) error {
 	if !slices.Contains([]string{"", Rolling, Canary, BlueGreen, Recreate}, u.GetStrategy()) {
 		return fault.New(fault.Invalid, "the service %q has the unknown update strategy %q", service, u.Strategy).
 			WithHint("use rolling, canary, blue-green or recreate")
@@ -24,12 +38,23 @@ func Check(service string, s *gantryv1.ServiceSpec) error {
 				WithHint("a step needs a count or a percent from 1 to 100, and a weight from 0 to 100")
 		}
 	}
-	if r := u.GetMaxFailureRatio(); r < 0 || r > 1 {
+	if r := u.GetMaxFailureRatio(); !(r >= 0 && r <= 1) { // NaN neither
 		return fault.New(fault.Invalid, "the service %q tolerates a share of %g failures", service, r).WithHint("max_failure_ratio is from 0 to 1")
 	}
-	if u.GetStrategy() == BlueGreen && Exclusive(s.Container) {
-		return fault.New(fault.Invalid, "the service %q cannot be updated blue-green: two sets of it would share writable files, a host port or an address", service).
-			WithHint("use the strategy rolling or recreate")
+	if !slices.Contains([]string{"", "pause", "continue", "rollback"}, u.GetFailureAction()) ||
+		!slices.Contains([]string{"", "start-first", "stop-first"}, u.GetOrder()) {
+		return fault.New(fault.Invalid, "the service %q has the unknown failure_action %q or order %q", service, u.GetFailureAction(), u.GetOrder()).
+			WithHint("failure_action is pause, continue or rollback; order is start-first or stop-first")
+	}
+	times := []*durationpb.Duration{u.GetDelay(), u.GetMonitor(), u.GetKeep()}
+	for _, c := range u.GetCanary() {
+		times = append(times, c.Pause)
+	}
+	for _, d := range times {
+		if d != nil && (!d.IsValid() || d.AsDuration() < 0) {
+			return fault.New(fault.Invalid, "the service %q is to be updated with a wait of %s", service, d.AsDuration()).
+				WithHint("delay, monitor, keep and pause are not negative")
+		}
 	}
 	return nil
 }
