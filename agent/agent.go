@@ -48,6 +48,8 @@ type Options struct {
 	CertificateEnd func() time.Time
 	// SlowDisk says how slow the disk under the cluster's state is here; 0 if it is not. May be nil.
 	SlowDisk func() time.Duration
+	// FullDisk reports whether too little is free for the cluster's state here, and how many bytes are. May be nil.
+	FullDisk func() (free int64, full bool)
 	// Heard is called with every update of a server, before it is acted on. May be nil.
 	Heard  func(*gantryv1.NodeUpdate)
 	Logger *slog.Logger

@@ -57,6 +57,11 @@ func (a *Agent) nodeStatus() *gantryv1.NodeStatus {
 			st.SlowDisk = durationpb.New(slow)
 		}
 	}
+	if a.o.FullDisk != nil {
+		if free, full := a.o.FullDisk(); full {
+			st.DiskFull, st.DiskFree = true, free
+		}
+	}
 	return st
 }
 

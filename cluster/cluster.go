@@ -54,12 +54,23 @@ type Peers struct {
 // ErrEnded is in the error of a Start whose member ended by itself, as one does that the others have removed.
 var ErrEnded = errors.New("the member ended")
 
+// ErrFailed is in the error of a member that could not go on.
+var ErrFailed = errors.New("the member has failed")
+
+// ErrBroken is in the error of an Open that failed half way: what it has opened stays open until the process ends.
+var ErrBroken = errors.New("nothing of it can be used again")
+
 // Member is a running member.
 type Member struct {
 	etcd   *embed.Etcd
 	client *clientv3.Client
 	peers  *Peers
 	stop   sync.Once
+	stuck  bool
+
+	db       string // file
+	reserved int64  // bytes of it that the disk has room for, whoever fills it
+	failure  *failure
 }
 
 const (
@@ -67,6 +78,7 @@ const (
 	quota        = 8 << 30 // bytes of state after which etcd refuses writes
 	maxTxnOps    = 100_000
 	maxRequest   = 64 << 20
+	stopPatience = 10 * time.Second // of a member that has failed
 )
 
 // Start opens or makes the member and waits until it serves.
@@ -84,16 +96,38 @@ func Start(ctx context.Context, o Options) (*Member, error) {
 
 // Open opens or makes the member and does not wait: until AwaitReady returns it can only tell what is on its own disk.
 func Open(o Options) (*Member, error) {
-	cfg, err := config(o)
+	reserved, err := o.room()
 	if err != nil {
 		return nil, err
 	}
-	e, err := embed.StartEtcd(cfg)
+	fail := newFailure()
+	cfg, err := config(o, zap.WithFatalHook(fail), zap.WithPanicHook(fail))
+	if err != nil {
+		return nil, err
+	}
+	e, err := start(cfg, fail)
 	if err != nil {
 		return nil, fault.Wrap(fault.Corrupt, err, "the state in %s cannot be opened", o.Root).
 			WithHint("is another gantryd running with the same --root? is the disk full or read-only? df -h %s", o.Root)
 	}
-	return &Member{etcd: e, client: v3client.New(e.Server), peers: o.Peers}, nil
+	return &Member{etcd: e, client: v3client.New(e.Server), peers: o.Peers, db: o.db(), reserved: reserved, failure: fail}, nil
+}
+
+// start is StartEtcd in a goroutine of its own, which a failure ends.
+func start(cfg *embed.Config, fail *failure) (*embed.Etcd, error) {
+	var e *embed.Etcd
+	var err error
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		e, err = embed.StartEtcd(cfg)
+	}()
+	<-done
+	if e == nil && err == nil {
+		<-fail.done
+		return nil, fmt.Errorf("%w: %w", ErrBroken, fail.err)
+	}
+	return e, err
 }
 
 // AwaitReady returns when the member serves. One of several waits for a majority as long as it takes.
@@ -105,6 +139,8 @@ func (m *Member) AwaitReady(ctx context.Context) error {
 	select {
 	case <-m.etcd.Server.ReadyNotify():
 		return m.announce(ctx, m.peers)
+	case <-m.failure.done:
+		return m.Failure()
 	case err := <-m.etcd.Err():
 		return fault.Wrap(fault.Unavailable, errors.Join(ErrEnded, err), "the state's server ended at its start")
 	case <-patience:
@@ -137,21 +173,51 @@ func (m *Member) Err() <-chan error { return m.etcd.Err() }
 // Stopped is closed when the member has been stopped: by Stop, or because the cluster has removed it.
 func (m *Member) Stopped() <-chan struct{} { return m.etcd.Server.StopNotify() }
 
+// Failed is closed when the member cannot go on, as when it cannot write: it has to be stopped.
+func (m *Member) Failed() <-chan struct{} { return m.failure.done }
+
+// Failure is why; call it once Failed is closed.
+func (m *Member) Failure() error {
+	return fault.Wrap(fault.Unavailable, m.failure.err, "the state's server has stopped").
+		WithHint("is the disk full or read-only? df -h %s", filepath.Dir(m.db))
+}
+
 // Stop ends the member cleanly. Further calls do nothing.
 func (m *Member) Stop() {
 	m.stop.Do(func() {
 		_ = m.client.Close()
+		ended := make(chan struct{})
+		go func() {
+			defer close(ended)
+			m.end()
+		}()
 		select {
-		case <-m.etcd.Server.ReadyNotify():
-		default:
-			// Close waits for what serves clients, and that waits until the member is ready or stopped.
-			m.etcd.Server.Stop()
+		case <-ended:
+			return
+		case <-m.failure.done:
 		}
-		m.etcd.Close()
+		select {
+		case <-ended:
+		case <-time.After(stopPatience):
+			m.stuck = true
+		}
 	})
 }
 
-func config(o Options) (*embed.Config, error) {
+// Stuck reports, after Stop, that a member which had failed has not ended: only the end of the process frees what it holds.
+func (m *Member) Stuck() bool { return m.stuck }
+
+func (m *Member) end() {
+	select {
+	case <-m.etcd.Server.ReadyNotify():
+	default:
+		// Close waits for what serves clients, and that waits until the member is ready or stopped.
+		m.etcd.Server.Stop()
+	}
+	m.etcd.Close()
+}
+
+func config(o Options, hooks ...zap.Option) (*embed.Config, error) {
 	for _, dir := range []string{o.Root, o.Run} {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
 			return nil, fault.Wrap(fault.Unavailable, err, "cannot make the directory %s for the state", dir)
@@ -185,7 +251,7 @@ func config(o Options) (*embed.Config, error) {
 	// Entries are kept in memory until they are in a snapshot, and some are megabytes.
 	cfg.SnapshotCount, cfg.SnapshotCatchUpEntries = 2_000, 500
 	cfg.TickMs, cfg.ElectionMs = 100, 1000
-	cfg.ZapLoggerBuilder = embed.NewZapLoggerBuilder(logger(o.Logger))
+	cfg.ZapLoggerBuilder = embed.NewZapLoggerBuilder(logger(o.Logger, hooks...))
 	return cfg, nil
 }
 
@@ -218,6 +284,6 @@ func socketURL(dir, name string) url.URL {
 }
 
 // logger passes etcd's warnings and errors on; its information lines say nothing that a person running Gantry needs.
-func logger(log *slog.Logger) *zap.Logger {
-	return zap.New(&slogCore{log: log, said: &memory{last: map[string]time.Time{}}})
+func logger(log *slog.Logger, hooks ...zap.Option) *zap.Logger {
+	return zap.New(&slogCore{log: log, said: &memory{last: map[string]time.Time{}}}, hooks...)
 }

@@ -124,12 +124,13 @@ func (m *Member) Remove(ctx context.Context, id string) error {
 	return memberFault(err, "member %s cannot be removed", id)
 }
 
-// HandOver makes another voting member the leader, so that this one can go. Without another it does nothing.
-func (m *Member) HandOver(ctx context.Context) error {
+// HandOver makes another voting member the leader, so that this one can go: one of those that are named, if any are. Without
+// another it does nothing.
+func (m *Member) HandOver(ctx context.Context, to ...string) error {
 	s := m.etcd.Server
 	others := 0
 	for _, x := range s.Cluster().Members() {
-		if x.ID == s.MemberID() || x.IsLearner {
+		if x.ID == s.MemberID() || x.IsLearner || len(to) > 0 && !slices.Contains(to, x.ID.String()) {
 			continue
 		}
 		others++

@@ -104,6 +104,9 @@ func (d *daemon) run(ctx context.Context) error {
 		return err
 	}
 	d.onStop("lock", unlock)
+	if err := d.useSpare(); err != nil {
+		return err
+	}
 	if err := d.checkKernel(); err != nil {
 		return err
 	}
@@ -148,6 +151,7 @@ func (d *daemon) run(ctx context.Context) error {
 	}
 	group.Go(func() error { return role.run(ctx) })
 	group.Go(func() error { return d.upkeep(ctx, m, ways) })
+	group.Go(func() error { return d.keepSpare(ctx) })
 	if x := parts.Images.Peers(); x != nil {
 		group.Go(func() error { return x.Run(ctx) })
 	}

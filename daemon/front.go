@@ -124,7 +124,7 @@ func (f *front) Operators() http.Handler {
 // unready is why this machine alone cannot answer.
 func (f *front) unready() error {
 	if f.machine.isServer() {
-		return fault.New(fault.Unavailable, "this server has not reached the others yet").WithHint("gantry cluster status")
+		return f.role.unready()
 	}
 	return fault.New(fault.Unavailable, "this machine only runs instances; servers answer at %s", strings.Join(f.machine.Servers(), ", ")).
 		WithHint("run gantry on a server, or make this machine one: gantry node promote %s", f.machine.Node().Name)

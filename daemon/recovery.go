@@ -80,6 +80,26 @@ func (r *serverRole) awaits(m *cluster.Member) {
 	r.waiting = m
 }
 
+// because notes why this machine cannot be a server now.
+func (r *serverRole) because(err error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.reason = err
+}
+
+// unready is why this server does not work.
+func (r *serverRole) unready() error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	switch {
+	case r.reason != nil:
+		return fault.Wrap(fault.Unavailable, r.reason, "this machine cannot be a server now; what runs goes on").WithHint("%s", fault.HintOf(r.reason))
+	case r.waiting != nil:
+		return fault.New(fault.Unavailable, "this server has not reached the others yet").WithHint("gantry cluster status")
+	}
+	return fault.New(fault.Unavailable, "this server starts").WithHint("try again; if it stays so: journalctl -u gantryd")
+}
+
 func (r *serverRole) awaited() *cluster.Member {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -91,7 +111,7 @@ func (r *serverRole) awaited() *cluster.Member {
 func (r *serverRole) lonely(ctx context.Context) (http.Handler, error) {
 	member := r.awaited()
 	if member == nil {
-		return nil, fault.New(fault.Unavailable, "this server starts").WithHint("try again; if it stays so: journalctl -u gantryd")
+		return nil, r.unready()
 	}
 	st, err := store.New(ctx, member.Local(), r.d.Logger)
 	if err != nil {

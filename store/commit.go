@@ -45,6 +45,9 @@ type queue struct {
 // the other. fn may run in another goroutine than its caller's, but never after Update has returned.
 func (s *Store) Update(ctx context.Context, fn func(*Tx) error) error {
 	defer s.figures.update()()
+	if err := s.admit(OriginOf(ctx)); err != nil {
+		return err
+	}
 	c := &change{fn: fn, origin: OriginOf(ctx), done: make(chan struct{})}
 	s.enqueue(c)
 	select {
@@ -351,6 +354,16 @@ type guard struct {
 // lead writes the key; a server that has been deposed without knowing it can then change nothing: Update ends with a fault
 // of kind Unavailable. Changes wait until reads have reached the revision.
 func (s *Store) SetGuard(key string, modRevision int64) { s.guard.Store(&guard{key, modRevision}) }
+
+// SetGate has every Update ask gate first, which may refuse changes of that origin.
+func (s *Store) SetGate(gate func(Origin) error) { s.gate.Store(&gate) }
+
+func (s *Store) admit(o Origin) error {
+	if gate := s.gate.Load(); gate != nil {
+		return (*gate)(o)
+	}
+	return nil
+}
 
 // ClearGuard ends what SetGuard began.
 func (s *Store) ClearGuard() { s.guard.Store(nil) }

@@ -74,6 +74,7 @@ type Store struct {
 	queue   queue
 	flight  flight // one transaction at a time, so that list reads see no phantoms of this server
 	guard   atomic.Pointer[guard]
+	gate    atomic.Pointer[func(Origin) error]
 	strange sync.Map // kinds that this version does not know and has warned of
 }
 

@@ -45,7 +45,7 @@ func (c *council) Remove(_ context.Context, id string) error {
 	c.removed = append(c.removed, id)
 	return nil
 }
-func (c *council) HandOver(context.Context) error { c.moved = true; return nil }
+func (c *council) HandOver(context.Context, ...string) error { c.moved = true; return nil }
 func (c *council) Snapshot(context.Context) (io.ReadCloser, error) {
 	return io.NopCloser(strings.NewReader("state")), nil
 }

@@ -277,25 +277,6 @@ func TestStalledDisk(t *testing.T) {
 	tr.settle(t)
 }
 
-// TestFullDisk fills the disk of a follower, then of the leader, while changes are made.
-func TestFullDisk(t *testing.T) {
-	heavy(t)
-	tr := begin(t, lab.Shape{Servers: 3, Disk: "2G"})
-	tr.up(t, "web", 6)
-	for _, n := range []*lab.Node{tr.follower(t), tr.Leader(t)} {
-		n.FillDisk(t)
-		time.Sleep(10 * time.Second)
-		n.FreeDisk(t)
-		if !n.DaemonRuns() {
-			t.Logf("the daemon of %s has ended for lack of space; starting it as its supervisor does", n.Name())
-			n.StartDaemon(t)
-		}
-		tr.AwaitNodes(t, 3)
-		tr.converge(t)
-	}
-	tr.settle(t)
-}
-
 // TestWrongClocks sets the clock of a follower, then of the leader, an hour ahead and an hour back.
 func TestWrongClocks(t *testing.T) {
 	heavy(t)

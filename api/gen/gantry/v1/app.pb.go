@@ -2496,7 +2496,11 @@ type NodeStatus struct {
 	Pids int64 `protobuf:"varint,13,opt,name=pids,proto3" json:"pids,omitempty"`
 	// Servers: how long the disk takes to make a change of the state last, on average over the last minute, in steps of
 	// 50 ms; unset while it is faster than that.
-	SlowDisk      *durationpb.Duration `protobuf:"bytes,14,opt,name=slow_disk,json=slowDisk,proto3" json:"slow_disk,omitempty"`
+	SlowDisk *durationpb.Duration `protobuf:"bytes,14,opt,name=slow_disk,json=slowDisk,proto3" json:"slow_disk,omitempty"`
+	// Servers: too little is free on the disk under the state. As leader it refuses changes.
+	DiskFull bool `protobuf:"varint,15,opt,name=disk_full,json=diskFull,proto3" json:"disk_full,omitempty"`
+	// Servers whose disk is full: bytes that are free there.
+	DiskFree      int64 `protobuf:"varint,16,opt,name=disk_free,json=diskFree,proto3" json:"disk_free,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2627,6 +2631,20 @@ func (x *NodeStatus) GetSlowDisk() *durationpb.Duration {
 		return x.SlowDisk
 	}
 	return nil
+}
+
+func (x *NodeStatus) GetDiskFull() bool {
+	if x != nil {
+		return x.DiskFull
+	}
+	return false
+}
+
+func (x *NodeStatus) GetDiskFree() int64 {
+	if x != nil {
+		return x.DiskFree
+	}
+	return 0
 }
 
 // Cluster is what all machines share. There is one, with the key "cluster".
@@ -3197,7 +3215,7 @@ const file_gantry_v1_app_proto_rawDesc = "" +
 	"\x06member\x18\t \x01(\tR\x06member\x12\x1f\n" +
 	"\voverlay_key\x18\n" +
 	" \x01(\tR\n" +
-	"overlayKey\"\xd8\x04\n" +
+	"overlayKey\"\x92\x05\n" +
 	"\n" +
 	"NodeStatus\x12#\n" +
 	"\x04meta\x18\x01 \x01(\v2\x0f.gantry.v1.MetaR\x04meta\x12\x14\n" +
@@ -3214,7 +3232,9 @@ const file_gantry_v1_app_proto_rawDesc = "" +
 	"\x05clock\x18\v \x01(\v2\x1a.google.protobuf.TimestampR\x05clock\x12C\n" +
 	"\x0fcertificate_end\x18\f \x01(\v2\x1a.google.protobuf.TimestampR\x0ecertificateEnd\x12\x12\n" +
 	"\x04pids\x18\r \x01(\x03R\x04pids\x126\n" +
-	"\tslow_disk\x18\x0e \x01(\v2\x19.google.protobuf.DurationR\bslowDisk\x1a:\n" +
+	"\tslow_disk\x18\x0e \x01(\v2\x19.google.protobuf.DurationR\bslowDisk\x12\x1b\n" +
+	"\tdisk_full\x18\x0f \x01(\bR\bdiskFull\x12\x1b\n" +
+	"\tdisk_free\x18\x10 \x01(\x03R\bdiskFree\x1a:\n" +
 	"\fDevicesEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\x05R\x05value:\x028\x01\"\xd1\x03\n" +

@@ -1,0 +1,176 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"os"
+	"path"
+	"path/filepath"
+	"strings"
+	"time"
+
+	gantryv1 "github.com/gantryd/gantry/api/gen/gantry/v1"
+	"github.com/gantryd/gantry/cluster"
+	"github.com/gantryd/gantry/cluster/identity"
+	"github.com/gantryd/gantry/fault"
+	"github.com/gantryd/gantry/store"
+)
+
+// A server whose disk is full refuses changes while etcd itself has room to go on: its own files are allocated in advance. If
+// another server has space, that one leads. What is under way goes on, and what frees space may be asked for.
+
+// spareFile is room that a start on a full disk can use, and what removes things after it.
+const (
+	spareFile = "spare"
+	spareSize = 32 << 20
+	spareLook = 10 * time.Second
+)
+
+// useSpare gives the spare room up if the disk is full.
+func (d *daemon) useSpare() error {
+	if l := cluster.NewSpace(d.Root).Left(); !l.Short || l.Bytes > spareSize {
+		return nil
+	}
+	err := os.Remove(filepath.Join(d.Root, spareFile))
+	switch {
+	case errors.Is(err, os.ErrNotExist):
+		return nil
+	case err != nil:
+		return fault.Wrap(fault.Unavailable, err, "the disk is full, and the room that was kept for this cannot be used")
+	}
+	d.Logger.Warn("the disk is full: this start uses the room that was kept for it", "hint", "make room: gantry system df, gantry system prune")
+	return nil
+}
+
+// keepSpare puts the spare room aside whenever the disk has enough.
+func (d *daemon) keepSpare(ctx context.Context) error {
+	space, path := cluster.NewSpace(d.Root), filepath.Join(d.Root, spareFile)
+	look := time.NewTicker(spareLook)
+	defer look.Stop()
+	for {
+		if info, err := os.Stat(path); (err != nil || info.Size() < spareSize) && !space.Left().Short {
+			if err := cluster.Allocate(path, spareSize); err != nil {
+				d.Logger.Warn("no room can be kept for a start on a full disk", "err", err)
+			}
+		}
+		select {
+		case <-look.C:
+		case <-ctx.Done():
+			return nil
+		}
+	}
+}
+
+// fullDisk says for the node's status whether too little is free for the state; nil-safe for machines that are no servers.
+func (d *daemon) fullDisk(m *machine) func() (int64, bool) {
+	space := cluster.NewSpace(d.Root)
+	return func() (int64, bool) {
+		l := space.Left()
+		return l.Bytes, l.Short && m.isServer()
+	}
+}
+
+// frees reports whether a call takes something away, or is one of machines among themselves.
+func frees(call string) bool {
+	if strings.HasPrefix(call, "MachineService/") {
+		return true
+	}
+	switch path.Base(call) {
+	case "Remove", "Prune", "RevokeToken", "Stop", "SetStopped", "Kill", "Pause", "Abort", "Demote", "SetAvailability":
+		return true
+	}
+	return false
+}
+
+// admits refuses changes that the API asks for while too few servers have space for them.
+func (r *serverRole) admits(s *serving) func(store.Origin) error {
+	return func(o store.Origin) error {
+		if !strings.Contains(o.Cause, "/") || frees(o.Cause) {
+			return nil
+		}
+		if l := r.space.Left(); l.Short {
+			return noSpace(fault.New(fault.Exhausted, "the disk under the state on server %s is full (%d MB and %d files are left): changes are refused",
+				r.machine.Node().Name, l.Bytes>>20, l.Files))
+		}
+		if full, most := s.roomless(); most {
+			return noSpace(fault.New(fault.Exhausted, "the disks under the state on servers %s are full: changes are refused", strings.Join(full, ", ")))
+		}
+		return nil
+	}
+}
+
+func noSpace(f *fault.Error) error {
+	return f.WithHint("make room there: gantry system df, gantry system prune, gantry volume prune; removing and stopping is not refused")
+}
+
+// roomless names the servers whose disks are full, and tells whether too few others are left for a majority.
+func (s *serving) roomless() (full []string, most bool) {
+	voters := 0
+	byMember := s.servers()
+	for _, m := range s.member.Members() {
+		if m.Learner {
+			continue
+		}
+		voters++
+		if n := byMember[m.ID]; n.status.GetDiskFull() {
+			full = append(full, n.name)
+		}
+	}
+	return full, voters-len(full) < voters/2+1
+}
+
+// serverState is a server as the leader knows it.
+type serverState struct {
+	name   string
+	status *gantryv1.NodeStatus
+}
+
+// servers lists the servers by the ID of their member.
+func (s *serving) servers() map[string]serverState {
+	out := map[string]serverState{}
+	r := s.store.Live()
+	for _, n := range store.List[*gantryv1.Node](r, "") {
+		if n.Role == string(identity.Server) {
+			st, _ := store.Get[*gantryv1.NodeStatus](r, n.Meta.Key)
+			out[n.Member] = serverState{n.Name, st}
+		}
+	}
+	return out
+}
+
+const spaceLook = time.Second
+
+// yield hands the lead over to a server that has space, when this one has none.
+func (r *serverRole) yield(ctx context.Context, s *serving) error {
+	look := time.NewTicker(spaceLook)
+	defer look.Stop()
+	for {
+		select {
+		case <-look.C:
+		case <-ctx.Done():
+			return nil
+		}
+		if !r.space.Left().Short {
+			continue
+		}
+		to := s.roomy()
+		if len(to) == 0 {
+			continue
+		}
+		r.d.Logger.Warn("the disk under the state is full: another server takes the lead")
+		if err := s.member.HandOver(ctx, to...); err != nil && ctx.Err() == nil {
+			r.d.Logger.Warn("the lead could not be handed over", "err", err)
+		}
+	}
+}
+
+// roomy lists the members of other servers that are ready and have space.
+func (s *serving) roomy() []string {
+	var out []string
+	for id, n := range s.servers() {
+		if id != "" && id != s.member.ID() && n.status.GetState() == "ready" && !n.status.GetDiskFull() {
+			out = append(out, id)
+		}
+	}
+	return out
+}
