@@ -48,7 +48,7 @@ func (w *worker) create(ctx context.Context, as *gantryv1.Assignment) error {
 	if err := w.noteMade(ctx, as); err != nil {
 		return err
 	}
-	return w.a.Engine.Create(ctx, req)
+	return w.saveWhile(func() error { return w.a.Engine.Create(ctx, req) })
 }
 
 // noteRoot lets people see who root is in the container.
@@ -61,7 +61,9 @@ func (w *worker) noteRoot(ctx context.Context) error {
 	return nil
 }
 
-// noteMade records what the container is made from, before it is made: one without a record is removed at the next start.
+// noteMade notes what the container is made from, and that its first run comes next. It is on disk before that run begins.
+// A crash before leaves a container without a record, which is removed at the next start, or a record of one that is made
+// and started then.
 func (w *worker) noteMade(ctx context.Context, as *gantryv1.Assignment) error {
 	health, err := w.resolveHealthcheck(ctx, as.Spec)
 	if err != nil {
@@ -72,9 +74,10 @@ func (w *worker) noteMade(ctx context.Context, as *gantryv1.Assignment) error {
 		return err
 	}
 	w.mu.Lock()
-	w.rec.Healthcheck, w.rec.Joined, w.rec.StartedRuns = health, joined, 0
+	w.rec.Healthcheck, w.rec.Joined = health, joined
+	w.rec.StartedGeneration, w.rec.StartedRuns, w.rec.StopRequested = as.Instance.RestartGeneration, 1, false
 	w.mu.Unlock()
-	return w.save()
+	return nil
 }
 
 func (w *worker) haveImage(ctx context.Context, spec *gantryv1.ContainerSpec) error {

@@ -22,8 +22,11 @@ type worker struct {
 	mu       sync.Mutex
 	rec      *gantryv1.InstanceRecord
 	unsaved  bool // the record on disk lacks progress that rec has
+	unkept   bool // the record could not be written, so that anything of it may be missing on disk
 	attached bool // a client is connected to a process that waits for it
 	gone     bool // nothing of the instance is left
+
+	idle chan struct{} // closed when run has returned
 
 	failures  int       // failed attempts in a row
 	notBefore time.Time // of the next attempt
@@ -35,7 +38,7 @@ type worker struct {
 }
 
 func newWorker(a *Agent, rec *gantryv1.InstanceRecord) *worker {
-	return &worker{a: a, id: rec.Assignment.Instance.Meta.Key, rec: rec, wake: make(chan struct{}, 1)}
+	return &worker{a: a, id: rec.Assignment.Instance.Meta.Key, rec: rec, wake: make(chan struct{}, 1), idle: make(chan struct{})}
 }
 
 func (w *worker) poke() {
@@ -99,20 +102,59 @@ func (w *worker) run(ctx context.Context) {
 	w.a.reports.Status(w.status())
 	for {
 		again := w.step(ctx)
-		if w.gone {
-			return
-		}
-		var timer <-chan time.Time
-		if again > 0 {
-			timer = time.After(again)
-		}
-		select {
-		case <-w.wake:
-		case <-timer:
-		case <-ctx.Done():
+		if w.gone || !w.sleep(ctx, again) {
 			return
 		}
 	}
+}
+
+// settling is how long progress may wait for the next save: what changes again at once is written once.
+const settling = 50 * time.Millisecond
+
+// sleep waits for news, for at most the given time if it is not 0, and says whether to go on. Progress is put on disk
+// meanwhile.
+func (w *worker) sleep(ctx context.Context, atMost time.Duration) bool {
+	var timer, settled <-chan time.Time
+	if atMost > 0 {
+		timer = time.After(atMost)
+	}
+	if w.isUnsaved() {
+		settled = time.After(settling)
+	}
+	for {
+		select {
+		case <-w.wake:
+			return true
+		case <-timer:
+			return true
+		case <-settled:
+			if settled = nil; !w.settle() {
+				settled = time.After(firstRetry)
+			}
+		case <-ctx.Done():
+			w.settle()
+			return false
+		}
+	}
+}
+
+// settle puts progress on disk and says whether it is there.
+func (w *worker) settle() bool {
+	w.reporting.Lock()
+	defer w.reporting.Unlock()
+	return w.saveProgress()
+}
+
+// saveProgress keeps what was reported; reporting is held.
+func (w *worker) saveProgress() bool {
+	if !w.isUnsaved() {
+		return true
+	}
+	err := w.save()
+	if err != nil {
+		w.a.log.Error("the instance would not be known after a restart", "instance", w.id, "err", err)
+	}
+	return err == nil
 }
 
 // step looks at what is wanted and what is there and does the next thing. It returns when to look again; 0 waits for news.
@@ -186,26 +228,36 @@ func (w *worker) retryAfter(delay time.Duration, failures int) {
 	w.failures, w.notBefore = failures, time.Now().Add(delay)
 }
 
-// setStatus changes, records and reports the status, if it differs.
+// setStatus changes, reports and records the status, if it differs. It is reported first: a status tells what is, and after
+// a crash the engine tells it again.
 func (w *worker) setStatus(change func(*gantryv1.InstanceStatus)) {
 	w.reporting.Lock()
 	defer w.reporting.Unlock()
-	inst, st, changed := w.changeStatus(change)
-	if changed || w.isUnsaved() {
-		if err := w.save(); err != nil {
-			w.a.log.Error("the instance would not be known after a restart", "instance", w.id, "err", err)
-		}
-	}
-	if changed {
-		w.a.report(inst, st)
-	}
+	w.tell(change)
+	w.saveProgress()
 }
 
-// progress changes and reports the status on the way to a start. It is on disk with the next save: after a restart, the
-// same steps find out the same again, and waiting for the disk four times would make up a good part of a start.
+// progress changes and reports the status on the way to a start. It is on disk with the next save, or when nothing has
+// happened for a moment: after a restart, the same steps find out the same again, and waiting for the disk four times would
+// make up a good part of a start.
 func (w *worker) progress(change func(*gantryv1.InstanceStatus)) {
 	w.reporting.Lock()
 	defer w.reporting.Unlock()
+	w.tell(change)
+}
+
+// lived changes, reports and records that the process began or ended. What `gantry run` started often does both within
+// milliseconds and serves nobody: it is recorded as progress is.
+func (w *worker) lived(change func(*gantryv1.InstanceStatus)) {
+	if w.assignment().Instance.Slot == 0 {
+		w.progress(change)
+	} else {
+		w.setStatus(change)
+	}
+}
+
+// tell changes and reports the status, if it differs; reporting is held.
+func (w *worker) tell(change func(*gantryv1.InstanceStatus)) {
 	inst, st, changed := w.changeStatus(change)
 	if !changed {
 		return
@@ -246,10 +298,24 @@ func (w *worker) save() error {
 		return nil
 	}
 	err := w.a.records.save(rec)
-	if err != nil {
-		w.mu.Lock()
-		w.unsaved = true
-		w.mu.Unlock()
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.unkept = err != nil
+	w.unsaved = w.unsaved || err != nil
+	return err
+}
+
+// saveWhile keeps the record on disk while it does something else, and returns when both are done.
+func (w *worker) saveWhile(do func() error) error {
+	saved := make(chan error, 1)
+	go func() {
+		w.reporting.Lock()
+		defer w.reporting.Unlock()
+		saved <- w.save()
+	}()
+	err := do()
+	if serr := <-saved; err == nil {
+		err = serr
 	}
 	return err
 }
@@ -340,11 +406,7 @@ func (w *worker) launch(ctx context.Context, as *gantryv1.Assignment, st engine.
 		w.progress(inPhase(gantryv1.InstanceStatus_PHASE_CREATED))
 		return 0, nil
 	}
-	w.mu.Lock()
-	w.rec.StartedGeneration, w.rec.StartedRuns = as.Instance.RestartGeneration, int32(st.Runs+1)
-	w.rec.StopRequested = false
-	w.mu.Unlock()
-	if err := w.save(); err != nil {
+	if err := w.noteStart(as.Instance.RestartGeneration, int32(st.Runs+1)); err != nil {
 		return 0, err
 	}
 	begun := time.Now()
@@ -356,6 +418,18 @@ func (w *worker) launch(ctx context.Context, as *gantryv1.Assignment, st engine.
 	w.running(as, pid, time.Now())
 	w.a.pokeJoined(as.Instance)
 	return 0, nil
+}
+
+// noteStart has it on disk that a run is about to begin, unless that is there since the container was made.
+func (w *worker) noteStart(generation int64, runs int32) error {
+	w.mu.Lock()
+	noted := w.rec.StartedGeneration == generation && w.rec.StartedRuns == runs && !w.rec.StopRequested && !w.unkept
+	w.rec.StartedGeneration, w.rec.StartedRuns, w.rec.StopRequested = generation, runs, false
+	w.mu.Unlock()
+	if noted {
+		return nil
+	}
+	return w.save()
 }
 
 // refresh gives a container that ran before what a reboot takes away: its network and the contents of its secrets.
@@ -379,7 +453,7 @@ func (w *worker) refresh(ctx context.Context, as *gantryv1.Assignment) error {
 func (w *worker) running(as *gantryv1.Assignment, pid uint32, since time.Time) {
 	ports := w.a.state.published(serviceKey(as.Instance))
 	check := w.healthcheck()
-	w.setStatus(func(s *gantryv1.InstanceStatus) {
+	w.lived(func(s *gantryv1.InstanceStatus) {
 		fresh := s.Pid != pid
 		s.Phase, s.Error, s.Hint, s.Pid = gantryv1.InstanceStatus_PHASE_RUNNING, "", "", pid
 		s.RestartGeneration = as.Instance.RestartGeneration
@@ -449,7 +523,7 @@ func (w *worker) setStreak(n int32) {
 }
 
 func (w *worker) exited(st engine.State, phase gantryv1.InstanceStatus_Phase) {
-	w.setStatus(func(s *gantryv1.InstanceStatus) {
+	w.lived(func(s *gantryv1.InstanceStatus) {
 		s.Phase = phase
 		s.Error, s.Hint, s.Pid = "", "", 0
 		s.ExitCode, s.OomKilled = st.ExitCode, st.OOMKilled
@@ -479,6 +553,7 @@ func (w *worker) halt(ctx context.Context, exists bool, st engine.State) error {
 	}
 	w.stopHealth()
 	w.exited(st, gantryv1.InstanceStatus_PHASE_EXITED)
+	w.settle() // that it is to stay stopped, too
 	return nil
 }
 
