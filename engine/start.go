@@ -36,7 +36,8 @@ func (e *Engine) Start(ctx context.Context, id string) (pid uint32, err error) {
 	if err := e.mayStart(ctx, c); err != nil {
 		return 0, err
 	}
-	defer e.cgroup.mover.Hold()()
+	letGo := e.cgroup.mover.Hold()
+	defer letGo()
 	ctx, cancel := context.WithTimeout(e.Context(context.WithoutCancel(ctx)), startLimit)
 	defer cancel()
 	release, err := e.lendUserns(c)
@@ -58,6 +59,7 @@ func (e *Engine) Start(ctx context.Context, id string) (pid uint32, err error) {
 		e.abandon(ctx, c, r, false)
 		return 0, startFault(c, err)
 	}
+	letGo()
 	e.begin(c, r)
 	if _, err := e.client.TaskService().Start(ctx, &tasks.StartRequest{ContainerID: id}); err != nil {
 		e.abandon(ctx, c, r, true)

@@ -19,8 +19,8 @@ import (
 	"time"
 )
 
-// every is how often the way is prepared anew; it stays prepared for a grace period, which is never shorter.
-const every = 4 * time.Millisecond
+// every is how often the way is prepared anew; it stays prepared for a grace period, which is longer.
+const every = 7 * time.Millisecond
 
 // Mover prepares moves for any number of callers at once. The zero value does nothing.
 type Mover struct {
