@@ -397,7 +397,10 @@ type Rollout struct {
 	FailedInstance string                 `protobuf:"bytes,8,opt,name=failed_instance,json=failedInstance,proto3" json:"failed_instance,omitempty"`
 	FailedAt       *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=failed_at,json=failedAt,proto3" json:"failed_at,omitempty"`
 	// Resumed after a failure: what had failed before is made again.
-	RetriedAt     *timestamppb.Timestamp `protobuf:"bytes,10,opt,name=retried_at,json=retriedAt,proto3" json:"retried_at,omitempty"`
+	RetriedAt *timestamppb.Timestamp `protobuf:"bytes,10,opt,name=retried_at,json=retriedAt,proto3" json:"retried_at,omitempty"`
+	// Since when instances have been ready that are watched for a time, or followed by a delay; by ID. The next leader goes on
+	// counting from there.
+	Ready         map[string]*timestamppb.Timestamp `protobuf:"bytes,11,rep,name=ready,proto3" json:"ready,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -498,6 +501,13 @@ func (x *Rollout) GetFailedAt() *timestamppb.Timestamp {
 func (x *Rollout) GetRetriedAt() *timestamppb.Timestamp {
 	if x != nil {
 		return x.RetriedAt
+	}
+	return nil
+}
+
+func (x *Rollout) GetReady() map[string]*timestamppb.Timestamp {
+	if x != nil {
+		return x.Ready
 	}
 	return nil
 }
@@ -731,7 +741,7 @@ const file_gantry_v1_operation_proto_rawDesc = "" +
 	"\apercent\x18\t \x01(\x05R\apercent\x12\x16\n" +
 	"\x06weight\x18\n" +
 	" \x01(\x05R\x06weight\x12/\n" +
-	"\x05pause\x18\v \x01(\v2\x19.google.protobuf.DurationR\x05pause\"\xf4\x02\n" +
+	"\x05pause\x18\v \x01(\v2\x19.google.protobuf.DurationR\x05pause\"\xff\x03\n" +
 	"\aRollout\x12\x12\n" +
 	"\x04from\x18\x01 \x01(\x03R\x04from\x12\x0e\n" +
 	"\x02to\x18\x02 \x01(\x03R\x02to\x12/\n" +
@@ -744,7 +754,12 @@ const file_gantry_v1_operation_proto_rawDesc = "" +
 	"\tfailed_at\x18\t \x01(\v2\x1a.google.protobuf.TimestampR\bfailedAt\x129\n" +
 	"\n" +
 	"retried_at\x18\n" +
-	" \x01(\v2\x1a.google.protobuf.TimestampR\tretriedAt\"}\n" +
+	" \x01(\v2\x1a.google.protobuf.TimestampR\tretriedAt\x123\n" +
+	"\x05ready\x18\v \x03(\v2\x1d.gantry.v1.Rollout.ReadyEntryR\x05ready\x1aT\n" +
+	"\n" +
+	"ReadyEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x120\n" +
+	"\x05value\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x05value:\x028\x01\"}\n" +
 	"\x15ListOperationsRequest\x12 \n" +
 	"\venvironment\x18\x01 \x01(\tR\venvironment\x12\x10\n" +
 	"\x03app\x18\x02 \x01(\tR\x03app\x12\x18\n" +
@@ -780,7 +795,7 @@ func file_gantry_v1_operation_proto_rawDescGZIP() []byte {
 }
 
 var file_gantry_v1_operation_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_gantry_v1_operation_proto_msgTypes = make([]protoimpl.MessageInfo, 6)
+var file_gantry_v1_operation_proto_msgTypes = make([]protoimpl.MessageInfo, 7)
 var file_gantry_v1_operation_proto_goTypes = []any{
 	(Operation_State)(0),           // 0: gantry.v1.Operation.State
 	(*Operation)(nil),              // 1: gantry.v1.Operation
@@ -789,45 +804,48 @@ var file_gantry_v1_operation_proto_goTypes = []any{
 	(*ListOperationsRequest)(nil),  // 4: gantry.v1.ListOperationsRequest
 	(*ListOperationsResponse)(nil), // 5: gantry.v1.ListOperationsResponse
 	(*OperationTarget)(nil),        // 6: gantry.v1.OperationTarget
-	(*Meta)(nil),                   // 7: gantry.v1.Meta
-	(*timestamppb.Timestamp)(nil),  // 8: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),    // 9: google.protobuf.Duration
-	(*UpdateConfig)(nil),           // 10: gantry.v1.UpdateConfig
+	nil,                            // 7: gantry.v1.Rollout.ReadyEntry
+	(*Meta)(nil),                   // 8: gantry.v1.Meta
+	(*timestamppb.Timestamp)(nil),  // 9: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),    // 10: google.protobuf.Duration
+	(*UpdateConfig)(nil),           // 11: gantry.v1.UpdateConfig
 }
 var file_gantry_v1_operation_proto_depIdxs = []int32{
-	7,  // 0: gantry.v1.Operation.meta:type_name -> gantry.v1.Meta
+	8,  // 0: gantry.v1.Operation.meta:type_name -> gantry.v1.Meta
 	0,  // 1: gantry.v1.Operation.state:type_name -> gantry.v1.Operation.State
 	2,  // 2: gantry.v1.Operation.steps:type_name -> gantry.v1.OperationStep
-	8,  // 3: gantry.v1.Operation.started_at:type_name -> google.protobuf.Timestamp
-	8,  // 4: gantry.v1.Operation.ended_at:type_name -> google.protobuf.Timestamp
+	9,  // 3: gantry.v1.Operation.started_at:type_name -> google.protobuf.Timestamp
+	9,  // 4: gantry.v1.Operation.ended_at:type_name -> google.protobuf.Timestamp
 	3,  // 5: gantry.v1.Operation.rollout:type_name -> gantry.v1.Rollout
 	0,  // 6: gantry.v1.OperationStep.state:type_name -> gantry.v1.Operation.State
-	8,  // 7: gantry.v1.OperationStep.started_at:type_name -> google.protobuf.Timestamp
-	8,  // 8: gantry.v1.OperationStep.ended_at:type_name -> google.protobuf.Timestamp
+	9,  // 7: gantry.v1.OperationStep.started_at:type_name -> google.protobuf.Timestamp
+	9,  // 8: gantry.v1.OperationStep.ended_at:type_name -> google.protobuf.Timestamp
 	2,  // 9: gantry.v1.OperationStep.steps:type_name -> gantry.v1.OperationStep
-	9,  // 10: gantry.v1.OperationStep.pause:type_name -> google.protobuf.Duration
-	10, // 11: gantry.v1.Rollout.update:type_name -> gantry.v1.UpdateConfig
-	10, // 12: gantry.v1.Rollout.rollback:type_name -> gantry.v1.UpdateConfig
-	8,  // 13: gantry.v1.Rollout.failed_at:type_name -> google.protobuf.Timestamp
-	8,  // 14: gantry.v1.Rollout.retried_at:type_name -> google.protobuf.Timestamp
-	1,  // 15: gantry.v1.ListOperationsResponse.operations:type_name -> gantry.v1.Operation
-	4,  // 16: gantry.v1.OperationService.List:input_type -> gantry.v1.ListOperationsRequest
-	6,  // 17: gantry.v1.OperationService.Get:input_type -> gantry.v1.OperationTarget
-	6,  // 18: gantry.v1.OperationService.Watch:input_type -> gantry.v1.OperationTarget
-	6,  // 19: gantry.v1.OperationService.Pause:input_type -> gantry.v1.OperationTarget
-	6,  // 20: gantry.v1.OperationService.Resume:input_type -> gantry.v1.OperationTarget
-	6,  // 21: gantry.v1.OperationService.Abort:input_type -> gantry.v1.OperationTarget
-	5,  // 22: gantry.v1.OperationService.List:output_type -> gantry.v1.ListOperationsResponse
-	1,  // 23: gantry.v1.OperationService.Get:output_type -> gantry.v1.Operation
-	1,  // 24: gantry.v1.OperationService.Watch:output_type -> gantry.v1.Operation
-	1,  // 25: gantry.v1.OperationService.Pause:output_type -> gantry.v1.Operation
-	1,  // 26: gantry.v1.OperationService.Resume:output_type -> gantry.v1.Operation
-	1,  // 27: gantry.v1.OperationService.Abort:output_type -> gantry.v1.Operation
-	22, // [22:28] is the sub-list for method output_type
-	16, // [16:22] is the sub-list for method input_type
-	16, // [16:16] is the sub-list for extension type_name
-	16, // [16:16] is the sub-list for extension extendee
-	0,  // [0:16] is the sub-list for field type_name
+	10, // 10: gantry.v1.OperationStep.pause:type_name -> google.protobuf.Duration
+	11, // 11: gantry.v1.Rollout.update:type_name -> gantry.v1.UpdateConfig
+	11, // 12: gantry.v1.Rollout.rollback:type_name -> gantry.v1.UpdateConfig
+	9,  // 13: gantry.v1.Rollout.failed_at:type_name -> google.protobuf.Timestamp
+	9,  // 14: gantry.v1.Rollout.retried_at:type_name -> google.protobuf.Timestamp
+	7,  // 15: gantry.v1.Rollout.ready:type_name -> gantry.v1.Rollout.ReadyEntry
+	1,  // 16: gantry.v1.ListOperationsResponse.operations:type_name -> gantry.v1.Operation
+	9,  // 17: gantry.v1.Rollout.ReadyEntry.value:type_name -> google.protobuf.Timestamp
+	4,  // 18: gantry.v1.OperationService.List:input_type -> gantry.v1.ListOperationsRequest
+	6,  // 19: gantry.v1.OperationService.Get:input_type -> gantry.v1.OperationTarget
+	6,  // 20: gantry.v1.OperationService.Watch:input_type -> gantry.v1.OperationTarget
+	6,  // 21: gantry.v1.OperationService.Pause:input_type -> gantry.v1.OperationTarget
+	6,  // 22: gantry.v1.OperationService.Resume:input_type -> gantry.v1.OperationTarget
+	6,  // 23: gantry.v1.OperationService.Abort:input_type -> gantry.v1.OperationTarget
+	5,  // 24: gantry.v1.OperationService.List:output_type -> gantry.v1.ListOperationsResponse
+	1,  // 25: gantry.v1.OperationService.Get:output_type -> gantry.v1.Operation
+	1,  // 26: gantry.v1.OperationService.Watch:output_type -> gantry.v1.Operation
+	1,  // 27: gantry.v1.OperationService.Pause:output_type -> gantry.v1.Operation
+	1,  // 28: gantry.v1.OperationService.Resume:output_type -> gantry.v1.Operation
+	1,  // 29: gantry.v1.OperationService.Abort:output_type -> gantry.v1.Operation
+	24, // [24:30] is the sub-list for method output_type
+	18, // [18:24] is the sub-list for method input_type
+	18, // [18:18] is the sub-list for extension type_name
+	18, // [18:18] is the sub-list for extension extendee
+	0,  // [0:18] is the sub-list for field type_name
 }
 
 func init() { file_gantry_v1_operation_proto_init() }
@@ -843,7 +861,7 @@ func file_gantry_v1_operation_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_gantry_v1_operation_proto_rawDesc), len(file_gantry_v1_operation_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   6,
+			NumMessages:   7,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
