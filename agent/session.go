@@ -71,7 +71,7 @@ func (a *Agent) take(ctx context.Context, u *gantryv1.NodeUpdate) {
 		a.o.Heard(u)
 	}
 	if u.Full { // another server may lead, which knows of no image yet
-		a.Images.Changed()
+		a.Images.Moved()
 	}
 	a.state.update(u)
 	a.state.apply(ctx, a.log)

@@ -46,6 +46,13 @@ func (s *Service) Changed() {
 	}
 }
 
+// Moved tells that another server may lead, which knows of no image yet.
+func (s *Service) Moved() {
+	if s.peers != nil {
+		s.peers.Moved()
+	}
+}
+
 // Bring makes an image be here that servers of the cluster know under this name, without asking a registry. That none of them
 // knows it is no error.
 func (s *Service) Bring(ctx context.Context, ref, platform string) error {

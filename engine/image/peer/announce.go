@@ -8,12 +8,12 @@ import (
 	"sync"
 	"time"
 
-	"connectrpc.com/connect"
 	"github.com/containerd/containerd/v2/core/content"
 	"github.com/opencontainers/go-digest"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	gantryv1 "github.com/gantryd/gantry/api/gen/gantry/v1"
+	"github.com/gantryd/gantry/api/gen/gantry/v1/gantryv1connect"
 )
 
 const (
@@ -135,22 +135,18 @@ func (x *Exchange) Announce(ctx context.Context) error {
 		return err
 	}
 	defer x.said.sending.release()
-	tracker, err := x.tracker(ctx)
-	if err != nil {
-		return err
-	}
 	for {
 		req, now, err := x.compose(ctx)
 		if err != nil {
 			return err
 		}
-		resp, err := tracker.Announce(ctx, connect.NewRequest(req))
+		resp, err := ask(ctx, x, req, gantryv1connect.NodeImageServiceClient.Announce)
 		if err != nil {
 			x.said.putBack(req)
-			return x.answered(tracker, err)
+			return err
 		}
 		x.said.has, x.said.names, x.said.images = now.has, now.names, now.images
-		if x.said.told(resp.Msg.Tracker, req.Full) {
+		if x.said.told(resp.Tracker, req.Full) {
 			return nil
 		}
 	}
@@ -279,17 +275,10 @@ func difference(a, b map[string]bool) (out []string) {
 
 // FindName returns the digest that an image's full name stands for on the servers, or on any node; empty if nobody knows it.
 func (x *Exchange) FindName(ctx context.Context, name string, any bool) (digest.Digest, error) {
-	tracker, err := x.tracker(ctx)
-	if err != nil {
+	resp, err := ask(ctx, x, &gantryv1.FindNameRequest{Name: name, Any: any}, gantryv1connect.NodeImageServiceClient.FindName)
+	if err != nil || resp.Digest == "" {
 		return "", err
 	}
-	resp, err := tracker.FindName(ctx, connect.NewRequest(&gantryv1.FindNameRequest{Name: name, Any: any}))
-	if err != nil {
-		return "", x.answered(tracker, err)
-	}
-	if resp.Msg.Digest == "" {
-		return "", nil
-	}
-	d := digest.Digest(resp.Msg.Digest)
+	d := digest.Digest(resp.Digest)
 	return d, d.Validate()
 }

@@ -434,6 +434,38 @@ func TestNewTrackerIsToldAgain(t *testing.T) {
 	n.complete(s)
 }
 
+// TestNewLeaderIsToldAtOnce has the leader fall silent in the middle of a call. Its calls end with the news that another leads.
+func TestNewLeaderIsToldAtOnce(t *testing.T) {
+	c := newCluster(t)
+	asked := make(chan struct{}, 10)
+	dead := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+		_, _ = io.Copy(io.Discard, r.Body)
+		asked <- struct{}{}
+		<-r.Context().Done()
+	}))
+	t.Cleanup(dead.Close)
+	var calls atomic.Int64
+	n := c.node("node-0", func(o *peer.Options) {
+		next := o.Tracker
+		o.Tracker = func(ctx context.Context) (gantryv1connect.NodeImageServiceClient, error) {
+			if calls.Add(1) == 1 {
+				return gantryv1connect.NewNodeImageServiceClient(http.DefaultClient, dead.URL), nil
+			}
+			return next(ctx)
+		}
+	})
+	<-asked
+	begin := time.Now()
+	n.images.Moved()
+	for news := c.Moved(); !c.Told("node-0"); news = c.Moved() {
+		<-news
+	}
+	t.Logf("told after %s", time.Since(begin))
+	if got := calls.Load(); got != 2 {
+		t.Errorf("%d ways were taken, want the new leader's after the dead one's", got)
+	}
+}
+
 // TestRemovedImageIsNotOffered removes an image on the only node that has it.
 func TestRemovedImageIsNotOffered(t *testing.T) {
 	c := newCluster(t)

@@ -10,12 +10,12 @@ import (
 	"strconv"
 	"time"
 
-	"connectrpc.com/connect"
 	"github.com/containerd/containerd/v2/core/remotes"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	gantryv1 "github.com/gantryd/gantry/api/gen/gantry/v1"
+	"github.com/gantryd/gantry/api/gen/gantry/v1/gantryv1connect"
 	"github.com/gantryd/gantry/fault"
 )
 
@@ -288,18 +288,10 @@ func (l *locator) take() *gantryv1.BlobPeer {
 func (l *locator) ask(ctx context.Context) (*gantryv1.LocateResponse, error) {
 	ctx, cancel := context.WithTimeout(ctx, locateTimeout)
 	defer cancel()
-	tracker, err := l.x.tracker(ctx)
-	if err != nil {
-		return nil, err
-	}
 	req := &gantryv1.LocateRequest{
 		Digest: l.digest.String(), Exclude: slices.Concat(l.exclude, l.x.distrust.of(l.digest)), Fault: l.fault, Complete: l.small,
 	}
-	resp, err := tracker.Locate(ctx, connect.NewRequest(req))
-	if err != nil {
-		return nil, l.x.answered(tracker, err)
-	}
-	return resp.Msg, nil
+	return ask(ctx, l.x, req, gantryv1connect.NodeImageServiceClient.Locate)
 }
 
 // peerError is a refusal of a node with its kind.

@@ -16,6 +16,7 @@ import (
 	"sync"
 	"time"
 
+	"connectrpc.com/connect"
 	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/containerd/v2/core/images"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
@@ -85,35 +86,64 @@ type Figures struct {
 // Figures are the exchange's own; they are live.
 func (x *Exchange) Figures() *Figures { return &x.figures }
 
-// way is the tracker's client that worked last.
+// way is the tracker's client that worked last. Its calls end when the leader may have moved.
 type way struct {
 	mu     sync.Mutex
 	client gantryv1connect.NodeImageServiceClient
+	end    context.CancelFunc
+	over   context.Context
+}
+
+// Moved tells that another server may lead: calls to the one before are given up, and it is told all that this node has.
+func (x *Exchange) Moved() {
+	x.way.mu.Lock()
+	if x.way.end != nil {
+		x.way.end()
+	}
+	x.way.client, x.way.end, x.way.over = nil, nil, nil
+	x.way.mu.Unlock()
+	x.said.want(scan)
+}
+
+// ask calls the tracker. After a failure another way is taken.
+func ask[Req, Resp any](ctx context.Context, x *Exchange, req *Req,
+	method func(gantryv1connect.NodeImageServiceClient, context.Context, *connect.Request[Req]) (*connect.Response[Resp], error),
+) (*Resp, error) {
+	client, over, err := x.tracker(ctx)
+	if err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer context.AfterFunc(over, cancel)()
+	resp, err := method(client, ctx, connect.NewRequest(req))
+	if err == nil {
+		return resp.Msg, nil
+	}
+	x.way.mu.Lock()
+	defer x.way.mu.Unlock()
+	if x.way.client == client {
+		x.way.client = nil
+	}
+	if over.Err() != nil {
+		return nil, fault.New(fault.Unavailable, "another server may lead by now")
+	}
+	return nil, wire.Decode(err)
 }
 
 // tracker is the way to the tracker.
-func (x *Exchange) tracker(ctx context.Context) (gantryv1connect.NodeImageServiceClient, error) {
+func (x *Exchange) tracker(ctx context.Context) (gantryv1connect.NodeImageServiceClient, context.Context, error) {
 	x.way.mu.Lock()
 	defer x.way.mu.Unlock()
+	if x.way.over == nil {
+		x.way.over, x.way.end = context.WithCancel(context.Background())
+	}
 	if x.way.client != nil {
-		return x.way.client, nil
+		return x.way.client, x.way.over, nil
 	}
 	var err error
 	x.way.client, err = x.Tracker(ctx)
-	return x.way.client, err
-}
-
-// answered looks at what became of a call: after a failure another way is taken.
-func (x *Exchange) answered(c gantryv1connect.NodeImageServiceClient, err error) error {
-	if err == nil {
-		return nil
-	}
-	x.way.mu.Lock()
-	defer x.way.mu.Unlock()
-	if x.way.client == c {
-		x.way.client = nil
-	}
-	return wire.Decode(err)
+	return x.way.client, x.way.over, err
 }
 
 // New makes an Exchange.
