@@ -60,7 +60,7 @@ func newRoot(s *session) *cobra.Command {
 		CompletionOptions: cobra.CompletionOptions{HiddenDefaultCmd: true},
 		RunE:              verb.NeedVerb,
 	}
-	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error { return verb.Usage(cmd, "%s", err) })
+	root.SetFlagErrorFunc(verb.FlagError)
 	s.GlobalFlags(root)
 	root.AddGroup(
 		&cobra.Group{ID: groupApp, Title: "Apps, from the Compose file here or -p NAME:"},

@@ -38,7 +38,7 @@ func (s *session) provide(ctx context.Context, p *compose.Project, services []st
 		// Services often share an image; one look is enough.
 		id := container.GetPlatform() + " " + container.GetImage()
 		if pulled[id] == "" {
-			digest, err := images.Pull(ctx, s.Session, container.GetImage(), container.GetPlatform(), container.GetPullPolicy(), false)
+			digest, err := images.Pull(ctx, s.Session, container.GetImage(), container.GetPlatform(), container.GetPullPolicy(), f.quietPull)
 			if err != nil {
 				return err
 			}

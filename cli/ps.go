@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net"
+	"slices"
 	"sort"
 	"strconv"
 	"strings"
@@ -21,12 +22,16 @@ import (
 )
 
 func (s *session) psCommand() *cobra.Command {
-	var all, everything, quiet, noTrunc bool
+	var all, everything, quiet, noTrunc, services bool
+	var filter psFilter
 	cmd := &cobra.Command{
 		Use:   "ps [SERVICE...]",
 		Short: "List containers: the app's, or all of the environment where there is no Compose file",
 		Args:  verb.Between(0, -1),
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if err := filter.parse(); err != nil {
+				return err
+			}
 			app := ""
 			if !everything {
 				var err error
@@ -34,9 +39,12 @@ func (s *session) psCommand() *cobra.Command {
 					return err
 				}
 			}
-			p := &psView{app: app, quiet: quiet, noTrunc: noTrunc, images: map[string]string{}}
-			if err := s.psRead(cmd.Context(), p, all, args); err != nil {
+			p := &psView{app: app, quiet: quiet, noTrunc: noTrunc, filter: &filter, specs: map[string]*gantryv1.ContainerSpec{}}
+			if err := s.psRead(cmd.Context(), p, all || filter.ended(), args); err != nil {
 				return err
+			}
+			if services {
+				return s.psServices(p)
 			}
 			return verb.List(s.Session, p.found, func() error { return s.psPrint(p) })
 		},
@@ -45,7 +53,9 @@ func (s *session) psCommand() *cobra.Command {
 	cmd.Flags().BoolVarP(&all, "all", "a", false, "include those that have ended")
 	cmd.Flags().BoolVarP(&everything, "everything", "A", false, "all of the environment, not only the app here")
 	cmd.Flags().BoolVarP(&quiet, "quiet", "q", false, "print IDs only")
-	cmd.Flags().BoolVar(&noTrunc, "no-trunc", false, "print whole IDs and images")
+	cmd.Flags().BoolVar(&noTrunc, "no-trunc", false, "print whole IDs, images and reasons")
+	cmd.Flags().BoolVar(&services, "services", false, "print the names of their services only")
+	filter.register(cmd)
 	return s.OutputFlag(cmd, "table")
 }
 
@@ -53,8 +63,9 @@ func (s *session) psCommand() *cobra.Command {
 type psView struct {
 	app            string
 	quiet, noTrunc bool
+	filter         *psFilter
 	found          []*gantryv1.InstanceView
-	images         map[string]string // of services, by "app/service"
+	specs          map[string]*gantryv1.ContainerSpec // of services, by "app/service"
 	nodes          verb.Nodes
 }
 
@@ -69,27 +80,38 @@ func (s *session) psRead(ctx context.Context, p *psView, all bool, services []st
 		return err
 	}
 	p.nodes = got.GetNodes()
-	needImages := false
+	needSpecs := false
 	for _, v := range got.GetInstances() {
-		if i := v.GetInstance(); len(services) == 0 || contains(services, i.GetService()) {
+		if i := v.GetInstance(); len(services) == 0 || slices.Contains(services, i.GetService()) {
 			p.found = append(p.found, v)
-			needImages = needImages || i.GetSpec() == nil
+			needSpecs = needSpecs || i.GetSpec() == nil
 		}
 	}
 	sort.SliceStable(p.found, func(a, b int) bool { return sortKey(p.found[a]) < sortKey(p.found[b]) })
-	if needImages && s.Output != "json" {
-		err = s.imagesOf(ctx, p.app, p.images)
-	}
-	return err
-}
-
-func contains(list []string, word string) bool {
-	for _, w := range list {
-		if w == word {
-			return true
+	if needSpecs && (s.Output != "json" || len(p.filter.tests["image"])+len(p.filter.tests["label"]) > 0) {
+		if err = s.specsOf(ctx, p.app, p.specs); err != nil {
+			return err
 		}
 	}
-	return false
+	p.found = slices.DeleteFunc(p.found, func(v *gantryv1.InstanceView) bool { return !p.filter.match(p, v) })
+	p.found = p.filter.newest(p.found)
+	return nil
+}
+
+// psServices prints the services that have an instance among those found.
+func (s *session) psServices(p *psView) error {
+	seen := map[string]bool{}
+	for _, v := range p.found {
+		if i := v.GetInstance(); i.GetApp() != "" && !seen[i.GetApp()+"/"+i.GetService()] {
+			seen[i.GetApp()+"/"+i.GetService()] = true
+			name := i.GetService()
+			if i.GetApp() != p.app {
+				name = i.GetApp() + "/" + name
+			}
+			s.Put("%s", name)
+		}
+	}
+	return nil
 }
 
 func sortKey(v *gantryv1.InstanceView) string {
@@ -97,7 +119,7 @@ func sortKey(v *gantryv1.InstanceView) string {
 	return fmt.Sprintf("%s\x00%s\x00%08d", i.GetApp(), i.GetService(), i.GetSlot())
 }
 
-func (s *session) imagesOf(ctx context.Context, app string, images map[string]string) error {
+func (s *session) specsOf(ctx context.Context, app string, specs map[string]*gantryv1.ContainerSpec) error {
 	c, err := s.Client()
 	if err != nil {
 		return err
@@ -119,7 +141,7 @@ func (s *session) imagesOf(ctx context.Context, app string, images map[string]st
 	for _, view := range views {
 		for _, v := range view.GetServices() {
 			svc := v.GetService()
-			images[svc.GetApp()+"/"+svc.GetName()] = verb.ImageOf(svc.GetSpec().GetContainer())
+			specs[svc.GetApp()+"/"+svc.GetName()] = svc.GetSpec().GetContainer()
 		}
 	}
 	return nil
@@ -139,7 +161,7 @@ func (s *session) psPrint(p *psView) error {
 	tab := table.New(head...)
 	for _, v := range p.found {
 		i, st := v.GetInstance(), v.GetStatus()
-		row := []string{instanceName(i, p.app), p.id(v), p.image(i), status(v, time.Now()), st.GetAddress(), ports(st.GetPorts())}
+		row := []string{instanceName(i, p.app), p.id(v), p.image(i), p.status(v), st.GetAddress(), ports(st.GetPorts())}
 		if p.nodes.Many() {
 			row = append(row, p.nodes.Name(i.GetNode()))
 		}
@@ -156,15 +178,29 @@ func (p *psView) id(v *gantryv1.InstanceView) string {
 	return verb.Short(id)
 }
 
-func (p *psView) image(i *gantryv1.Instance) string {
-	image := verb.ImageOf(i.GetSpec())
-	if image == "" {
-		image = p.images[i.GetApp()+"/"+i.GetService()]
+// spec is what an instance is made from; one of a service has that of its service.
+func (p *psView) spec(i *gantryv1.Instance) *gantryv1.ContainerSpec {
+	if i.GetSpec() != nil {
+		return i.GetSpec()
 	}
+	return p.specs[i.GetApp()+"/"+i.GetService()]
+}
+
+func (p *psView) image(i *gantryv1.Instance) string {
+	image := verb.ImageOf(p.spec(i))
 	if p.noTrunc {
 		return image
 	}
 	return verb.ShortImage(image)
+}
+
+// status is one line that does not push the other columns away: gantry explain and inspect have the whole reason.
+func (p *psView) status(v *gantryv1.InstanceView) string {
+	text := status(v, time.Now())
+	if p.noTrunc {
+		return text
+	}
+	return human.Cut(text, 60)
 }
 
 // instanceName gives the name by which other commands find an instance from the same place.

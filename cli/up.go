@@ -25,10 +25,11 @@ import (
 type upFlags struct {
 	detach, build, noBuild bool
 	forceRecreate, orphans bool
+	noDeps, wait           bool
 	timeout                string
 	scale                  []string
 	pull                   string
-	noCache                bool
+	noCache, quietPull     bool
 	index                  int64
 }
 
@@ -49,7 +50,11 @@ func (s *session) upCommand() *cobra.Command {
 	fs.StringVar(&f.pull, "pull", "", "pull policy in place of the file's: missing, always, never")
 	fs.BoolVar(&f.forceRecreate, "force-recreate", false, "replace containers even if nothing changed")
 	fs.BoolVar(&f.orphans, "remove-orphans", false, "remove services that the file no longer has")
+	fs.BoolVar(&f.noDeps, "no-deps", false, "only the services named, not those they depend on")
+	fs.BoolVar(&f.wait, "wait", false, "wait until it runs, with -d too")
+	fs.BoolVar(&f.quietPull, "quiet-pull", false, "show no progress of pulls")
 	fs.StringVarP(&f.timeout, "timeout", "t", "", "give up waiting after this time (exit code 1)")
+	fs.StringVar(&f.timeout, "wait-timeout", "", "the same by Compose's name")
 	fs.StringArrayVar(&f.scale, "scale", nil, "run this many containers of a service: SERVICE=N")
 	fs.Int64Var(&f.index, "check-index", 0, "refuse unless the app is as it was when gantry plan printed this index")
 	return cmd
@@ -67,7 +72,13 @@ func (s *session) up(ctx context.Context, f upFlags, services []string) error {
 	if err := scaled(p, f.scale); err != nil {
 		return err
 	}
+	if f.noDeps && len(services) == 0 {
+		return fault.New(fault.Invalid, "--no-deps needs the services that are meant").WithHint("gantry up --no-deps SERVICE")
+	}
 	wanted, err := closure(p, services)
+	if f.noDeps && err == nil {
+		wanted = services
+	}
 	if err != nil {
 		return err
 	}
@@ -80,7 +91,7 @@ func (s *session) up(ctx context.Context, f upFlags, services []string) error {
 	}
 	plan, err := client.Call(ctx, c.Apps.Apply, &gantryv1.ApplyRequest{
 		Environment: s.Environment, App: p.Name, Spec: p.Spec, Services: services,
-		RemoveOrphans: f.orphans, ForceRecreate: f.forceRecreate, CheckIndex: f.index,
+		RemoveOrphans: f.orphans, ForceRecreate: f.forceRecreate, CheckIndex: f.index, NoDependencies: f.noDeps,
 	})
 	if err != nil {
 		return err
@@ -89,16 +100,24 @@ func (s *session) up(ctx context.Context, f upFlags, services []string) error {
 	if !changed {
 		s.Say("app %q is as the file says, nothing changed", p.Name)
 	}
-	if f.detach {
-		if changed {
-			s.Say("app %q is on its way: %s", p.Name, summary(plan.GetChanges()))
+	detach := f.detach && !f.wait
+	if detach && changed {
+		s.Say("app %q is on its way: %s", p.Name, summary(plan.GetChanges()))
+	}
+	operations := plan.GetOperations()
+	if detach || !changed {
+		// What an earlier up has begun may have stopped on its way.
+		if operations, err = s.underWay(ctx, p.Name, wanted, detach); err != nil {
+			return err
 		}
+	}
+	if detach {
 		return nil
 	}
 	begun := time.Now()
 	w := appwait.Wait{
 		App: p.Name, Services: wanted, Timeout: timeout, Since: plan.GetRevision(), Work: "starting", Settle: true,
-		Operations: plan.GetOperations(),
+		Operations: operations,
 	}
 	if err := s.await(ctx, w); err != nil {
 		return err
@@ -107,6 +126,37 @@ func (s *session) up(ctx context.Context, f upFlags, services []string) error {
 		s.Say("app %q is up in %s: %s", p.Name, human.Duration(time.Since(begun)), verb.Count(len(wanted), "service"))
 	}
 	return nil
+}
+
+// underWay lists the rollouts of services that have not ended. To one who does not wait for them it says which are paused, why,
+// and what to do.
+func (s *session) underWay(ctx context.Context, app string, services []string, tell bool) ([]string, error) {
+	c, err := s.Client()
+	if err != nil {
+		return nil, err
+	}
+	view, err := client.Call(ctx, c.Apps.Get, &gantryv1.GetAppRequest{Environment: s.Environment, App: app})
+	if err != nil {
+		return nil, err
+	}
+	var out []string
+	for _, v := range view.GetServices() {
+		op, name := v.GetOperation(), v.GetService().GetName()
+		if !slices.Contains(services, name) {
+			continue
+		}
+		switch op.GetState() {
+		case gantryv1.Operation_STATE_PAUSED:
+			if tell {
+				appwait.SayPaused(s.Say, name, op)
+			}
+		case gantryv1.Operation_STATE_PENDING, gantryv1.Operation_STATE_RUNNING:
+		default:
+			continue
+		}
+		out = append(out, op.GetMeta().GetKey())
+	}
+	return out, nil
 }
 
 // scaled puts --scale into the spec.

@@ -267,6 +267,9 @@ func (a *applier) wanted() map[string]bool {
 			return
 		}
 		out[name] = true
+		if a.req.NoDependencies && len(a.req.Services) > 0 {
+			return
+		}
 		for _, d := range s.DependsOn {
 			visit(d.Service)
 		}

@@ -87,13 +87,23 @@ func (s *Waiter) outcome(w Wait, views []*gantryv1.ServiceView, logs failureLogs
 		name, op := v.GetService().GetName(), v.GetOperation()
 		switch {
 		case paused(w, v):
-			s.Say("the rollout of service %q is paused and waits for %s: gantry rollout resume %s", name, op.GetWaiting(), name)
+			SayPaused(s.Say, name, op)
 			result = ErrPaused
 		case begun(w, v) && op.GetRollout().GetBack() && !(w.Backwards && op.GetRollout().GetAborted()):
 			return s.wentBack(w, v, logs)
 		}
 	}
 	return result
+}
+
+// SayPaused says that the rollout of a service is paused, why, and what to do.
+func SayPaused(say func(format string, args ...any), service string, op *gantryv1.Operation) {
+	if op.GetError() == "" {
+		say("the rollout of service %q is paused and waits for %s: gantry rollout resume %s", service, op.GetWaiting(), service)
+		return
+	}
+	say("the rollout of service %q is paused after a failure: %s", service, op.GetError())
+	say("hint: gantry rollout resume %s tries again, gantry rollout abort %s goes back; or correct the file and run gantry up", service, service)
 }
 
 func (s *Waiter) wentBack(w Wait, v *gantryv1.ServiceView, logs failureLogs) error {

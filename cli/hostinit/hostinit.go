@@ -151,10 +151,12 @@ func Unit(daemon string, o Options) string {
 		args[i] = unitQuote(a)
 	}
 	// Containers outlive the daemon, so only its own process may be killed. What is raised or lowered here
-	// is inherited by containers, so it holds limits that must not bind them and nothing that would favour them.
+	// is inherited by containers, so it holds limits that must not bind them and nothing that would favour them. When the
+	// machine goes down the daemon stops the containers, which takes their grace periods, and before what they need is gone:
+	// file systems and the network.
 	return `[Unit]
 Description=Gantry: runs services from Compose files
-After=network-online.target local-fs.target
+After=network-online.target local-fs.target remote-fs.target nftables.service
 Wants=network-online.target
 
 [Service]
@@ -163,6 +165,8 @@ ExecStart=` + strings.Join(args, " ") + `
 Restart=always
 RestartSec=1
 KillMode=process
+TimeoutStopSec=3min
+OOMPolicy=continue
 Delegate=yes
 LimitNOFILE=1048576
 LimitNPROC=infinity

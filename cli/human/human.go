@@ -146,3 +146,16 @@ func ParseTime(s string, now time.Time) (time.Time, error) {
 	}
 	return now.Add(-d), nil
 }
+
+// Cut shortens a text to one line of at most so many letters.
+func Cut(text string, most int) string {
+	line, rest, _ := strings.Cut(strings.TrimSpace(text), "\n")
+	letters := []rune(line)
+	switch {
+	case len(letters) > most:
+		return strings.TrimRight(string(letters[:most-1]), " ,;:") + "…"
+	case rest != "":
+		return line + " …"
+	}
+	return line
+}

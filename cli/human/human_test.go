@@ -84,3 +84,13 @@ func TestParseTime(t *testing.T) {
 		t.Errorf("yesterday: %v", err)
 	}
 }
+
+func TestCut(t *testing.T) {
+	for text, want := range map[string]string{
+		"short": "short", "exactly ten": "exactly t…", "ten letter": "ten letter", "first\nsecond": "first …", "åäöåäöåäöåä": "åäöåäöåäö…", "": "",
+	} {
+		if got := human.Cut(text, 10); got != want {
+			t.Errorf("%q: %q", text, got)
+		}
+	}
+}

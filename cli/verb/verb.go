@@ -12,7 +12,9 @@ import (
 	"strings"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
+	"github.com/gantryd/gantry/cli/instead"
 	"github.com/gantryd/gantry/cli/printable"
 	"github.com/gantryd/gantry/fault"
 )
@@ -93,11 +95,41 @@ func NeedVerb(cmd *cobra.Command, args []string) error {
 	if len(args) == 0 {
 		return cmd.Help()
 	}
+	return NoCommand(cmd, args)
+}
+
+// NoCommand is a verb that there is not.
+func NoCommand(cmd *cobra.Command, args []string) error {
+	err := fault.New(fault.Invalid, "there is no command %q", cmd.CommandPath()+" "+args[0])
+	words := append(strings.Fields(cmd.CommandPath())[1:], args...)
+	if hint, ok := instead.Command(words); ok {
+		return &Exit{Code: ExitUsage, Cause: err.WithHint("%s", hint)}
+	}
 	if near := cmd.SuggestionsFor(args[0]); len(near) > 0 {
-		err := fault.New(fault.Invalid, "there is no command %q", cmd.CommandPath()+" "+args[0])
 		return &Exit{Code: ExitUsage, Cause: err.WithHint("%s %s", cmd.CommandPath(), near[0])}
 	}
-	return Usage(cmd, "there is no command %q", cmd.CommandPath()+" "+args[0])
+	return &Exit{Code: ExitUsage, Cause: err.WithHint("%s --help", cmd.CommandPath())}
+}
+
+// FlagError is a flag that there is not, or that cannot be read.
+func FlagError(cmd *cobra.Command, err error) error {
+	unknown, ok := errors.AsType[*pflag.NotExistError](err)
+	if !ok {
+		return Usage(cmd, "%s", err)
+	}
+	name := "--" + unknown.GetSpecifiedName()
+	if unknown.GetSpecifiedShortnames() != "" {
+		name = "-" + unknown.GetSpecifiedName()
+	}
+	// A verb that only holds others takes no flags: what was typed before is the mistake.
+	if args := cmd.Flags().Args(); cmd.HasSubCommands() && len(args) > 0 {
+		return NoCommand(cmd, args)
+	}
+	if hint, ok := instead.Flag(cmd.CommandPath(), name); ok {
+		cause := fault.New(fault.Invalid, "%s has no flag %s", cmd.CommandPath(), name).WithHint("%s", hint)
+		return &Exit{Code: ExitUsage, Cause: cause}
+	}
+	return Usage(cmd, "%s", err)
 }
 
 // Group makes a command that only holds others.

@@ -86,9 +86,11 @@ type ApplyRequest struct {
 	// Replace instances even if nothing changed.
 	ForceRecreate bool `protobuf:"varint,6,opt,name=force_recreate,json=forceRecreate,proto3" json:"force_recreate,omitempty"`
 	// Refuse unless the app is as it was when a plan had this index; 0 for no check.
-	CheckIndex    int64 `protobuf:"varint,7,opt,name=check_index,json=checkIndex,proto3" json:"check_index,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	CheckIndex int64 `protobuf:"varint,7,opt,name=check_index,json=checkIndex,proto3" json:"check_index,omitempty"`
+	// Leave out what the services named depend on.
+	NoDependencies bool `protobuf:"varint,8,opt,name=no_dependencies,json=noDependencies,proto3" json:"no_dependencies,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *ApplyRequest) Reset() {
@@ -168,6 +170,13 @@ func (x *ApplyRequest) GetCheckIndex() int64 {
 		return x.CheckIndex
 	}
 	return 0
+}
+
+func (x *ApplyRequest) GetNoDependencies() bool {
+	if x != nil {
+		return x.NoDependencies
+	}
+	return false
 }
 
 type PlanResponse struct {
@@ -1441,7 +1450,7 @@ var File_gantry_v1_apps_proto protoreflect.FileDescriptor
 
 const file_gantry_v1_apps_proto_rawDesc = "" +
 	"\n" +
-	"\x14gantry/v1/apps.proto\x12\tgantry.v1\x1a\x13gantry/v1/app.proto\x1a\x19gantry/v1/operation.proto\x1a\x1egoogle/protobuf/duration.proto\"\xf5\x01\n" +
+	"\x14gantry/v1/apps.proto\x12\tgantry.v1\x1a\x13gantry/v1/app.proto\x1a\x19gantry/v1/operation.proto\x1a\x1egoogle/protobuf/duration.proto\"\x9e\x02\n" +
 	"\fApplyRequest\x12 \n" +
 	"\venvironment\x18\x01 \x01(\tR\venvironment\x12\x10\n" +
 	"\x03app\x18\x02 \x01(\tR\x03app\x12&\n" +
@@ -1450,7 +1459,8 @@ const file_gantry_v1_apps_proto_rawDesc = "" +
 	"\x0eremove_orphans\x18\x05 \x01(\bR\rremoveOrphans\x12%\n" +
 	"\x0eforce_recreate\x18\x06 \x01(\bR\rforceRecreate\x12\x1f\n" +
 	"\vcheck_index\x18\a \x01(\x03R\n" +
-	"checkIndex\"\x8d\x01\n" +
+	"checkIndex\x12'\n" +
+	"\x0fno_dependencies\x18\b \x01(\bR\x0enoDependencies\"\x8d\x01\n" +
 	"\fPlanResponse\x12+\n" +
 	"\achanges\x18\x01 \x03(\v2\x11.gantry.v1.ChangeR\achanges\x12\x1a\n" +
 	"\brevision\x18\x02 \x01(\x03R\brevision\x12\x14\n" +
