@@ -75,6 +75,8 @@ type Agent struct {
 	workers map[string]*worker
 	group   *errgroup.Group // of the running agent's workers
 	ctx     context.Context // of the running agent, for workers that start later
+	work    context.Context // of the workers; endWork ends it
+	endWork context.CancelFunc
 }
 
 // New opens the records of an agent. Nothing runs before Run.
@@ -99,6 +101,8 @@ func (a *Agent) Run(ctx context.Context) error {
 	}
 	group, ctx := errgroup.WithContext(ctx)
 	a.group, a.ctx = group, ctx
+	a.work, a.endWork = context.WithCancel(ctx)
+	defer a.endWork()
 	if err := a.adopt(ctx, recs); err != nil {
 		return err
 	}
@@ -168,8 +172,9 @@ func (a *Agent) start(rec *gantryv1.InstanceRecord) *worker {
 	w := newWorker(a, rec)
 	a.workers[id] = w
 	a.group.Go(func() error {
-		a.awaitServer(a.ctx)
-		w.run(a.ctx)
+		defer close(w.idle)
+		a.awaitServer(a.work)
+		w.run(a.work)
 		a.mu.Lock()
 		defer a.mu.Unlock()
 		if w.gone {

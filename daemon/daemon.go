@@ -116,7 +116,9 @@ func (d *daemon) run(ctx context.Context) error {
 		return err
 	}
 	// What runs ends before what it uses is stopped, also when a later part cannot start.
-	ctx, cancel := context.WithCancel(ctx)
+	told := ctx
+	ctx, cancel := context.WithCancel(context.WithoutCancel(told))
+	atOnce := context.AfterFunc(told, cancel) // while there is nothing to end in order
 	group, ctx := errgroup.WithContext(ctx)
 	defer func() {
 		cancel()
@@ -159,6 +161,9 @@ func (d *daemon) run(ctx context.Context) error {
 		return err
 	}
 	group.Go(func() error { return ag.Run(ctx) })
+	if atOnce() {
+		group.Go(func() error { defer cancel(); return d.awaitEnd(ctx, told, ag) })
+	}
 	group.Go(func() error { return d.sayReady(ctx, m, role) })
 	if err := group.Wait(); err != nil && !errors.Is(err, context.Canceled) {
 		return err
