@@ -13,16 +13,19 @@ PURE := ./fault/... ./api/... ./client/... ./store/... ./control/... ./compose/.
 # What a machine must have beyond Go. gcc and libseccomp are for runc; mmdebstrap makes base images.
 BUILD_PACKAGES := gcc libc6-dev libseccomp-dev pkg-config git ca-certificates
 RUN_PACKAGES := mmdebstrap debian-archive-keyring iproute2 nftables
+VM_PACKAGES := mmdebstrap debian-archive-keyring e2fsprogs qemu-system-x86
 TEST_PACKAGES := $(shell . /etc/os-release; [ "$$ID" = debian ] && echo chromium) protobuf-compiler busybox-static procps
 
-.PHONY: docker-load build deps demo demo-stop demo-cluster test check check-generated generate bench bench-sim lab faults chaos fuzz clean help
+.PHONY: docker-load build deps demo demo-stop demo-cluster test check check-generated generate bench bench-sim lab faults chaos fuzz clean vm help
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
 
 build: ## gantry, gantryd, runc and the shim, in bin/
 	@mkdir -p bin
-	CGO_ENABLED=0 go build -ldflags '$(LDFLAGS)' -o bin/ ./cmd/...
+	@.ci/lazy-start bin/.lazy
+	CGO_ENABLED=0 go build -ldflags '$(LDFLAGS)' -o bin/ $(filter-out ./cmd/gantry,$(wildcard ./cmd/*))
+	CGO_ENABLED=0 go build -modfile bin/.lazy/go.mod -ldflags '$(LDFLAGS)' -o bin/ ./cmd/gantry
 	CGO_ENABLED=0 go build -tags no_grpc -ldflags '-s -w' -o bin/ $(SHIM)
 	CGO_ENABLED=1 go build -ldflags '-s -w -extldflags -static' -tags seccomp,urfave_cli_no_docs,netgo,osusergo -o bin/ $(RUNC)
 
@@ -84,6 +87,10 @@ faults: deps-test build ## machines, links, disks and clocks that fail, and vers
 
 chaos: deps-test build ## random faults for MINUTES (default 30); SEED repeats a sequence
 	FAULTS=1 SEED=$(SEED) MINUTES=$(or $(MINUTES),30) go test -count 1 -v -timeout 24h -run TestChaos $(TESTFLAGS) ./test/cluster
+
+vm: build ## Gantry on a stock Debian 12 in a virtual machine: systemd, cgroup v2, a restart, a reboot, WireGuard
+	@.ci/packages $(VM_PACKAGES)
+	@test/vm/run
 
 demo-cluster: deps build ## examples/voting on three machines, one of which dies
 	@go run ./test/demo/cluster
