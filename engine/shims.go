@@ -124,7 +124,7 @@ func (s *shims) starting() (done func()) {
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		if s.starts--; s.starts == 0 {
-			s.pool.Refill()
+			s.pool.RefillSoon()
 		}
 	}
 }

@@ -53,6 +53,7 @@ type Pool struct {
 
 	mu      sync.Mutex
 	idle    []shim
+	refill  *time.Timer // nil before the first RefillSoon
 	filling bool
 	closed  bool
 }
@@ -119,6 +120,24 @@ func (p *Pool) End(address string) {
 		if p.socketOf(d.Name()) == address {
 			p.end(shim{filepath.Join(p.o.Dir, d.Name()), address})
 		}
+	}
+}
+
+// refillDelay keeps the start of a shim out of the way of the container that has just been started, while another is idle.
+const refillDelay = 100 * time.Millisecond
+
+// RefillSoon refills when nobody has asked for it again for a moment; at once when no shim is idle.
+func (p *Pool) RefillSoon() {
+	p.mu.Lock()
+	wait := len(p.idle) > 0
+	if wait && p.refill == nil {
+		p.refill = time.AfterFunc(refillDelay, p.Refill)
+	} else if wait {
+		p.refill.Reset(refillDelay)
+	}
+	p.mu.Unlock()
+	if !wait {
+		p.Refill()
 	}
 }
 
