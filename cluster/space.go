@@ -9,9 +9,8 @@ import (
 	"syscall"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/gantryd/gantry/fault"
+	"github.com/gantryd/gantry/internal/prealloc"
 )
 
 // etcd ends when it cannot write. Its log has room for 64 to 128 MB, which it allocates in advance; the file of its database is
@@ -83,7 +82,7 @@ func (o Options) db() string { return filepath.Join(o.Root, "member", "snap", "d
 
 // room makes sure that a member which begins can write. It returns to which size its database can grow for certain.
 func (o Options) room() (int64, error) {
-	reserved, err := reserve(o.db(), step, ahead)
+	reserved, err := prealloc.Ahead(o.db(), step, ahead)
 	switch {
 	case err == nil:
 		return reserved, nil
@@ -103,51 +102,6 @@ func full(dir string, err error) error {
 	return fault.Wrap(fault.Exhausted, err, "the disk under the state is full").WithHint("make room on it: df -h %s; df -i %s", dir, dir)
 }
 
-// reserve allocates so much beyond the end of the file as there is room for, at least least bytes, and returns where the part
-// that is allocated ends. File systems that cannot do so are left alone.
-func reserve(path string, least, most int64) (int64, error) {
-	f, err := os.OpenFile(path, os.O_RDWR, 0)
-	if err != nil {
-		return 0, err
-	}
-	defer f.Close()
-	info, err := f.Stat()
-	if err != nil {
-		return 0, err
-	}
-	for _, beyond := range []int64{most, least} {
-		if err = allocate(f, unix.FALLOC_FL_KEEP_SIZE, info.Size()+beyond); err == nil {
-			return info.Size() + beyond, nil
-		}
-	}
-	return 0, err
-}
-
-// Allocate makes a file of a size that nothing is written to and that takes its room on the disk.
-func Allocate(path string, size int64) error {
-	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
-	if err == nil {
-		err = errors.Join(allocate(f, 0, size), f.Close())
-	}
-	if err != nil {
-		return errors.Join(err, os.Remove(path))
-	}
-	return nil
-}
-
-func allocate(f *os.File, mode uint32, size int64) error {
-	for {
-		err := unix.Fallocate(int(f.Fd()), mode, 0, size)
-		switch {
-		case errors.Is(err, unix.EINTR):
-		case errors.Is(err, unix.EOPNOTSUPP), errors.Is(err, unix.ENOSYS):
-			return nil
-		default:
-			return err
-		}
-	}
-}
-
 // KeepRoom keeps the database's file allocated in advance until ctx ends. It returns a fault when that has not been possible
 // for so long that the member has to be stopped, or the next change could end it in the middle of a write.
 func (m *Member) KeepRoom(ctx context.Context) error {
@@ -159,7 +113,7 @@ func (m *Member) KeepRoom(ctx context.Context) error {
 			return fault.Wrap(fault.Unavailable, err, "the file of the state cannot be looked at")
 		}
 		if info.Size()+ahead > m.reserved {
-			if reserved, err := reserve(m.db, step, ahead); err == nil {
+			if reserved, err := prealloc.Ahead(m.db, step, ahead); err == nil {
 				m.reserved = reserved
 			} else if info.Size()+step > m.reserved {
 				return full(filepath.Dir(m.db), err)

@@ -13,6 +13,7 @@ import (
 	"github.com/gantryd/gantry/cluster"
 	"github.com/gantryd/gantry/cluster/identity"
 	"github.com/gantryd/gantry/fault"
+	"github.com/gantryd/gantry/internal/prealloc"
 	"github.com/gantryd/gantry/store"
 )
 
@@ -42,15 +43,21 @@ func (d *daemon) useSpare() error {
 	return nil
 }
 
-// keepSpare puts the spare room aside whenever the disk has enough.
+// databases are the files, below the root, that must be written when images and containers are removed.
+func databases() []string { return []string{"engine/containerd/*/*.db", "build/*.db", "registry/*.db"} }
+
+// databaseAhead is the room that each of them has on a full disk, in bytes.
+const databaseAhead = 4 << 20
+
+// keepSpare puts room aside whenever the disk has enough: a file that a start can use, and what databases need.
 func (d *daemon) keepSpare(ctx context.Context) error {
 	space, path := cluster.NewSpace(d.Root), filepath.Join(d.Root, spareFile)
 	look := time.NewTicker(spareLook)
 	defer look.Stop()
 	for {
-		if info, err := os.Stat(path); (err != nil || info.Size() < spareSize) && !space.Left().Short {
-			if err := cluster.Allocate(path, spareSize); err != nil {
-				d.Logger.Warn("no room can be kept for a start on a full disk", "err", err)
+		if !space.Left().Short {
+			if err := d.putAside(path); err != nil {
+				d.Logger.Warn("no room can be kept for a full disk", "err", err)
 			}
 		}
 		select {
@@ -59,6 +66,23 @@ func (d *daemon) keepSpare(ctx context.Context) error {
 			return nil
 		}
 	}
+}
+
+func (d *daemon) putAside(spare string) error {
+	if info, err := os.Stat(spare); err != nil || info.Size() < spareSize {
+		if err := prealloc.File(spare, spareSize); err != nil {
+			return err
+		}
+	}
+	for _, pattern := range databases() {
+		files, _ := filepath.Glob(filepath.Join(d.Root, pattern)) // the patterns are good
+		for _, file := range files {
+			if _, err := prealloc.Ahead(file, 0, databaseAhead); err != nil && !errors.Is(err, os.ErrNotExist) {
+				return err
+			}
+		}
+	}
+	return nil
 }
 
 // fullDisk says for the node's status whether too little is free for the state; nil-safe for machines that are no servers.
