@@ -24,6 +24,7 @@ import (
 	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/gantryd/gantry/fault"
+	"github.com/gantryd/gantry/internal/groupmove"
 )
 
 // workerOptions joins containerd's stores with BuildKit's own runc executor: a step needs no shim, no task and no log
@@ -102,7 +103,7 @@ func (b *Builder) executor(networks map[pb.NetMode]network.Provider, monitor *re
 	if err != nil {
 		return nil, fault.Wrap(fault.Unavailable, err, "start the build executor")
 	}
-	return e, nil
+	return quickStart{e, groupmove.Open("/sys/fs/cgroup", "freezer")}, nil
 }
 
 func (b *Builder) bundles() string  { return filepath.Join(b.opts.Run, "steps") }

@@ -13,8 +13,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/gantryd/gantry/engine/groupmove"
 	"github.com/gantryd/gantry/fault"
+	"github.com/gantryd/gantry/internal/groupmove"
 )
 
 const cgroupRoot = "/sys/fs/cgroup"
