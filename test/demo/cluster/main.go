@@ -17,6 +17,7 @@ import (
 	"time"
 
 	gantryv1 "github.com/gantryd/gantry/api/gen/gantry/v1"
+	"github.com/gantryd/gantry/client"
 	"github.com/gantryd/gantry/test/lab"
 )
 
@@ -46,6 +47,8 @@ func show(t testing.TB) {
 	first.GantryIn(t, dir, "scale", "vote=3")
 	first.AwaitReady(t, "vote", 3)
 	fmt.Println(first.GantryIn(t, dir, "ps"))
+	say("waiting until each image is on two machines: none is lost with the machine that built it")
+	awaitCopies(t, first)
 
 	dead := withoutVolumes(t, c)
 	alive := c.Except(dead)
@@ -57,7 +60,7 @@ func show(t testing.TB) {
 	dead.PowerOff(t)
 	awaitDown(t, alive[0], dead)
 	out := time.Now()
-	awaitElsewhere(t, alive[0], 3)
+	awaitElsewhere(t, alive[0])
 	moved := time.Since(died)
 	p.await(300)
 	p.stop()
@@ -131,21 +134,52 @@ func awaitDown(t testing.TB, by, dead *lab.Node) {
 	})
 }
 
-// awaitElsewhere waits until that many instances of the voting page are healthy. Those of a machine that is down are not.
-func awaitElsewhere(t testing.TB, by *lab.Node, want int) {
+// awaitCopies waits until two machines have the image of each service.
+func awaitCopies(t testing.TB, by *lab.Node) {
+	c := by.Client(t)
+	lab.Eventually(t, 5*time.Minute, "two copies of each image", func() error {
+		apps, err := client.Call(t.Context(), c.Apps.List, &gantryv1.ListAppsRequest{})
+		if err != nil {
+			return err
+		}
+		images, err := client.Call(t.Context(), c.Images.List, &gantryv1.ListImagesRequest{})
+		if err != nil {
+			return err
+		}
+		copies := map[string]int{}
+		for _, i := range images.Images {
+			copies[i.Digest] = len(i.Nodes)
+		}
+		for _, app := range apps.Apps {
+			for _, s := range app.Services {
+				if got := copies[s.Service.Spec.Container.ImageDigest]; got < 2 {
+					return fmt.Errorf("the image of %s is on %d machines", s.Service.Name, got)
+				}
+			}
+		}
+		return nil
+	})
+}
+
+// awaitElsewhere waits until all instances that the dead machine ran are healthy on others, and so are all the rest. Those of
+// a machine that is down are not.
+func awaitElsewhere(t testing.TB, by *lab.Node) {
+	want := map[string]int{"vote": 3, "result": 1, "worker": 1}
 	lab.Eventually(t, 2*time.Minute, "healthy elsewhere", func() error {
 		views, err := by.TryInstances()
 		if err != nil {
 			return err
 		}
-		ready := 0
+		ready := map[string]int{}
 		for _, view := range views {
-			if view.Instance.Service == "vote" && lab.Ready(view) {
-				ready++
+			if lab.Ready(view) {
+				ready[view.Instance.Service]++
 			}
 		}
-		if ready != want {
-			return fmt.Errorf("%d of %d", ready, want)
+		for service, n := range want {
+			if ready[service] < n {
+				return fmt.Errorf("%d of %d of %s", ready[service], n, service)
+			}
 		}
 		return nil
 	})
@@ -167,7 +201,7 @@ func report(all []answer, died time.Time, moved time.Duration) {
 	if failed > 0 {
 		say("the first failed %s after the power cut, the last %s after it", round(first.Sub(died)), round(last.Sub(died)))
 	}
-	say("all instances of the voting page were healthy on the other machines %s after the power cut", round(moved))
+	say("all instances of the dead machine were healthy on the other machines %s after the power cut", round(moved))
 }
 
 func round(d time.Duration) time.Duration { return d.Round(10 * time.Millisecond) }
