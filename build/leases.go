@@ -28,11 +28,13 @@ type sharedLeases struct {
 	current string
 	since   time.Time
 	uses    uint64
-	users   map[string]map[string]bool // uses not yet ended, by lease ID
+	users   map[string]map[string]bool          // uses not yet ended, by lease ID
+	held    map[string]map[leases.Resource]bool // what shared leases hold for certain, by lease ID
+	removed uint64                              // grows with every removal, at its begin and at its end
 }
 
 func shareLeases(m leases.Manager) *sharedLeases {
-	return &sharedLeases{Manager: m, now: time.Now, users: map[string]map[string]bool{}}
+	return &sharedLeases{Manager: m, now: time.Now, users: map[string]map[string]bool{}, held: map[string]map[leases.Resource]bool{}}
 }
 
 // Create returns the current shared lease for a temporary one, and makes any other.
@@ -55,7 +57,7 @@ func (s *sharedLeases) Create(ctx context.Context, opts ...leases.Opt) (leases.L
 			return leases.Lease{}, err
 		}
 		s.current, s.since = l.ID, s.now()
-		s.users[l.ID] = map[string]bool{}
+		s.users[l.ID], s.held[l.ID] = map[string]bool{}, map[leases.Resource]bool{}
 	}
 	s.uses++
 	use := strconv.FormatUint(s.uses, 10)
@@ -84,8 +86,43 @@ func (s *sharedLeases) last(id, use string) bool {
 		return false
 	}
 	delete(s.users, id)
+	delete(s.held, id)
 	if s.current == id {
 		s.current = ""
 	}
 	return true
+}
+
+// AddResource puts a resource into a lease. When BuildKit has one lease take over what another holds, and both are the same
+// shared one, all is there already: 75 transactions of a build with six steps.
+func (s *sharedLeases) AddResource(ctx context.Context, l leases.Lease, r leases.Resource) error {
+	s.mu.Lock()
+	there, removed := s.held[l.ID][r], s.removed
+	s.mu.Unlock()
+	if there {
+		return nil
+	}
+	if err := s.Manager.AddResource(ctx, l, r); err != nil {
+		return err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if held := s.held[l.ID]; held != nil && removed == s.removed {
+		held[r] = true
+	}
+	return nil
+}
+
+// DeleteResource takes a resource out of a lease.
+func (s *sharedLeases) DeleteResource(ctx context.Context, l leases.Lease, r leases.Resource) error {
+	s.forget(l, r)
+	defer s.forget(l, r) // what was put in meanwhile may have come before or after
+	return s.Manager.DeleteResource(ctx, l, r)
+}
+
+func (s *sharedLeases) forget(l leases.Lease, r leases.Resource) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.removed++
+	delete(s.held[l.ID], r)
 }

@@ -2,6 +2,8 @@ package build
 
 import (
 	"context"
+	"errors"
+	"strings"
 	"testing"
 	"time"
 
@@ -13,6 +15,20 @@ import (
 type ledger struct {
 	leases.Manager
 	made, deleted []string
+	resources     []string
+	refuse        error
+}
+
+func (l *ledger) AddResource(_ context.Context, lease leases.Lease, r leases.Resource) error {
+	if l.refuse == nil {
+		l.resources = append(l.resources, "+"+r.ID)
+	}
+	return l.refuse
+}
+
+func (l *ledger) DeleteResource(_ context.Context, lease leases.Lease, r leases.Resource) error {
+	l.resources = append(l.resources, "-"+r.ID)
+	return nil
 }
 
 func (l *ledger) Create(_ context.Context, opts ...leases.Opt) (leases.Lease, error) {
@@ -67,4 +83,44 @@ func TestTemporaryLeasesAreShared(t *testing.T) {
 	if d := take(leaseutil.MakeTemporary); d.ID == c.ID {
 		t.Error("a deleted lease is handed out")
 	}
+}
+
+func TestWhatASharedLeaseHoldsIsNotAddedAgain(t *testing.T) {
+	l := &ledger{refuse: errors.New("full")}
+	s := shareLeases(l)
+	one, err := s.Create(t.Context(), leaseutil.MakeTemporary)
+	if err != nil {
+		t.Fatal(err)
+	}
+	lasting := leases.Lease{ID: "lasting"}
+	add := func(lease leases.Lease, id string) error {
+		return s.AddResource(t.Context(), lease, leases.Resource{ID: id, Type: "content"})
+	}
+	if add(one, "a") == nil {
+		t.Fatal("a failure is hidden")
+	}
+	l.refuse = nil
+	for range 2 {
+		for _, err := range []error{add(one, "a"), add(leases.Lease{ID: one.ID}, "b"), add(lasting, "a")} {
+			if err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	equal(t, "added", strings.Join(l.resources, " "), "+a +b +a +a")
+	if err := s.DeleteResource(t.Context(), one, leases.Resource{ID: "a", Type: "content"}); err != nil {
+		t.Fatal(err)
+	}
+	if err := add(one, "a"); err != nil {
+		t.Fatal(err)
+	}
+	equal(t, "after a removal", strings.Join(l.resources[4:], " "), "-a +a")
+	if err := s.Delete(t.Context(), one); err != nil {
+		t.Fatal(err)
+	}
+	if err := add(one, "a"); err != nil {
+		t.Fatal(err)
+	}
+	equal(t, "after the lease", len(l.resources), 7)
+	equal(t, "remembered", len(s.held), 0)
 }
