@@ -2,6 +2,7 @@ package observe_test
 
 import (
 	"context"
+	"fmt"
 	"io"
 	"net/http"
 	"net/http/httptest"
@@ -93,13 +94,15 @@ func TestTheStateAndItsLibraryArePublished(t *testing.T) {
 	}
 	st.Observe([]store.Object{
 		&gantryv1.InstanceStatus{Meta: store.NewMeta("a"), Phase: gantryv1.InstanceStatus_PHASE_RUNNING},
+		&gantryv1.InstanceStatus{Meta: store.NewMeta("aa"), Phase: gantryv1.InstanceStatus_PHASE_RUNNING}, // of none that there is
+		&gantryv1.InstanceStatus{Meta: store.NewMeta("c"), Phase: gantryv1.InstanceStatus_PHASE_EXITED},
 		&gantryv1.NodeStatus{Meta: store.NewMeta("n1"), State: "down"},
 	}, nil)
 	m := observe.New()
 	m.Process("1")
 	m.State(st)
 	text := scrape(t, m)
-	lines(t, text, `gantry_cluster_instances{phase="running"} 1`, `gantry_cluster_instances{phase="unspecified"} 2`,
+	lines(t, text, `gantry_cluster_instances{phase="running"} 1`, `gantry_cluster_instances{phase="exited"} 1`, `gantry_cluster_instances{phase="unspecified"} 1`,
 		`gantry_cluster_nodes{state="down"} 1`, `gantry_cluster_nodes{state="unknown"} 1`, `gantry_store_objects{kind="instance"} 3`, `gantry_cluster_unplaced_instances 3`)
 	for _, family := range []string{"etcd_disk_wal_fsync_duration_seconds", "go_goroutines", "process_resident_memory_bytes"} {
 		if !strings.Contains(text, "\n# TYPE "+family+" ") {
@@ -139,4 +142,35 @@ func TestCallsAreCountedByHowTheyEnded(t *testing.T) {
 	lines(t, scrape(t, m), `gantry_api_requests_total{code="ok",procedure="VolumeService/List"} 1`,
 		`gantry_api_requests_total{code="failed_precondition",procedure="VolumeService/Remove"} 1`,
 		`gantry_api_request_seconds_count{procedure="VolumeService/List"} 1`, `gantry_api_requests_running{procedure="VolumeService/List"} 0`)
+}
+
+// BenchmarkScrape asks for the figures of a cluster with 100,000 instances.
+func BenchmarkScrape(b *testing.B) {
+	const instances, chunk = 100_000, 4000
+	st := storetest.New(b)
+	for begin := 0; begin < instances; begin += chunk {
+		var said []store.Object
+		err := st.Update(b.Context(), func(tx *store.Tx) error {
+			said = nil
+			for n := begin; n < begin+chunk; n++ {
+				key := fmt.Sprintf("i%06d", n)
+				store.Put(tx, &gantryv1.Instance{Meta: store.NewMeta(key), Node: "n1"})
+				said = append(said, &gantryv1.InstanceStatus{Meta: store.NewMeta(key), Phase: gantryv1.InstanceStatus_PHASE_RUNNING})
+			}
+			return nil
+		})
+		if err != nil {
+			b.Fatal(err)
+		}
+		st.Observe(said, nil)
+	}
+	m := observe.New()
+	m.State(st)
+	h := observe.Handler(func() []*observe.Metrics { return []*observe.Metrics{m} })
+	for b.Loop() {
+		answer := httptest.NewRecorder()
+		if h.ServeHTTP(answer, httptest.NewRequest(http.MethodGet, "/metrics", nil)); answer.Code != http.StatusOK {
+			b.Fatal(answer.Body)
+		}
+	}
 }

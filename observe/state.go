@@ -52,21 +52,13 @@ func (s *state) Collect(out chan<- prometheus.Metric) {
 		out <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, float64(v), labels...)
 	}
 	put(s.revision, int(snap.Revision()))
-	phases, unplaced := map[string]int{}, 0
-	instances := store.List[*gantryv1.Instance](snap, "")
-	for _, i := range instances {
-		if i.Node == "" {
-			unplaced++
-		}
-		st, _ := store.Get[*gantryv1.InstanceStatus](snap, i.Meta.Key)
-		phases[word(st.GetPhase().String(), "PHASE_")]++
-	}
+	objects := map[string]int{"instance": 0}
+	phases, unplaced := instances(snap, objects)
 	for phase, n := range phases {
-		put(s.instances, n, phase)
+		put(s.instances, n, word(phase.String(), "PHASE_"))
 	}
 	put(s.unplaced, unplaced)
-	nodes := store.List[*gantryv1.Node](snap, "")
-	for state, n := range count(nodes, func(n *gantryv1.Node) string {
+	for state, n := range count(snap, objects, "node", func(n *gantryv1.Node) string {
 		st, ok := store.Get[*gantryv1.NodeStatus](snap, n.Meta.Key)
 		if !ok || st.State == "" {
 			return "unknown"
@@ -75,27 +67,53 @@ func (s *state) Collect(out chan<- prometheus.Metric) {
 	}) {
 		put(s.nodes, n, state)
 	}
-	operations := store.List[*gantryv1.Operation](snap, "")
-	for kind, n := range count(operations, func(o *gantryv1.Operation) [2]string { return [2]string{o.Kind, word(o.State.String(), "STATE_")} }) {
-		put(s.steps, n, kind[:]...)
+	for step, n := range count(snap, objects, "operation", func(o *gantryv1.Operation) [2]string {
+		return [2]string{o.Kind, word(o.State.String(), "STATE_")}
+	}) {
+		put(s.steps, n, step[:]...)
 	}
-	services := len(store.List[*gantryv1.Service](snap, ""))
-	put(s.services, services)
-	for kind, n := range map[string]int{
-		"instance": len(instances), "node": len(nodes), "service": services,
-		"release": len(store.List[*gantryv1.Release](snap, "")), "volume": len(store.List[*gantryv1.Volume](snap, "")),
-		"operation": len(operations), "app": len(store.List[*gantryv1.App](snap, "")),
-	} {
+	count(snap, objects, "service", func(*gantryv1.Service) bool { return true })
+	count(snap, objects, "release", func(*gantryv1.Release) bool { return true })
+	count(snap, objects, "volume", func(*gantryv1.Volume) bool { return true })
+	count(snap, objects, "app", func(*gantryv1.App) bool { return true })
+	put(s.services, objects["service"])
+	for kind, n := range objects {
 		put(s.objects, n, kind)
 	}
 }
 
-// count is how many there are of each kind.
-func count[T any, K comparable](all []T, kind func(T) K) map[K]int {
+// instances counts instances by phase, and those without a node. Both lists are in the order of their keys: looking each of
+// a hundred thousand up would take most of the time.
+func instances(snap *store.ReadTx, objects map[string]int) (phases map[gantryv1.InstanceStatus_Phase]int, unplaced int) {
+	phases = map[gantryv1.InstanceStatus_Phase]int{}
+	statuses := store.List[*gantryv1.InstanceStatus](snap, "")
+	store.Each(snap, "", func(i *gantryv1.Instance) bool {
+		objects["instance"]++
+		if i.Node == "" {
+			unplaced++
+		}
+		for len(statuses) > 0 && statuses[0].Meta.Key < i.Meta.Key {
+			statuses = statuses[1:]
+		}
+		var said *gantryv1.InstanceStatus
+		if len(statuses) > 0 && statuses[0].Meta.Key == i.Meta.Key {
+			said = statuses[0]
+		}
+		phases[said.GetPhase()]++
+		return true
+	})
+	return phases, unplaced
+}
+
+// count is how many there are of each sort, and notes how many in all.
+func count[T store.Object, K comparable](snap *store.ReadTx, objects map[string]int, name string, sort func(T) K) map[K]int {
 	out := map[K]int{}
-	for _, o := range all {
-		out[kind(o)]++
-	}
+	objects[name] = 0
+	store.Each(snap, "", func(o T) bool {
+		out[sort(o)]++
+		objects[name]++
+		return true
+	})
 	return out
 }
 

@@ -44,14 +44,9 @@ func Get[T Object](r Reader, key string) (T, bool) {
 
 // List returns the objects of type T whose keys begin with keyPrefix, in order of their keys.
 func List[T Object](r Reader, keyPrefix string) []T {
-	var zero T
-	path := pathOf(zero, keyPrefix)
 	var out []T
-	r.ascend(path, func(e entry) bool {
-		if !strings.HasPrefix(e.path, path) {
-			return false
-		}
-		out = append(out, e.obj.(T))
+	Each(r, keyPrefix, func(o T) bool {
+		out = append(out, o)
 		return true
 	})
 	return out
