@@ -48,12 +48,14 @@ func (r *records) load() ([]*gantryv1.InstanceRecord, error) {
 }
 
 func (r *records) read(path string) (*gantryv1.InstanceRecord, error) {
-	data, err := os.ReadFile(path)
-	if err != nil {
+	data, err := atomicfile.Read(path)
+	if err != nil && !fault.Is(err, fault.Corrupt) {
 		return nil, fault.Wrap(fault.Unavailable, err, "cannot read the record %s", path)
 	}
 	rec := &gantryv1.InstanceRecord{}
-	err = proto.Unmarshal(data, rec)
+	if err == nil {
+		err = proto.Unmarshal(data, rec)
+	}
 	if err != nil || rec.GetAssignment().GetInstance().GetMeta().GetKey()+recordSuffix != filepath.Base(path) {
 		return nil, fault.Wrap(fault.Corrupt, err, "the record %s is damaged", path).
 			WithHint("remove the file: the server sends the instance again, and its container is made anew")

@@ -104,10 +104,14 @@ func readToken(path string) (identity.Token, error) {
 // joiningKey is the key and request of this machine, the same after a crash.
 func joiningKey(root string) (key, request []byte, err error) {
 	path := filepath.Join(root, joiningFile)
-	key, err = os.ReadFile(path)
+	key, err = atomicfile.Read(path)
 	if err == nil {
 		request, err = identity.RequestFor(key)
 		return key, request, err
+	}
+	if fault.Is(err, fault.Corrupt) {
+		return nil, nil, fault.Wrap(fault.Corrupt, err, "this machine's key is damaged").
+			WithHint("it has joined nothing yet: remove %s and start again", path)
 	}
 	if !errors.Is(err, os.ErrNotExist) {
 		return nil, nil, fault.Wrap(fault.Unavailable, err, "cannot read this machine's key")

@@ -69,9 +69,12 @@ func (d *daemon) machine(ctx context.Context) (*machine, error) {
 
 // load reads the record and the certificate.
 func (m *machine) load() error {
-	text, err := os.ReadFile(filepath.Join(m.root, recordFile))
+	text, err := atomicfile.Read(filepath.Join(m.root, recordFile))
 	if errors.Is(err, os.ErrNotExist) {
 		return fault.New(fault.NotFound, "this machine belongs to no cluster yet")
+	}
+	if fault.Is(err, fault.Corrupt) {
+		return err
 	}
 	if err != nil {
 		return fault.Wrap(fault.Unavailable, err, "cannot read this machine's record")

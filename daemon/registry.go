@@ -96,7 +96,11 @@ func authorize(r *http.Request, password string) error {
 // registryPassword reads the password, or makes it the first time.
 func (d *daemon) registryPassword() (string, error) {
 	path := filepath.Join(d.Root, "registry.password")
-	b, err := os.ReadFile(path)
+	b, err := atomicfile.Read(path)
+	if fault.Is(err, fault.Corrupt) {
+		return "", fault.Wrap(fault.Corrupt, err, "the registry's password is damaged").
+			WithHint("put %s back, or remove it: a new one is made, which docker login has to be told", path)
+	}
 	if err == nil && len(strings.TrimSpace(string(b))) > 0 {
 		return strings.TrimSpace(string(b)), nil
 	}

@@ -24,6 +24,7 @@ import (
 	"github.com/gantryd/gantry/control/rollout"
 	"github.com/gantryd/gantry/control/schedule"
 	"github.com/gantryd/gantry/fault"
+	"github.com/gantryd/gantry/internal/atomicfile"
 	"github.com/gantryd/gantry/internal/seal"
 	"github.com/gantryd/gantry/observe"
 	"github.com/gantryd/gantry/server"
@@ -474,7 +475,7 @@ func (r *serverRole) found(ctx context.Context, s *serving, sealer *seal.Box) er
 	rec := r.machine.Record()
 	n := rec.Node
 	n.Member = s.member.ID()
-	signer, err := os.ReadFile(filepath.Join(r.d.Root, foundingFile))
+	signer, err := atomicfile.Read(filepath.Join(r.d.Root, foundingFile))
 	if err != nil && (rec.Founding || !errors.Is(err, os.ErrNotExist)) {
 		return fault.Wrap(fault.Corrupt, err, "the new cluster's signing key is gone").WithHint("start again with an empty --root")
 	}

@@ -1,11 +1,9 @@
 package engine
 
 import (
-	"encoding/json"
 	"errors"
 	"io/fs"
 	"maps"
-	"os"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -13,6 +11,7 @@ import (
 	"time"
 
 	"github.com/gantryd/gantry/engine/jsonlog"
+	"github.com/gantryd/gantry/engine/keep"
 	"github.com/gantryd/gantry/fault"
 )
 
@@ -79,7 +78,8 @@ type config struct {
 
 type container struct {
 	config
-	creating bool // guarded by Engine.mu
+	creating bool  // guarded by Engine.mu
+	damaged  error // what is wrong with the configuration that was read, or nil
 
 	// op serializes Start, Stop's end, Remove and the like.
 	op sync.Mutex
@@ -155,42 +155,16 @@ func (c *container) running() (*run, error) {
 	return nil, fault.New(fault.Conflict, "container %s is not running (%s)", c.ID, s.Status).WithHint("gantry start %s", c.Name)
 }
 
-const (
-	configFile = "container.json"
-	stateFile  = "state.json"
-)
+const stateFile = "state.json"
 
 // saveState keeps the state for the next daemon. What is lost with the page cache in a power loss, the next start of the
 // engine settles by itself.
 func (e *Engine) saveState(c *container) {
 	s := c.snapshot()
 	s.Labels = nil
-	if err := writeJSON(filepath.Join(e.dir(c.ID), stateFile), s); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if err := keep.State(filepath.Join(e.dir(c.ID), stateFile), s); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		e.log.Error("a container's state cannot be kept", "container", c.ID, "error", err)
 	}
-}
-
-func writeJSON(path string, v any) error {
-	b, err := json.Marshal(v)
-	if err != nil {
-		return err
-	}
-	tmp := path + ".new"
-	if err := os.WriteFile(tmp, b, 0o600); err != nil {
-		return errors.Join(err, os.Remove(tmp))
-	}
-	return os.Rename(tmp, path)
-}
-
-func readJSON(path string, v any) error {
-	b, err := os.ReadFile(path)
-	if err != nil {
-		return err
-	}
-	if err := json.Unmarshal(b, v); err != nil {
-		return fault.Wrap(fault.Corrupt, err, "file %s", path)
-	}
-	return nil
 }
 
 // all returns the containers, ordered by ID.

@@ -14,10 +14,12 @@ import (
 	"github.com/containerd/typeurl/v2"
 	imagespec "github.com/opencontainers/image-spec/specs-go/v1"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sync/errgroup"
 
 	gantryv1 "github.com/gantryd/gantry/api/gen/gantry/v1"
 	"github.com/gantryd/gantry/engine/embedded"
 	"github.com/gantryd/gantry/engine/fill"
+	"github.com/gantryd/gantry/engine/keep"
 	"github.com/gantryd/gantry/engine/ocispec"
 	"github.com/gantryd/gantry/fault"
 )
@@ -148,7 +150,17 @@ func (e *Engine) create(ctx context.Context, c *container, r CreateRequest) erro
 	if err := e.writeFiles(c, r); err != nil {
 		return err
 	}
-	return e.createRecord(ctx, c, spec)
+	// Both wait for the disk, which takes no longer for two.
+	var both errgroup.Group
+	both.Go(func() error {
+		err := keep.Finish(e.dir(c.ID), c.config)
+		if err != nil {
+			err = fault.Wrap(diskFault(err), err, "container %s: configuration", c.ID)
+		}
+		return err
+	})
+	both.Go(func() error { return e.createRecord(ctx, c, spec) })
+	return both.Wait()
 }
 
 // base finds what the container's root file system is made of.

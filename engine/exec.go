@@ -61,6 +61,9 @@ func (e *Engine) Exec(ctx context.Context, id string, req ExecRequest, streams I
 	if err != nil {
 		return 0, err
 	}
+	if c.damaged != nil {
+		return 0, c.damaged
+	}
 	r, err := c.running()
 	if err != nil {
 		return 0, err

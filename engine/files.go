@@ -62,7 +62,7 @@ func (e *Engine) fileMounts(r CreateRequest) []Mount {
 	return mounts
 }
 
-// writeFiles makes the container's directory with all that is kept there.
+// writeFiles makes the container's directory with all that is kept there but its configuration.
 func (e *Engine) writeFiles(c *container, r CreateRequest) error {
 	dir := e.dir(c.ID)
 	if err := os.MkdirAll(dir, 0o711); err != nil {
@@ -76,13 +76,7 @@ func (e *Engine) writeFiles(c *container, r CreateRequest) error {
 			return fault.Wrap(diskFault(err), err, "container %s: %s", c.ID, name)
 		}
 	}
-	if err := e.mountFiles(c, r.Files); err != nil {
-		return err
-	}
-	if err := writeJSON(filepath.Join(dir, configFile), c.config); err != nil {
-		return fault.Wrap(diskFault(err), err, "container %s: configuration", c.ID)
-	}
-	return nil
+	return e.mountFiles(c, r.Files)
 }
 
 // SetHosts replaces a container's /etc/hosts; one that runs sees it at once.

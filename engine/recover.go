@@ -16,6 +16,7 @@ import (
 	"github.com/containerd/errdefs/pkg/errgrpc"
 
 	"github.com/gantryd/gantry/engine/embedded"
+	"github.com/gantryd/gantry/engine/keep"
 	"github.com/gantryd/gantry/fault"
 )
 
@@ -42,21 +43,26 @@ func (e *Engine) recover(ctx context.Context, ended map[string]exitRecord) error
 	return e.clearLeftovers(ctx, byID)
 }
 
-// adopt takes over one container. One without its configuration was being made or removed: it goes.
+// adopt takes over one container. One without its configuration was being made or removed: it goes. One whose configuration is
+// damaged stays, with what it has written; if it runs, it goes on, but it does not start again.
 func (e *Engine) adopt(ctx context.Context, id string, task *tasktypes.Process, ended map[string]exitRecord) error {
 	c := &container{}
-	err := readJSON(filepath.Join(e.dir(id), configFile), &c.config)
-	if err != nil || c.ID != id {
-		e.log.Warn("a half-made container is removed", "container", id, "error", err)
+	c.damaged = keep.Config(e.dir(id), &c.config, func() bool { return c.ID == id })
+	if keep.Missing(c.damaged) {
+		e.log.Warn("a half-made container is removed", "container", id)
 		c.ID = id
 		e.clearTask(ctx, id)
 		return e.erase(ctx, c)
+	}
+	if c.damaged != nil {
+		c.config = config{ID: id, Name: id}
+		e.log.Error("a container is left alone", "container", id, "error", c.damaged, "hint", fault.HintOf(c.damaged))
 	}
 	if c.IDBase == 0 && c.HostIDs == "" {
 		c.HostIDs = "it was made before containers had user namespaces"
 	}
 	c.state.Status = StatusCreated
-	if err := readJSON(filepath.Join(e.dir(id), stateFile), &c.state); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if err := keep.ReadState(filepath.Join(e.dir(id), stateFile), &c.state); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		e.log.Warn("a container's last state cannot be read", "container", id, "error", err)
 	}
 	if err := e.openLog(c); err != nil {
@@ -120,7 +126,7 @@ func (e *Engine) endedMeanwhile() map[string]exitRecord {
 	entries, _ := os.ReadDir(embedded.Bundle(e.o.Run, Namespace, ""))
 	for _, d := range entries {
 		var r exitRecord
-		if readJSON(filepath.Join(embedded.Bundle(e.o.Run, Namespace, d.Name()), "exit.json"), &r) == nil {
+		if keep.ReadState(filepath.Join(embedded.Bundle(e.o.Run, Namespace, d.Name()), "exit.json"), &r) == nil {
 			ended[d.Name()] = r
 		}
 	}

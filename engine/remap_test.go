@@ -20,6 +20,7 @@ import (
 	"github.com/gantryd/gantry/engine/enginetest"
 	"github.com/gantryd/gantry/engine/userns"
 	"github.com/gantryd/gantry/fault"
+	"github.com/gantryd/gantry/internal/atomicfile"
 )
 
 // openRemapping opens an engine whose containers have user namespaces, or skips the test.
@@ -411,7 +412,7 @@ func TestSecretsBelongToTheUsersInside(t *testing.T) {
 	if err != nil || !bytes.Contains(b, []byte(`"FilesOwned":true`)) {
 		t.Fatalf("its configuration: %s, %v", b, err)
 	}
-	if err := os.WriteFile(config, bytes.ReplaceAll(b, []byte(`"FilesOwned":true,`), nil), 0o600); err != nil {
+	if err := atomicfile.Write(config, bytes.ReplaceAll(b, []byte(`"FilesOwned":true,`), nil), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	e = enginetest.OpenAt(t, o)

@@ -33,6 +33,9 @@ func (e *Engine) Start(ctx context.Context, id string) (pid uint32, err error) {
 	}
 	c.op.Lock()
 	defer c.op.Unlock()
+	if c.damaged != nil {
+		return 0, c.damaged
+	}
 	if err := e.mayStart(ctx, c); err != nil {
 		return 0, err
 	}

@@ -79,7 +79,7 @@ func (s *Store) load() (map[string]record, error) {
 
 func readRecord(path string) (record, error) {
 	var r record
-	b, err := os.ReadFile(path)
+	b, err := atomicfile.Read(path)
 	if err != nil {
 		return r, err
 	}

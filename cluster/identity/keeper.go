@@ -38,7 +38,11 @@ func OpenKeeper(dir string) (*Keeper, error) {
 	k := &Keeper{dir: dir, changed: make(chan struct{})}
 	var texts [2][]byte
 	for i, name := range []string{pairFile, rootFile} {
-		b, err := os.ReadFile(filepath.Join(dir, name))
+		b, err := atomicfile.Read(filepath.Join(dir, name))
+		if fault.Is(err, fault.Corrupt) {
+			return nil, fault.Wrap(fault.Corrupt, err, "this machine's certificate is damaged").
+				WithHint("put %s back from your backup; or remove the node from its cluster, empty --root and join again", filepath.Join(dir, name))
+		}
 		if errors.Is(err, os.ErrNotExist) {
 			return nil, fault.New(fault.NotFound, "this machine has no certificate in %s", dir)
 		}

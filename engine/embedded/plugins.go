@@ -122,6 +122,11 @@ func configFor(r plugin.Registration) any {
 	}
 	c := reflect.New(v.Elem().Type())
 	c.Elem().Set(v.Elem())
+	if r.ID == services.DiffService {
+		// A layer that is recorded as unpacked is never unpacked again: it has to be on disk before it is. The setting's type is
+		// containerd's own.
+		c.Elem().FieldByName("SyncFs").SetBool(true)
+	}
 	return c.Interface()
 }
 

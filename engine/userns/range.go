@@ -29,6 +29,8 @@ type record struct {
 	Base uint32 `json:"base"`
 }
 
+const putBack = "containers' files belong to the range; put back what was there, such as {\"base\":%d}"
+
 // chooseRange returns the range that was chosen before, or chooses one that nobody on this machine uses.
 func chooseRange(o Options) (uint32, error) {
 	name := filepath.Join(o.Root, rangeFile)
@@ -37,12 +39,14 @@ func chooseRange(o Options) (uint32, error) {
 		return 0, err
 	}
 	var r record
-	b, err := os.ReadFile(name)
+	b, err := atomicfile.Read(name)
 	switch {
+	case fault.Is(err, fault.Corrupt):
+		return 0, fault.Wrap(fault.Corrupt, err, "%s is damaged", name).WithHint(putBack, firstBase)
 	case err == nil:
 		if err := json.Unmarshal(b, &r); err != nil || !valid(r.Base) {
 			return 0, fault.New(fault.Corrupt, "%s holds no range of user IDs", name).
-				WithHint("containers' files belong to the range; put back what was there, such as {\"base\":%d}", firstBase)
+				WithHint(putBack, firstBase)
 		}
 		if by := taken.overlaps(r.Base); by != "" {
 			o.Logger.Warn("the user IDs of containers are also given to others of this machine", "base", r.Base, "in", by)

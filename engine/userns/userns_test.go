@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"github.com/gantryd/gantry/fault"
+	"github.com/gantryd/gantry/internal/atomicfile"
 )
 
 func must(t *testing.T, err error) {
@@ -61,12 +62,12 @@ func TestTheRangeIsKept(t *testing.T) {
 	}
 	b, err := json.Marshal(record{Base: other})
 	must(t, err)
-	must(t, os.WriteFile(filepath.Join(o.Root, rangeFile), b, 0o600))
+	must(t, atomicfile.Write(filepath.Join(o.Root, rangeFile), b, 0o600))
 	if again, err := chooseRange(o); err != nil || again != other {
 		t.Errorf("what is written down counts: %d, %v", again, err)
 	}
 	for _, bad := range []string{"", "{}", `{"base":0}`, `{"base":1000}`, `{"base":1879048193}`} {
-		must(t, os.WriteFile(filepath.Join(o.Root, rangeFile), []byte(bad), 0o600))
+		must(t, atomicfile.Write(filepath.Join(o.Root, rangeFile), []byte(bad), 0o600))
 		if _, err := chooseRange(o); !fault.Is(err, fault.Corrupt) {
 			t.Errorf("%q: %v", bad, err)
 		}

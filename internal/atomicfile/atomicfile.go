@@ -1,12 +1,20 @@
-// Package atomicfile replaces files so that a crash leaves the old content or the new one, never a part.
+// Package atomicfile replaces files so that a crash leaves the old content or the new one, never a part, and notices when a
+// disk gives back something else than it was given.
 //
-// Call Write and Remove. Both are safe in parallel for different paths; for one path the last caller wins.
+// Call Write, Read and Remove. All are safe in parallel for different paths; for one path the last caller wins. The sum of the
+// content is an extended attribute, so that the content stays what it was for those who know nothing of sums; where there is
+// none, since the file system has no attributes or somebody else has written the file, Read believes what it reads.
 package atomicfile
 
 import (
+	"crypto/sha256"
 	"errors"
+	"fmt"
+	"io"
 	"os"
 	"path/filepath"
+
+	"github.com/gantryd/gantry/fault"
 )
 
 // Write puts data at path. When it returns nil, the content and the name are on disk.
@@ -36,10 +44,38 @@ func fill(f *os.File, data []byte, mode os.FileMode) error {
 		err = f.Chmod(mode)
 	}
 	if err == nil {
+		err = setSum(f, sum(data))
+	}
+	if err == nil {
 		err = f.Sync()
 	}
 	return errors.Join(err, f.Close())
 }
+
+// Read returns what Write has put at path. Content that is not what was written is a fault of kind Corrupt.
+func Read(path string) ([]byte, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	data, err := io.ReadAll(f)
+	if err != nil {
+		return nil, err
+	}
+	if want, err := getSum(f); err != nil {
+		return nil, fault.Wrap(fault.Unavailable, err, "cannot read the sum of %s", path)
+	} else if want != "" && want != sum(data) {
+		return nil, fault.New(fault.Corrupt, "%s is damaged: it does not hold what was written to it", path).
+			WithHint("look at the disk: dmesg; put the file back from your backup; if you have changed it yourself: setfattr -x %s %s", Attribute, path)
+	}
+	return data, nil
+}
+
+// Attribute is the extended attribute with the SHA-256 of the content, in hexadecimal.
+const Attribute = "user.gantry.sha256"
+
+func sum(data []byte) string { return fmt.Sprintf("%x", sha256.Sum256(data)) }
 
 // Remove deletes path, which may be gone already, and makes that last.
 func Remove(path string) error {

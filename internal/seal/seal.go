@@ -80,7 +80,11 @@ func readKey(path string) ([]byte, error) {
 		return nil, fault.New(fault.Denied, "the key file %s can be read by others than its owner (mode %04o)", path, info.Mode().Perm()).
 			WithHint("chmod 600 %s, and think about who may have read it", path)
 	}
-	key, err := os.ReadFile(path)
+	key, err := atomicfile.Read(path)
+	if fault.Is(err, fault.Corrupt) {
+		return nil, fault.Wrap(fault.Corrupt, err, "the key of the secrets is damaged").
+			WithHint("put %s back from your backup, or from another server: what was sealed with it can be opened with nothing else", path)
+	}
 	if err != nil {
 		return nil, fault.Wrap(fault.Unavailable, err, "cannot read the key of the secrets")
 	}

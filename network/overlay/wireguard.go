@@ -19,6 +19,7 @@ import (
 	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
 
 	"github.com/gantryd/gantry/fault"
+	"github.com/gantryd/gantry/internal/atomicfile"
 )
 
 // keepalive between nodes. What matters is its first packet: who learns of a peer talks to it at once, so that the later of
@@ -63,14 +64,17 @@ func PublicKey(file string) (string, error) {
 }
 
 func privateKey(file string) (wgtypes.Key, error) {
-	b, err := os.ReadFile(file)
+	b, err := atomicfile.Read(file)
 	if errors.Is(err, os.ErrNotExist) {
 		return newPrivateKey(file)
 	}
-	if err != nil {
+	if err != nil && !fault.Is(err, fault.Corrupt) {
 		return wgtypes.Key{}, fault.Wrap(fault.Unavailable, err, "read the overlay's key")
 	}
-	k, err := wgtypes.ParseKey(strings.TrimSpace(string(b)))
+	var k wgtypes.Key
+	if err == nil {
+		k, err = wgtypes.ParseKey(strings.TrimSpace(string(b)))
+	}
 	if err != nil {
 		return k, fault.Wrap(fault.Invalid, err, "the overlay's key in %s is damaged", file).
 			WithHint("remove the file and restart gantryd: a new key is made and told to the other nodes")
@@ -87,9 +91,8 @@ func newPrivateKey(file string) (wgtypes.Key, error) {
 	if err := os.MkdirAll(filepath.Dir(file), 0o700); err != nil {
 		return wgtypes.Key{}, fault.Wrap(fault.Unavailable, err, "keep the overlay's key")
 	}
-	tmp := file + ".new"
 	text := base64.StdEncoding.EncodeToString(k.Bytes()) + "\n"
-	if err := errors.Join(os.WriteFile(tmp, []byte(text), 0o600), os.Rename(tmp, file)); err != nil {
+	if err := atomicfile.Write(file, []byte(text), 0o600); err != nil {
 		return wgtypes.Key{}, fault.Wrap(fault.Unavailable, err, "keep the overlay's key")
 	}
 	return wgtypes.Key(k.Bytes()), nil

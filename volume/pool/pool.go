@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/gantryd/gantry/fault"
+	"github.com/gantryd/gantry/internal/atomicfile"
 	"github.com/gantryd/gantry/internal/diskusage"
 )
 
@@ -213,7 +214,22 @@ func (d *Driver) format(ctx context.Context) error {
 	if out, err := exec.CommandContext(ctx, mkfs, "-q", "-f", "-m", "single", tmp).CombinedOutput(); err != nil {
 		return fault.Wrap(fault.Internal, err, "mkfs.btrfs failed: %s", out)
 	}
-	return os.Rename(tmp, d.image())
+	if err := syncFile(tmp); err != nil {
+		return err
+	}
+	if err := os.Rename(tmp, d.image()); err != nil {
+		return err
+	}
+	return atomicfile.SyncDir(filepath.Dir(d.image()))
+}
+
+// syncFile waits until what another program has written is on disk.
+func syncFile(path string) error {
+	f, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	return errors.Join(f.Sync(), f.Close())
 }
 
 func sparseFile(path string, size int64) error {
