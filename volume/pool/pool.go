@@ -124,10 +124,14 @@ func (d *Driver) Remove(ctx context.Context, name string) error {
 }
 
 // Snapshot makes to, a read-only copy of from.
-func (d *Driver) Snapshot(ctx context.Context, from, to string) error { return d.copy(ctx, from, to, true) }
+func (d *Driver) Snapshot(ctx context.Context, from, to string) error {
+	return d.copy(ctx, from, to, true)
+}
 
 // Clone makes to, a writable copy of from.
-func (d *Driver) Clone(ctx context.Context, from, to string) error { return d.copy(ctx, from, to, false) }
+func (d *Driver) Clone(ctx context.Context, from, to string) error {
+	return d.copy(ctx, from, to, false)
+}
 
 func (d *Driver) copy(ctx context.Context, from, to string, readOnly bool) error {
 	if err := d.open(ctx); err != nil {
