@@ -30,6 +30,7 @@ type machine struct {
 	up             bool
 	takes          bool      // it is not drained: what it has counts, and it may be given more
 	told           bool      // it has said what it has
+	full           bool      // its disk has no room
 	given          time.Time // when one that is down is given up; zero for one that is up
 }
 
@@ -49,13 +50,15 @@ type situation struct {
 	copies   int     // wanted
 	images   []Image // the most urgent first
 	machines []machine
-	has      func(digest, node string) bool
-	running  map[task]string // from whom, as was supposed
+	holders  map[string][]string // machines that have all of an image, by its digest
+	running  map[task]string     // from whom, as was supposed
 	failed   map[task]failure
 	lacking  map[string]time.Time // digests, by when they were found with too few copies
 	settle   time.Duration        // how long that must last
 	waitTill time.Time            // for machines that have not told what they have
 }
+
+func (s situation) has(digest, node string) bool { return slices.Contains(s.holders[digest], node) }
 
 // plan is what to do.
 type plan struct {
@@ -87,11 +90,15 @@ type decider struct {
 	plan
 	receiving, sending map[string]int
 	begun              map[task]bool // those of this plan
+	byID               map[string]machine
 }
 
 // decide says which copies to begin and which to give up.
 func decide(s situation) plan {
-	d := &decider{situation: s, receiving: map[string]int{}, sending: map[string]int{}, begun: map[task]bool{}}
+	d := &decider{situation: s, receiving: map[string]int{}, sending: map[string]int{}, begun: map[task]bool{}, byID: map[string]machine{}}
+	for _, m := range s.machines {
+		d.byID[m.id] = m
+	}
 	if s.copies < 2 || len(s.machines) < 2 {
 		d.stopAll()
 		return d.plan
@@ -102,6 +109,9 @@ func decide(s situation) plan {
 	}
 	d.stopNeedless()
 	for _, image := range s.images {
+		if d.enough(image) {
+			continue
+		}
 		groups := d.groups(image)
 		if len(groups) == 0 {
 			d.lacks = append(d.lacks, d.nowhere(image))
@@ -145,24 +155,41 @@ func (d *decider) stopNeedless() {
 	}
 }
 
-// groups are the machines that an image is of use on, by those that have it: what one with another processor has is of another
-// platform.
+// kind tells machines apart: what one with another processor has is of another platform, unless the release names one.
+func (i Image) kind(m machine) string {
+	if i.Platform != "" {
+		return ""
+	}
+	return m.arch
+}
+
+// enough looks at the holders alone, of which there are few: most images lack nothing.
+func (d *decider) enough(image Image) bool {
+	safe := map[string]int{}
+	for _, id := range d.holders[image.Digest] {
+		if m, ok := d.byID[id]; ok && m.stays(d.now) {
+			safe[image.kind(m)] += number(m.up && m.takes)
+		}
+	}
+	for _, n := range safe {
+		if n < d.copies {
+			return false
+		}
+	}
+	return len(safe) > 0
+}
+
+// groups are the machines that an image is of use on, by those that have it.
 func (d *decider) groups(image Image) [][]machine {
 	byArch := map[string][]machine{}
 	var order []string
-	kind := func(m machine) string {
-		if image.Platform != "" {
-			return ""
-		}
-		return m.arch
-	}
 	for _, m := range d.machines {
-		if a := kind(m); m.stays(d.now) && d.has(image.Digest, m.id) && !slices.Contains(order, a) {
+		if a := image.kind(m); m.stays(d.now) && d.has(image.Digest, m.id) && !slices.Contains(order, a) {
 			order = append(order, a)
 		}
 	}
 	for _, m := range d.machines {
-		byArch[kind(m)] = append(byArch[kind(m)], m)
+		byArch[image.kind(m)] = append(byArch[image.kind(m)], m)
 	}
 	var out [][]machine
 	for _, a := range order {
@@ -263,7 +290,7 @@ func (d *decider) target(image Image, group []machine) (machine, bool) {
 	for _, m := range group {
 		t := task{image.Digest, m.id}
 		_, running := d.running[t]
-		if !m.up || !m.takes || !m.told || running || d.begun[t] || d.has(image.Digest, m.id) || d.receiving[m.id] >= perTarget {
+		if !m.up || !m.takes || !m.told || m.full || running || d.begun[t] || d.has(image.Digest, m.id) || d.receiving[m.id] >= perTarget {
 			continue
 		}
 		if f := d.failed[t]; d.now.Before(f.next) {

@@ -18,7 +18,7 @@ const usualCopies = 2
 func (r *run) situation(snap store.Reader, now time.Time) situation {
 	s := situation{
 		now: now, copies: usualCopies, images: r.images, machines: r.machines(snap), failed: r.failed, lacking: r.lacking,
-		settle: r.o.Settle, waitTill: r.waitTill, running: map[task]string{},
+		settle: r.o.Settle, waitTill: r.waitTill, running: map[task]string{}, holders: map[string][]string{},
 	}
 	for _, c := range store.List[*gantryv1.Cluster](snap, "") {
 		if c.ImageCopies > 0 {
@@ -28,16 +28,14 @@ func (r *run) situation(snap store.Reader, now time.Time) situation {
 	for t, c := range r.running {
 		s.running[t] = c.from
 	}
-	has := map[task]bool{}
 	for _, i := range r.images {
-		for _, node := range r.o.Tracker.Keepers(i.Digest) {
-			has[task{i.Digest, node}] = true
-		}
+		s.holders[i.Digest] = r.o.Tracker.Keepers(i.Digest)
 	}
 	for t := range r.fresh {
-		has[t] = true
+		if !s.has(t.digest, t.node) {
+			s.holders[t.digest] = append(s.holders[t.digest], t.node)
+		}
 	}
-	s.has = func(digest, node string) bool { return has[task{digest, node}] }
 	return s
 }
 
@@ -49,7 +47,7 @@ func (r *run) machines(snap store.Reader) []machine {
 			id: n.Meta.Key, name: n.Name, arch: st.GetArchitecture(), server: n.Role == "server",
 			up:    st.GetState() != "" && st.GetState() != "down",
 			takes: n.Availability == "" || n.Availability == "active",
-			told:  r.o.Tracker.Told(n.Meta.Key),
+			told:  r.o.Tracker.Told(n.Meta.Key), full: st.GetDiskFull(),
 		}
 		if m.name == "" {
 			m.name = m.id

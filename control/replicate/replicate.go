@@ -45,7 +45,7 @@ type Options struct {
 
 const (
 	// pause is the least time between two looks at the cluster.
-	pause = 100 * time.Millisecond
+	pause = 500 * time.Millisecond
 	// A task that failed is tried again after retryFirst, then after twice as long each time, up to retryLast.
 	retryFirst, retryLast = 5 * time.Second, 5 * time.Minute
 	// telling is how long a machine that has fetched an image may take to tell so.

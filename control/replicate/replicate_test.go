@@ -222,7 +222,9 @@ func TestCopyThatFailsIsSaidAndTriedAgain(t *testing.T) {
 		return len(f) == 1 && strings.Contains(f[0].Hint, "name-b: no space left")
 	})
 	c.begins("app:1@sha256:1>b")
-	c.eventually("it is there", func() bool { return c.Figures().Made.Value() == 1 && c.Figures().Failed.Value() == 1 && len(c.Findings()) == 0 })
+	c.eventually("it is there", func() bool {
+		return c.Figures().Made.Value() == 1 && c.Figures().Failed.Value() == 1 && len(c.Findings()) == 0
+	})
 }
 
 // TestCopyIsGivenUp removes the service while its image is copied.
