@@ -64,7 +64,7 @@ func (b *Builder) workerOptions(ctx context.Context) (base.WorkerOpt, error) {
 // stores are containerd's, each bound to the namespace.
 func (b *Builder) stores() base.WorkerOpt {
 	ns := b.opts.Namespace
-	content := containerd.NewContentStore(b.client.ContentStore(), ns)
+	content := containerd.NewContentStore(thriftyContent{b.client.ContentStore()}, ns)
 	diff := namespacedDiff{b.client.DiffService(), ns}
 	manager := leaseutil.WithNamespace(shareLeases(b.client.LeasesService()), ns)
 	return base.WorkerOpt{
