@@ -31,9 +31,9 @@ type row struct {
 type line struct {
 	what, gantry, docker string
 	value                float64
-	unit                 string // "", "ms" or "MiB"
+	unit                 string  // "", "ms" or "MiB"
 	goal                 float64 // 0 for none
-	atLeast              bool // the goal is a lower bound
+	atLeast              bool    // the goal is a lower bound
 }
 
 var rows = []row{
