@@ -27,6 +27,7 @@ type Input struct {
 	Node      func(id string) progress.NodeState // nil: all serve
 	Pinned    func(i *gantryv1.Instance) bool    // its data is on its node; nil: never
 	Ready     func(id string) (since time.Time)  // when an instance was first seen ready; zero if it is not
+	Failing   func(id string) (since time.Time)  // since when an instance could not be made; zero if it could; nil: for long
 	Now       time.Time
 }
 
@@ -131,7 +132,11 @@ func (d *decision) close() {
 	if w := d.weights(); !sameWeights(w, d.Service.Weights) {
 		d.add(Change{Action: Weigh, Weights: w})
 	}
-	if d.op != nil && !proto.Equal(d.op, d.Operation) {
+	if d.op == nil {
+		return
+	}
+	d.note()
+	if !proto.Equal(d.op, d.Operation) {
 		d.plan.Operation = d.op
 	}
 }

@@ -1,11 +1,8 @@
 package rollout
 
 import (
-	"fmt"
 	"maps"
 	"time"
-
-	"google.golang.org/protobuf/types/known/timestamppb"
 
 	gantryv1 "github.com/gantryd/gantry/api/gen/gantry/v1"
 	"github.com/gantryd/gantry/operation"
@@ -19,6 +16,7 @@ func (d *decision) drive() {
 	if d.op == nil {
 		return
 	}
+	d.acquit()
 	if d.judge(); d.turned || !operation.Active(d.op) || d.op.State == operation.Paused || d.waits() {
 		return
 	}
@@ -241,18 +239,6 @@ func (d *decision) early() bool {
 	return true
 }
 
-// failures lists the new instances that do not come up by themselves.
-func (d *decision) failures() []*gantryv1.InstanceView {
-	var out []*gantryv1.InstanceView
-	for n := range d.slots {
-		s := &d.slots[n]
-		if s.current != nil && !s.stuck && d.moved(n) && s.current.Instance.Release == d.Service.Release && progress.Failure(s.current) != "" {
-			out = append(out, s.current)
-		}
-	}
-	return out
-}
-
 // tolerated reports that the instance of a slot has failed and others are taken in hand all the same. A rollout from nothing
 // waits for all.
 func (d *decision) tolerated(s *slot) bool {
@@ -265,45 +251,6 @@ func (d *decision) tolerated(s *slot) bool {
 		return false
 	}
 	return d.settings.GetFailureAction() == "continue" || d.settings.GetMaxFailureRatio() > 0
-}
-
-// judge lets a rollout whose instances fail stop or turn around. One from nothing goes on trying: there is nothing to save.
-func (d *decision) judge() {
-	r := d.op.Rollout
-	if r.From == 0 || d.settings.GetFailureAction() == "continue" || d.op.State == operation.Paused && d.op.Waiting != operation.ForApproval {
-		return
-	}
-	failed := d.failures()
-	if len(failed) == 0 || float64(len(failed)) <= d.settings.GetMaxFailureRatio()*float64(len(d.slots)) {
-		return
-	}
-	why := progress.Failure(failed[0])
-	if len(failed) > 1 {
-		why = fmt.Sprintf("%s; %d in all fail", why, len(failed))
-	}
-	switch {
-	case r.Back:
-		d.op.Error = fmt.Sprintf("%s; and going back to release %d failed: %s", d.op.Error, r.From, why)
-		d.op.Hint = "gantry up with a corrected file, or gantry rollback to another release"
-		d.finish(operation.Failed)
-		d.op.Steps[len(d.op.Steps)-1].State = operation.Failed
-	case d.settings.GetFailureAction() == "rollback" && d.From:
-		d.fail(failed[0], why)
-		d.op.Hint = "correct it and run gantry up again"
-		rollouts.Return(d.op, operation.Failed, d.Now)
-		d.turned = true
-		d.add(Change{Action: PointTo, Release: r.From})
-	default:
-		d.fail(failed[0], why)
-		d.op.Hint = "gantry up with a corrected file, gantry rollout resume to try again, or gantry rollout abort"
-		operation.Hold(d.op, operation.ForFailure)
-	}
-}
-
-// fail notes what failed.
-func (d *decision) fail(i *gantryv1.InstanceView, why string) {
-	d.op.Error = why
-	d.op.Rollout.FailedInstance, d.op.Rollout.FailedAt = i.Instance.Meta.Key, timestamppb.New(d.Now)
 }
 
 // prepares reports that a new set is being made beside the old one, which has the traffic.

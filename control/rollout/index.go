@@ -32,6 +32,8 @@ type entry struct {
 	op      *gantryv1.Operation
 	views   map[string]*gantryv1.InstanceView
 	since   map[string]time.Time // when instances were first seen ready
+	failing map[string]time.Time // since when instances could not be made
+	before  map[string]time.Time // since when they were ready, as an earlier leader has noted
 	slots   map[int32][]string   // to instances
 	loud    map[int32]struct{}   // slots in which something may be to do; nil for all
 	unmade  int                  // its share of index.unmade
@@ -57,6 +59,9 @@ func (x *index) read(snap *store.ReadTx, now time.Time) {
 	for _, op := range store.List[*gantryv1.Operation](snap, "") {
 		x.setOperation(nil, op)
 	}
+	for _, e := range x.entries {
+		e.inherit(now)
+	}
 	for _, i := range store.List[*gantryv1.Instance](snap, "") {
 		x.setInstance(snap, i, now)
 	}
@@ -71,7 +76,10 @@ func (x *index) read(snap *store.ReadTx, now time.Time) {
 func (x *index) entry(key string) *entry {
 	e := x.entries[key]
 	if e == nil {
-		e = &entry{key: key, views: map[string]*gantryv1.InstanceView{}, since: map[string]time.Time{}, slots: map[int32][]string{}}
+		e = &entry{
+			key: key, views: map[string]*gantryv1.InstanceView{}, slots: map[int32][]string{},
+			since: map[string]time.Time{}, failing: map[string]time.Time{},
+		}
 		x.entries[key] = e
 	}
 	return e
@@ -244,11 +252,7 @@ func (x *index) see(e *entry, v *gantryv1.InstanceView, now time.Time) {
 	}
 	e.views[id] = v
 	e.touch(v.Instance.Slot)
-	if !done(v.Status) {
-		delete(e.since, id)
-	} else if e.since[id].IsZero() {
-		e.since[id] = now
-	}
+	e.clock(v, now)
 }
 
 func (x *index) forget(e *entry, id string) {
@@ -258,6 +262,8 @@ func (x *index) forget(e *entry, id string) {
 	}
 	delete(e.views, id)
 	delete(e.since, id)
+	delete(e.failing, id)
+	delete(e.before, id)
 	delete(x.owner, id)
 	delete(x.runs, id)
 	delete(x.gone, id)

@@ -4,7 +4,7 @@
 // creates and retires instances in the store and never talks to a node: the scheduler places them, agents run them. The
 // change of a service from one release to another is an operation, whose progress is stored with what it does, so that the
 // next leader goes on where this one was. Services are decided when an event concerns them; memory holds only an index of
-// the store, and when instances became ready.
+// the store, and when instances became ready or failed, as far as the operation does not have it.
 package rollout
 
 import (
@@ -119,9 +119,10 @@ func (c *Controller) decide(snap *store.ReadTx, e *entry, nodes func(string) pro
 	s, begun := e.service, c.now()
 	in := Input{
 		Service: s, Operation: e.op, Now: now,
-		Node:   nodes,
-		Pinned: func(i *gantryv1.Instance) bool { return progress.Pinned(snap, i) != "" },
-		Ready:  func(id string) time.Time { return e.since[id] },
+		Node:    nodes,
+		Pinned:  func(i *gantryv1.Instance) bool { return progress.Pinned(snap, i) != "" },
+		Ready:   func(id string) time.Time { return e.since[id] },
+		Failing: func(id string) time.Time { return e.failing[id] },
 	}
 	in.Release, _ = store.Get[*gantryv1.Release](snap, ReleaseKey(e.key, s.Release))
 	_, in.From = store.Get[*gantryv1.Release](snap, ReleaseKey(e.key, e.op.GetRollout().GetFrom()))

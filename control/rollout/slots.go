@@ -36,7 +36,7 @@ func (d *decision) sort() {
 		d.assign()
 	case d.Slots != nil:
 		first, _ := slices.BinarySearch(d.Slots, 1)
-		end, _ := slices.BinarySearch(d.Slots, d.Service.Replicas+1)
+		end, _ := slices.BinarySearch(d.Slots, min(max(d.Service.Replicas, 0), mostSlots)+1)
 		d.Slots = d.Slots[first:end]
 		d.slots = make([]slot, len(d.Slots))
 	default:

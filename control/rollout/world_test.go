@@ -37,6 +37,7 @@ type world struct {
 	pinned    map[string]bool // instances
 	bad       map[int64]bool  // releases that do not work
 	since     map[string]time.Time
+	failing   map[string]time.Time // nil: what cannot be made has failed at once
 	blocked   bool
 	healed    bool // a node that was lost came back with what it ran
 	made      int
@@ -83,6 +84,11 @@ func (w *world) input() rollout.Input {
 		} else if w.since[id].IsZero() {
 			w.since[id] = w.now
 		}
+		if i.Status.Phase != phaseFailed {
+			delete(w.failing, id)
+		} else if w.failing != nil && w.failing[id].IsZero() {
+			w.failing[id] = w.now
+		}
 	}
 	var eligible []string
 	for _, n := range w.nodes {
@@ -90,7 +96,7 @@ func (w *world) input() rollout.Input {
 			eligible = append(eligible, n)
 		}
 	}
-	return rollout.Input{
+	in := rollout.Input{
 		Service: w.service, Release: &gantryv1.Release{Number: w.service.Release, Spec: w.service.Spec}, Operation: w.op,
 		From: w.op.GetRollout().GetFrom() != 0, Instances: w.instances, Blocked: w.blocked, Eligible: eligible,
 		Node:   func(id string) progress.NodeState { return w.states[id] },
@@ -98,6 +104,10 @@ func (w *world) input() rollout.Input {
 		Ready:  func(id string) time.Time { return w.since[id] },
 		Now:    w.now,
 	}
+	if w.failing != nil {
+		in.Failing = func(id string) time.Time { return w.failing[id] }
+	}
+	return in
 }
 
 func (w *world) decide() rollout.Plan {
@@ -118,6 +128,7 @@ func (w *world) crash(t rapid.TB, changes int) {
 	plan := w.decide()
 	w.apply(t, plan, min(changes, len(plan.Changes)))
 	clear(w.since)
+	clear(w.failing)
 }
 
 func (w *world) apply(t rapid.TB, plan rollout.Plan, changes int) {
