@@ -53,7 +53,7 @@ func (s *session) initCommand() *cobra.Command {
 			if err := s.initHost(cmd.Context(), o, limit); err != nil {
 				return err
 			}
-			return s.tellJoin(cmd.Context(), o, advertise)
+			return s.tellJoin(cmd.Context(), o, advertise, limit)
 		},
 	}
 	hostFlags(cmd, &o, &advertise, &timeout)
@@ -64,8 +64,8 @@ func (s *session) initCommand() *cobra.Command {
 // anywhere is an address that no machine has (RFC 5737): the way to it is the way to the outside.
 const anywhere = "192.0.2.1:9"
 
-// tellJoin ends an init with the command for the next machine.
-func (s *session) tellJoin(ctx context.Context, o hostinit.Options, advertise string) error {
+// tellJoin ends an init with the command for the next machine. A daemon answers before its state is served.
+func (s *session) tellJoin(ctx context.Context, o hostinit.Options, advertise string, timeout time.Duration) error {
 	if advertise == "" || advertise == "none" {
 		s.Say("this machine stands alone; for more than one: gantryd --advertise ADDRESS")
 		return nil
@@ -75,13 +75,28 @@ func (s *session) tellJoin(ctx context.Context, o hostinit.Options, advertise st
 		return err
 	}
 	defer c.Close()
+	patience, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
 	t, err := client.Call(ctx, c.Cluster.CreateToken, &gantryv1.CreateTokenRequest{Role: "node"})
+	for fault.Is(err, fault.Unavailable) && pause(patience) {
+		t, err = client.Call(ctx, c.Cluster.CreateToken, &gantryv1.CreateTokenRequest{Role: "node"})
+	}
 	if err != nil {
 		return err
 	}
 	s.Say("to add a machine, run there as root, within a day:")
 	s.Put("gantry join %s --token %s", t.GetAddress(), t.GetToken())
 	return nil
+}
+
+// pause waits before the daemon is asked again, and says whether there is time to.
+func pause(ctx context.Context) bool {
+	select {
+	case <-time.After(50 * time.Millisecond):
+		return true
+	case <-ctx.Done():
+		return false
+	}
 }
 
 func (s *session) joinCommand() *cobra.Command {

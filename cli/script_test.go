@@ -105,6 +105,7 @@ func (f *fake) serve(sock string) (stop func(), err error) {
 	mux := http.NewServeMux()
 	mux.Handle(gantryv1connect.NewAppServiceHandler(fakeApps{fake: f}))
 	mux.Handle(gantryv1connect.NewOperationServiceHandler(fakeOperations{fake: f}))
+	mux.Handle(gantryv1connect.NewClusterServiceHandler(fakeCluster{fake: f}))
 	mux.Handle(gantryv1connect.NewInstanceServiceHandler(fakeInstances{fake: f}))
 	mux.Handle(gantryv1connect.NewImageServiceHandler(fakeImages{fake: f}))
 	mux.Handle(gantryv1connect.NewVolumeServiceHandler(fakeVolumes{fake: f}))
