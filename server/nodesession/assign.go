@@ -99,36 +99,34 @@ func (s *session) contents(r store.Reader, as *gantryv1.Assignment) {
 	}
 }
 
-// parts is an update in the making.
+// parts is an update in the making. It is sent a message at a time, so that what a node is behind is never all in memory.
 type parts struct {
-	out   []*gantryv1.NodeUpdate
-	raw   []byte // fragments of the last message
-	size  int    // of the last message
-	empty bool   // there is nothing to say so far
+	send func(*gantryv1.NodeUpdate) error
+	err  error                // of send: nothing is sent after it
+	last *gantryv1.NodeUpdate // is not sent yet
+	raw  []byte               // its fragments
+	size int
+	some bool // there is something to say
 }
 
-func (p *parts) last() *gantryv1.NodeUpdate { return p.out[len(p.out)-1] }
-
-// add begins the next message.
-func (p *parts) add(u *gantryv1.NodeUpdate, size int) {
-	p.close()
-	p.out, p.size = append(p.out, u), size
-}
-
-// close puts the fragments into the last message: as fields that it holds in their form on the wire already.
-func (p *parts) close() {
-	if len(p.raw) > 0 {
-		p.last().ProtoReflect().SetUnknown(p.raw)
+// flush sends the last message.
+func (p *parts) flush() {
+	if len(p.raw) > 0 { // as fields that it holds in their form on the wire already
+		p.last.ProtoReflect().SetUnknown(p.raw)
 		p.raw = nil
+	}
+	if p.err == nil {
+		p.err = p.send(p.last)
 	}
 }
 
 // grow makes room for so many bytes.
 func (p *parts) grow(n int) {
-	p.empty = false
+	p.some = true
 	if p.size > 0 && p.size+n > maxMessage {
-		p.last().More = true
-		p.add(&gantryv1.NodeUpdate{}, 0)
+		p.last.More = true
+		p.flush()
+		p.last, p.size = &gantryv1.NodeUpdate{}, 0
 	}
 	p.size += n
 }
@@ -144,18 +142,18 @@ func (p *parts) fragment(f fragment) {
 
 func (p *parts) assign(as *gantryv1.Assignment) {
 	p.grow(proto.Size(as))
-	p.last().Assignments = append(p.last().Assignments, as)
+	p.last.Assignments = append(p.last.Assignments, as)
 }
 
 func (p *parts) unassign(id string) {
 	p.grow(len(id))
-	p.last().Unassigned = append(p.last().Unassigned, id)
+	p.last.Unassigned = append(p.last.Unassigned, id)
 }
 
-func (p *parts) done() []*gantryv1.NodeUpdate {
-	p.close()
-	if p.empty {
-		return nil
+// done sends what is left, and reports whether anything was sent.
+func (p *parts) done() (bool, error) {
+	if p.some {
+		p.flush()
 	}
-	return p.out
+	return p.some, p.err
 }

@@ -227,13 +227,11 @@ func (s *session) send(ctx context.Context, stream *stream) error {
 		now := time.Now()
 		c, wait := s.take(now, sent)
 		if wait <= 0 {
-			messages := s.messages(c)
-			for _, u := range messages {
-				if err := stream.Send(u); err != nil {
-					return err
-				}
+			some, err := s.tell(c, stream.Send)
+			if err != nil {
+				return err
 			}
-			if len(messages) > 0 {
+			if some {
 				sent = time.Now()
 			}
 			wait = sent.Add(keepAlive).Sub(now)
@@ -265,11 +263,12 @@ func (s *session) await(ctx context.Context, wait time.Duration) (over bool, err
 	}
 }
 
-// messages makes the update of changes, in as many messages as keep each of them small.
-func (s *session) messages(c changes) []*gantryv1.NodeUpdate {
-	p := &parts{}
-	p.add(&gantryv1.NodeUpdate{Full: c.full, Node: c.self, Servers: c.servers, Cluster: c.cluster, RemovedEndpoints: c.dropped, RemovedNetworks: c.unlinked}, 0)
-	p.empty = !c.full && c.self == nil && c.servers == nil && c.cluster == nil && len(c.dropped) == 0
+// tell sends the update of changes, in as many messages as keep each of them small, and reports whether there was anything.
+func (s *session) tell(c changes, send func(*gantryv1.NodeUpdate) error) (bool, error) {
+	p := &parts{
+		send: send, some: c.full || c.self != nil || c.servers != nil || c.cluster != nil || len(c.dropped) > 0,
+		last: &gantryv1.NodeUpdate{Full: c.full, Node: c.self, Servers: c.servers, Cluster: c.cluster, RemovedEndpoints: c.dropped, RemovedNetworks: c.unlinked},
+	}
 	for _, f := range c.fragments {
 		p.fragment(f)
 	}
