@@ -7,6 +7,7 @@ import (
 	"connectrpc.com/connect"
 
 	gantryv1 "github.com/gantryd/gantry/api/gen/gantry/v1"
+	"github.com/gantryd/gantry/api/gen/gantry/v1/gantryv1connect"
 	"github.com/gantryd/gantry/control/replicate"
 	"github.com/gantryd/gantry/fault"
 	"github.com/gantryd/gantry/fault/wire"
@@ -28,24 +29,29 @@ func (r *serverRole) copyImage(st *store.Store) func(ctx context.Context, node s
 		if node != r.machine.Node().Meta.Key {
 			way = r.reach(n)
 		}
-		ctx, cancel := context.WithCancelCause(ctx)
-		defer cancel(nil)
-		silence := time.AfterFunc(copySilence, func() {
-			cancel(fault.New(fault.Timeout, "the machine said nothing of its progress for %s", copySilence))
-		})
-		defer silence.Stop()
-		stream, err := way.Images.Pull(ctx, connect.NewRequest(&gantryv1.PullRequest{
-			Image: image.Reference, Platform: image.Platform, Policy: gantryv1.PullPolicy_PULL_POLICY_NEVER, Ahead: true,
-		}))
-		if err != nil {
-			return copyError(ctx, err)
-		}
-		defer stream.Close()
-		for stream.Receive() {
-			silence.Reset(copySilence)
-		}
-		return copyError(ctx, stream.Err())
+		return fetchAhead(ctx, way.Images, image, copySilence)
 	}
+}
+
+// fetchAhead has a machine fetch an image, as long as it says how far it is.
+func fetchAhead(ctx context.Context, images gantryv1connect.ImageServiceClient, image replicate.Image, patience time.Duration) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	silence := time.AfterFunc(patience, func() {
+		cancel(fault.New(fault.Timeout, "the machine said nothing of its progress for %s", patience))
+	})
+	defer silence.Stop()
+	stream, err := images.Pull(ctx, connect.NewRequest(&gantryv1.PullRequest{
+		Image: image.Reference, Platform: image.Platform, Policy: gantryv1.PullPolicy_PULL_POLICY_NEVER, Ahead: true,
+	}))
+	if err != nil {
+		return copyError(ctx, err)
+	}
+	defer stream.Close()
+	for stream.Receive() {
+		silence.Reset(patience)
+	}
+	return copyError(ctx, stream.Err())
 }
 
 // copyError is why a copy ended, which may be its silence.
