@@ -27,10 +27,11 @@ func (h *machineService) caller(ctx context.Context) (*gantryv1.Node, error) {
 	return n, nil
 }
 
-// NotAMember says that a machine has been removed, or never was one.
+// NotAMember says that a machine has been removed, or never was one; or that the state it belonged to was given up for an older
+// one.
 func NotAMember(node string) error {
-	return fault.New(fault.Denied, "node %q is not part of this cluster", node).
-		WithHint("if it was removed and is to come back: empty its --root and join again")
+	return fault.New(fault.Denied, "node %q is not part of this cluster: it was removed, or has joined after the backup that was restored", node).
+		WithHint("to take it in again: stop its gantryd, keep what you need of ROOT/volumes, empty --root, and run gantry join there")
 }
 
 // Describe implements the API.
