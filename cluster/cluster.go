@@ -70,6 +70,7 @@ type Member struct {
 
 	db       string // file
 	reserved int64  // bytes of it that the disk has room for, whoever fills it
+	log      string // the file of the log that has room beyond its end
 	failure  *failure
 }
 
@@ -78,7 +79,7 @@ const (
 	quota        = 8 << 30 // bytes of state after which etcd refuses writes
 	maxTxnOps    = 100_000
 	maxRequest   = 64 << 20
-	stopPatience = 10 * time.Second // of a member that has failed
+	stopPatience = 5 * time.Second // of a member that has failed
 )
 
 // Start opens or makes the member and waits until it serves.

@@ -1,8 +1,10 @@
 package cluster
 
 import (
+	"bytes"
 	"context"
 	"errors"
+	"io"
 	"os"
 	"path/filepath"
 	"sync"
@@ -13,12 +15,15 @@ import (
 	"github.com/gantryd/gantry/internal/prealloc"
 )
 
-// etcd ends when it cannot write. Its log has room for 64 to 128 MB, which it allocates in advance; the file of its database is
-// sparse, and grows by 16 MB. So it is the database that a full disk hits first, and its file is allocated in advance here.
+// What etcd cannot write ends it in the middle, with its locks held. Two files matter. That of its database is sparse and grows
+// by 16 MB at once: it is the first that a full disk hits, so it is allocated in advance here. Its log is allocated by etcd,
+// 64 MB at once, and the next 64 MB when these are begun. A member whose room runs out is stopped before it is at the end.
 const (
-	ahead    = 32 << 20 // bytes that the database can grow by on a disk that is full
-	step     = 16 << 20 // it grows by this at once
-	roomLook = 250 * time.Millisecond
+	ahead    = 64 << 20 // bytes that the database can grow by on a disk that is full
+	least    = 32 << 20 // with less it is stopped
+	beyond   = 16 << 20 // bytes that the last file of the log may have beyond its 64 MB
+	logFull  = 48 << 20 // bytes in the last file of the log with which it is stopped, if the log has no room
+	roomLook = 200 * time.Millisecond
 )
 
 // Space tells whether the file system under the state has room. Use NewSpace; methods are safe in parallel.
@@ -82,7 +87,7 @@ func (o Options) db() string { return filepath.Join(o.Root, "member", "snap", "d
 
 // room makes sure that a member which begins can write. It returns to which size its database can grow for certain.
 func (o Options) room() (int64, error) {
-	reserved, err := prealloc.Ahead(o.db(), step, ahead)
+	reserved, err := prealloc.Ahead(o.db(), least, ahead)
 	switch {
 	case err == nil:
 		return reserved, nil
@@ -103,21 +108,16 @@ func full(dir string, err error) error {
 }
 
 // KeepRoom keeps the database's file allocated in advance until ctx ends. It returns a fault when that has not been possible
-// for so long that the member has to be stopped, or the next change could end it in the middle of a write.
+// for so long, on a disk that is full, that the member has to be stopped.
 func (m *Member) KeepRoom(ctx context.Context) error {
 	look := time.NewTicker(roomLook)
 	defer look.Stop()
 	for {
-		info, err := os.Stat(m.db)
-		if err != nil {
-			return fault.Wrap(fault.Unavailable, err, "the file of the state cannot be looked at")
+		if err := m.keepRoom(); err != nil {
+			return full(filepath.Dir(m.db), err)
 		}
-		if info.Size()+ahead > m.reserved {
-			if reserved, err := prealloc.Ahead(m.db, step, ahead); err == nil {
-				m.reserved = reserved
-			} else if info.Size()+step > m.reserved {
-				return full(filepath.Dir(m.db), err)
-			}
+		if err := m.logRoom(); err != nil {
+			return full(filepath.Dir(m.db), err)
 		}
 		select {
 		case <-look.C:
@@ -125,4 +125,73 @@ func (m *Member) KeepRoom(ctx context.Context) error {
 			return nil
 		}
 	}
+}
+
+func (m *Member) keepRoom() error {
+	info, err := os.Stat(m.db)
+	if err != nil || info.Size()+ahead <= m.reserved {
+		return err
+	}
+	reserved, err := prealloc.Ahead(m.db, least, ahead)
+	if err == nil {
+		m.reserved = reserved
+	}
+	if info.Size()+least <= m.reserved {
+		return nil
+	}
+	return err
+}
+
+// logRoom looks whether the log has a next file and room beyond the end of its last one, which is where a change ends with
+// which etcd begins the next; or else much room in the last one. etcd tries to make the next file once only.
+func (m *Member) logRoom() error {
+	dir := filepath.Join(filepath.Dir(filepath.Dir(m.db)), "wal")
+	files, err := os.ReadDir(dir) // sorted
+	if err != nil {
+		return err
+	}
+	last, next := "", false
+	for _, f := range files {
+		next = next || filepath.Ext(f.Name()) == ".tmp"
+		if filepath.Ext(f.Name()) == ".wal" {
+			last = filepath.Join(dir, f.Name())
+		}
+	}
+	if last != m.log {
+		if _, err = prealloc.Ahead(last, beyond, beyond); err == nil {
+			m.log = last
+		}
+	}
+	if next && last == m.log {
+		return nil
+	}
+	used, seen := usedBytes(last)
+	if seen == nil && used < logFull {
+		return nil
+	}
+	return errors.Join(errors.New("the log cannot grow"), err, seen)
+}
+
+// usedBytes is where the zeros at the end of a file begin, to a megabyte.
+func usedBytes(path string) (int64, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return 0, err
+	}
+	defer f.Close()
+	size, err := f.Seek(0, io.SeekEnd)
+	if err != nil {
+		return 0, err
+	}
+	block, zeros := make([]byte, 1<<20), make([]byte, 1<<20)
+	for end := size; end > 0; end -= int64(len(block)) {
+		n, err := f.ReadAt(block[:min(int64(len(block)), end)], max(0, end-int64(len(block))))
+		if err != nil && !errors.Is(err, io.EOF) {
+			return 0, err
+		}
+		if !bytes.Equal(block[:n], zeros[:n]) {
+			return end, nil
+		}
+	}
+	return 0, nil
 }

@@ -140,8 +140,11 @@ func (s *serving) roomless() (full []string, most bool) {
 			full = append(full, n.name)
 		}
 	}
-	return full, voters-len(full) < voters/2+1
+	return full, !enough(voters, len(full))
 }
+
+// enough reports whether the servers whose disks are not full are a majority.
+func enough(voters, full int) bool { return voters-full > voters/2 }
 
 // serverState is a server as the leader knows it.
 type serverState struct {

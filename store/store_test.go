@@ -235,3 +235,26 @@ func TestAnObjectMadeAnewKeepsItsBirth(t *testing.T) {
 		t.Fatalf("%v, before %v", after, before)
 	}
 }
+
+// TestGate refuses changes by who makes them.
+func TestGate(t *testing.T) {
+	s := storetest.New(t)
+	refusal := errors.New("not now")
+	s.SetGate(func(o store.Origin) error {
+		if o.By == "anna" {
+			return refusal
+		}
+		return nil
+	})
+	err := s.Update(store.WithOrigin(t.Context(), store.Origin{By: "anna"}), func(tx *store.Tx) error {
+		store.Put(tx, service("p/a/db", 1))
+		return nil
+	})
+	if !errors.Is(err, refusal) {
+		t.Errorf("a change that is refused: %v", err)
+	}
+	put(t, s, service("p/a/web", 1))
+	if got := store.List[*gantryv1.Service](s.Snapshot(), ""); len(got) != 1 || got[0].Meta.Key != "p/a/web" {
+		t.Errorf("the state has %v", got)
+	}
+}

@@ -363,6 +363,8 @@ func TestExamine(t *testing.T) {
 	ahead.Clock = timestamppb.New(now.Add(time.Minute))
 	slow := ready("1")
 	slow.SlowDisk = durationpb.New(150 * time.Millisecond)
+	full := ready("1")
+	full.DiskFull, full.DiskFree = true, 5<<20
 	ending := ready("1")
 	ending.CertificateEnd = timestamppb.New(now.Add(time.Hour))
 	voters := func(n int) (out []*gantryv1.MemberStatus) {
@@ -378,6 +380,7 @@ func TestExamine(t *testing.T) {
 		want    string
 	}{
 		"all is well":       {voters(3), "a", ready("1"), ""},
+		"a full disk":       {voters(3), "a", full, "is full: 5 MB are free"},
 		"no leader":         {voters(3), "", ready("1"), "no server leads"},
 		"two servers":       {voters(2), "a", ready("1"), "the loss of either one"},
 		"a server is lost":  {append(voters(2), &gantryv1.MemberStatus{Name: "s3"}), "a", ready("1"), "server s3"},
