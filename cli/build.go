@@ -1,9 +1,14 @@
 package cli
 
 import (
+	"archive/tar"
+	"bufio"
+	"bytes"
 	"context"
+	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -35,6 +40,8 @@ type buildFlags struct {
 	platforms                []string
 	target, network, shm     string
 	noCache, pull, quiet     bool
+	push                     bool
+	progress, iidfile        string
 }
 
 func (s *session) buildCommand() *cobra.Command {
@@ -47,6 +54,13 @@ With -t, or with a path like ".", "./app" or "-" (a tar stream on standard input
 -f names Compose files in the first case and the Dockerfile in the second.`,
 		Args: verb.Between(0, -1),
 		RunE: func(cmd *cobra.Command, args []string) error {
+			switch f.progress {
+			case "plain":
+				s.Plain = true
+			case "auto":
+			default:
+				return verb.Usage(cmd, "progress %q is neither auto nor plain", f.progress)
+			}
 			if len(args) == 1 && (len(f.tags) > 0 || looksLikePath(args[0])) {
 				return s.buildDirectory(cmd.Context(), f, args[0])
 			}
@@ -75,6 +89,9 @@ With -t, or with a path like ".", "./app" or "-" (a tar stream on standard input
 	fs.BoolVar(&f.noCache, "no-cache", false, "run every step")
 	fs.BoolVar(&f.pull, "pull", false, "look for newer base images")
 	fs.BoolVarP(&f.quiet, "quiet", "q", false, "print the digest only")
+	fs.BoolVar(&f.push, "push", false, "push the result to its registry by all its names")
+	fs.StringVar(&f.progress, "progress", "auto", "how progress is shown: auto, or plain lines")
+	fs.StringVar(&f.iidfile, "iidfile", "", "write the digest to this file; a directory only")
 	return cmd
 }
 
@@ -97,9 +114,18 @@ func (s *session) buildDirectory(ctx context.Context, f buildFlags, dir string) 
 		spec.Dockerfile = builder.Under(here, f.file[0])
 	}
 	job := builder.Job{Title: dir, Tags: f.tags, Dir: here, Quiet: f.quiet}
+	if slices.Equal(f.file, []string{"-"}) && dir != "-" {
+		if spec.DockerfileInline, err = dockerfile(s.In); err != nil {
+			return err
+		}
+		spec.Dockerfile = ""
+	}
 	switch {
 	case dir == "-":
-		job.Tar, job.Title, spec.Context, spec.Dockerfile = s.In, "standard input", "", strings.Join(f.file, "")
+		job.Title, spec.Context, spec.Dockerfile = "standard input", "", strings.Join(f.file, "")
+		if job.Tar, spec.DockerfileInline, err = streamed(s.In, len(f.file) > 0); err != nil {
+			return err
+		}
 	case !builder.IsRemote(dir):
 		if info, err := os.Stat(dir); err != nil || !info.IsDir() {
 			return fault.New(fault.NotFound, "%q is not a directory to build", dir).WithHint("gantry build --help")
@@ -116,7 +142,60 @@ func (s *session) buildDirectory(ctx context.Context, f buildFlags, dir string) 
 		return err
 	}
 	s.Put("%s", image.GetDigest())
+	if f.iidfile != "" {
+		if err := os.WriteFile(f.iidfile, []byte(image.GetDigest()), 0o644); err != nil {
+			return fault.Wrap(fault.Unavailable, err, "the file for the digest cannot be written")
+		}
+	}
+	return s.pushed(ctx, f, f.tags)
+}
+
+// pushed pushes what has been built, if that was asked for.
+func (s *session) pushed(ctx context.Context, f buildFlags, names []string) error {
+	if !f.push {
+		return nil
+	}
+	if len(names) == 0 {
+		return fault.New(fault.Invalid, "an image without a name cannot be pushed").WithHint("name it: -t REGISTRY/NAME:TAG")
+	}
+	for _, name := range names {
+		if _, err := images.Push(ctx, s.Session, name, false, f.quiet); err != nil {
+			return err
+		}
+	}
 	return nil
+}
+
+// maxDockerfile bounds a Dockerfile that comes on standard input.
+const maxDockerfile = 1 << 20
+
+func dockerfile(in io.Reader) (string, error) {
+	text, err := io.ReadAll(io.LimitReader(in, maxDockerfile+1))
+	switch {
+	case err != nil:
+		return "", fault.Wrap(fault.Unavailable, err, "the Dockerfile cannot be read from standard input")
+	case len(text) > maxDockerfile:
+		return "", fault.New(fault.Invalid, "the Dockerfile on standard input has more than 1 MiB")
+	case len(bytes.TrimSpace(text)) == 0:
+		return "", fault.New(fault.Invalid, "there is no Dockerfile on standard input").WithHint("gantry build -t NAME - < Dockerfile")
+	}
+	return string(text), nil
+}
+
+// streamed reads what Docker takes on standard input: a context as a tar stream, or a Dockerfile alone.
+func streamed(in io.Reader, named bool) (context io.Reader, inline string, err error) {
+	buffered := bufio.NewReader(in)
+	head, _ := buffered.Peek(512)
+	// An archive, compressed or not, begins with a block in which there are zeros.
+	if named || bytes.IndexByte(head, 0) >= 0 {
+		return buffered, "", nil
+	}
+	inline, err = dockerfile(buffered)
+	var empty bytes.Buffer
+	if err == nil {
+		err = tar.NewWriter(&empty).Close()
+	}
+	return &empty, inline, err
 }
 
 // into puts the flags over a spec.
@@ -246,6 +325,9 @@ func (s *session) buildServices(ctx context.Context, f buildFlags, names []strin
 		}
 		built++
 		s.Put("%s", svc.GetContainer().GetImage()+"@"+image.GetDigest())
+		if err := s.pushed(ctx, f, append(tags, f.tags...)); err != nil {
+			return err
+		}
 	}
 	if built == 0 && len(names) == 0 {
 		s.Say("no service of app %q has a build section, nothing to build", p.Name)

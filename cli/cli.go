@@ -62,6 +62,7 @@ func newRoot(s *session) *cobra.Command {
 	}
 	root.SetFlagErrorFunc(verb.FlagError)
 	s.GlobalFlags(root)
+	root.Version = s.Version
 	root.AddGroup(
 		&cobra.Group{ID: groupApp, Title: "Apps, from the Compose file here or -p NAME:"},
 		&cobra.Group{ID: groupOne, Title: "Instances:"},
@@ -74,8 +75,8 @@ func newRoot(s *session) *cobra.Command {
 			root.AddCommand(c)
 		}
 	}
-	add(groupApp, s.upCommand(), s.planCommand(), s.downCommand(), s.psCommand(), s.logsCommand(), s.scaleCommand(),
-		rollout.Command(s.Session), s.rollbackCommand(), explain.Command(s.Session), s.buildCommand(), kept.Release(s.Session), s.eventsCommand())
+	add(groupApp, s.upCommand(), s.planCommand(), s.downCommand(), s.lsCommand(), s.psCommand(), s.logsCommand(), s.scaleCommand(),
+		rollout.Command(s.Session), s.rollbackCommand(), explain.Command(s.Session), s.buildCommand(), s.pullCommand(), s.pushCommand(), s.convertCommand(), kept.Release(s.Session), s.eventsCommand())
 	add(groupOne, s.runCommand(), s.execCommand(), s.attachCommand(), s.stopCommand(), s.startCommand(),
 		s.restartCommand(), s.killCommand(), s.rmCommand(), s.pauseCommand(), s.unpauseCommand(), s.cpCommand(),
 		s.diffCommand(), s.inspectCommand(), s.statsCommand(), s.topCommand(), s.waitCommand(), s.portCommand())

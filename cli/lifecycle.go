@@ -277,12 +277,13 @@ func (s *session) killCommand() *cobra.Command {
 }
 
 func (s *session) rmCommand() *cobra.Command {
-	var force, volumes bool
+	var force, stop, volumes bool
 	cmd := s.single("rm TARGET...", "Remove stopped instances", func(ctx context.Context, c *client.Client, t *gantryv1.InstanceTarget) error {
-		_, err := client.Call(ctx, c.Instances.Remove, &gantryv1.RemoveInstanceRequest{Target: t, Force: force, Volumes: volumes})
+		_, err := client.Call(ctx, c.Instances.Remove, &gantryv1.RemoveInstanceRequest{Target: t, Force: force || stop, Volumes: volumes})
 		return err
 	})
 	cmd.Flags().BoolVarP(&force, "force", "f", false, "stop them first if they run")
+	cmd.Flags().BoolVarP(&stop, "stop", "s", false, "the same by Compose's name")
 	cmd.Flags().BoolVarP(&volumes, "volumes", "v", false, "remove their anonymous volumes too")
 	return cmd
 }
@@ -447,7 +448,7 @@ func (s *session) inspectCommand() *cobra.Command {
 			return errors.Join(verb.Inspect(s.Session, found), s.Join(failed))
 		},
 	}
-	s.Compose.Register(cmd.Flags(), "f", "p")
+	s.Compose.Register(cmd.Flags(), "", "p")
 	return s.OutputFlag(cmd, "json")
 }
 

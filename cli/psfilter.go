@@ -57,7 +57,9 @@ func (f *psFilter) parse() error {
 }
 
 // ended reports that instances that do not run are asked for.
-func (f *psFilter) ended() bool { return f.last > 0 || len(f.tests["status"]) > 0 || len(f.tests["health"]) > 0 }
+func (f *psFilter) ended() bool {
+	return f.last > 0 || len(f.tests["status"]) > 0 || len(f.tests["health"]) > 0
+}
 
 // match looks at one instance.
 func (f *psFilter) match(p *psView, v *gantryv1.InstanceView) bool {

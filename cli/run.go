@@ -3,8 +3,11 @@ package cli
 import (
 	"cmp"
 	"context"
+	"encoding/json"
 	"errors"
+	"maps"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -91,6 +94,15 @@ func (s *session) run(ctx context.Context, f *runOptions, image string, command 
 	if err != nil {
 		return err
 	}
+	if f.spec.PublishesAll() {
+		exposed, err := s.exposed(ctx, c, spec)
+		if err != nil {
+			return err
+		}
+		if err := f.spec.PublishExposed(spec, exposed); err != nil {
+			return err
+		}
+	}
 	made, err := client.Call(ctx, c.Instances.Create, &gantryv1.CreateInstanceRequest{
 		Environment: s.Environment, Name: f.name, Spec: spec, AutoRemove: f.rm, WaitAttach: !f.detach,
 		Labels: spec.GetLabels(), App: f.app,
@@ -112,6 +124,24 @@ func (s *session) run(ctx context.Context, f *runOptions, image string, command 
 			WithHint("give it more with --memory; gantry stats shows what it uses")
 	}
 	return err
+}
+
+// exposed lists the ports that an image names.
+func (s *session) exposed(ctx context.Context, c *client.Client, spec *gantryv1.ContainerSpec) ([]string, error) {
+	if spec.GetImage() == "" {
+		return nil, nil
+	}
+	got, err := client.Call(ctx, c.Images.Inspect, &gantryv1.InspectImageRequest{Image: spec.GetImage(), Platform: spec.GetPlatform()})
+	if err != nil {
+		return nil, err
+	}
+	var config struct {
+		Config struct{ ExposedPorts map[string]struct{} }
+	}
+	if err := json.Unmarshal(got.GetConfig(), &config); err != nil {
+		return nil, fault.Wrap(fault.Corrupt, err, "the configuration of image %q cannot be read", spec.GetImage()).WithHint("pull or build it again")
+	}
+	return slices.Collect(maps.Keys(config.Config.ExposedPorts)), nil
 }
 
 func writeNew(path, text string) error {
@@ -323,6 +353,7 @@ func processError(err error) error {
 
 type execOptions struct {
 	detach, interactive, tty, privileged bool
+	noTty                                bool
 	env                                  []string
 	envFiles                             []string
 	workdir, user                        string
@@ -338,6 +369,14 @@ func (s *session) execCommand() *cobra.Command {
 		Annotations: map[string]string{verb.AnnotationProcess: "yes"},
 		Args:        verb.Between(2, -1),
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if !cmd.Flags().Changed("tty") && !cmd.Flags().Changed("interactive") && !f.noTty && !f.detach {
+				// From one terminal to another, a conversation is what people mean.
+				f.tty = terminal.Is(s.In) && terminal.Is(s.Out)
+				f.interactive = f.tty
+			}
+			if f.tty && f.noTty {
+				return processError(verb.Usage(cmd, "-t and -T contradict each other"))
+			}
 			return processError(s.exec(cmd.Context(), f, args[0], args[1:]))
 		},
 	}
@@ -346,7 +385,8 @@ func (s *session) execCommand() *cobra.Command {
 	s.Compose.Register(fs, "", "")
 	fs.BoolVarP(&f.detach, "detach", "d", false, "leave it running")
 	fs.BoolVarP(&f.interactive, "interactive", "i", false, "connect standard input")
-	fs.BoolVarP(&f.tty, "tty", "t", false, "give the process a terminal")
+	fs.BoolVarP(&f.tty, "tty", "t", false, "give the process a terminal; from a terminal, -i and -t need not be said")
+	fs.BoolVarP(&f.noTty, "no-tty", "T", false, "give the process no terminal and no input, from a terminal too")
 	fs.BoolVar(&f.privileged, "privileged", false, "give it all capabilities, if the environment permits it")
 	fs.StringArrayVarP(&f.env, "env", "e", nil, "set an environment variable: NAME=VALUE, or NAME to pass on")
 	fs.StringArrayVar(&f.envFiles, "env-file", nil, "read environment variables from a file")

@@ -333,7 +333,7 @@ func summary(changes []*gantryv1.Change) string {
 
 func (s *session) downCommand() *cobra.Command {
 	var volumes, orphans bool
-	var timeout string
+	var timeout, rmi string
 	cmd := &cobra.Command{
 		Use:   "down",
 		Short: "Remove the app's containers and networks; volumes stay unless -v is given",
@@ -343,11 +343,19 @@ func (s *session) downCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return s.down(cmd.Context(), volumes, limit)
+			leave, err := s.imagesToRemove(cmd, rmi)
+			if err != nil {
+				return err
+			}
+			if err := s.down(cmd.Context(), volumes, limit); err != nil {
+				return err
+			}
+			return s.removeImages(cmd.Context(), leave)
 		},
 	}
 	s.Compose.Register(cmd.Flags(), "f", "p")
 	cmd.Flags().BoolVarP(&volumes, "volumes", "v", false, "remove the app's volumes with all data in them")
+	cmd.Flags().StringVar(&rmi, "rmi", "", "remove images that nothing else uses: local (those built for the app), or all of the file")
 	cmd.Flags().BoolVar(&orphans, "remove-orphans", true, "services that the file no longer has go in any case")
 	cmd.Flags().StringVarP(&timeout, "timeout", "t", "", "give up waiting after this time (exit code 1)")
 	return cmd

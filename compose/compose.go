@@ -49,7 +49,13 @@ type Project struct {
 	Warnings []Warning
 	// DisabledServices are left out because none of their profiles is enabled.
 	DisabledServices []string
+	// Resolved gives the file as YAML, or as JSON, with everything merged and filled in, in Compose's own words. It may hold
+	// secrets that came from variables.
+	Resolved func(json bool) ([]byte, error)
 }
+
+// BuiltImage is what Compose calls the result of a build without a name of its own.
+func BuiltImage(app, service string) string { return app + "-" + service }
 
 // Warning is something in the files that has no effect.
 type Warning struct {
@@ -100,6 +106,7 @@ func Load(ctx context.Context, o Options) (*Project, error) {
 	return &Project{
 		Name: c.app, Dir: c.in.dir, Files: c.in.files, Spec: spec, Warnings: c.report.sortedWarnings(),
 		DisabledServices: slices.Sorted(slices.Values(c.model.project.DisabledServiceNames())),
+		Resolved:         c.model.resolved,
 	}, nil
 }
 

@@ -62,7 +62,7 @@ func stringList(s []string) *gantryv1.StringList {
 func (c *converter) image(path []string, name string, s *types.ServiceConfig) string {
 	image := s.Image
 	if image == "" {
-		return c.app + "-" + name // what Compose calls the result of a build
+		return BuiltImage(c.app, name)
 	}
 	if _, err := reference.ParseNormalizedNamed(image); err != nil {
 		c.report.invalid(append(path, "image"), "write it like redis:7 or registry.example/team/app:1.2", "%q is not an image reference", shorten(image))

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"regexp"
 	"slices"
 	"strings"
@@ -75,6 +76,24 @@ func (m *model) load(ctx context.Context, in *inputs, src *sources) error {
 		return err
 	}
 	return m.checkDependencies()
+}
+
+// resolved is the project as Compose writes it, with what was taken out of it put back.
+func (m *model) resolved(json bool) ([]byte, error) {
+	p := *m.project
+	p.Services = maps.Clone(p.Services)
+	for name, s := range p.Services {
+		s.DependsOn = m.dependsOn[name]
+		p.Services[name] = s
+	}
+	text, err := p.MarshalYAML()
+	if json {
+		text, err = p.MarshalJSON()
+	}
+	if err != nil {
+		return nil, fault.Wrap(fault.Internal, err, "the Compose file cannot be written")
+	}
+	return text, nil
 }
 
 // guard makes an error of a panic: the loader trusts the shape of some values that a file can have otherwise.

@@ -132,29 +132,33 @@ func (s verbs) imagePull() *cobra.Command {
 	return cmd
 }
 
+// Push pushes an image to its registry and returns its digest.
+func Push(ctx context.Context, s *verb.Session, image string, all, quiet bool) (digest string, err error) {
+	c, err := s.Client()
+	if err != nil {
+		return "", err
+	}
+	key, err := auth(ctx, image)
+	if err != nil {
+		return "", err
+	}
+	show := transfer(s, image, quiet)
+	err = client.Each(ctx, c.Images.Push, &gantryv1.PushRequest{Image: image, Auth: key, AllPlatforms: all}, func(e *gantryv1.Progress) error {
+		if e.GetImage() != nil {
+			digest = e.GetImage().GetDigest()
+		}
+		show(e)
+		return nil
+	})
+	return digest, err
+}
+
 func (s verbs) imagePush() *cobra.Command {
 	var all, quiet bool
 	cmd := &cobra.Command{
 		Use: "push IMAGE", Short: "Push an image to its registry", Args: verb.Between(1, 1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			ctx := cmd.Context()
-			c, err := s.Client()
-			if err != nil {
-				return err
-			}
-			key, err := auth(ctx, args[0])
-			if err != nil {
-				return err
-			}
-			show := transfer(s.Session, args[0], quiet)
-			digest := ""
-			err = client.Each(ctx, c.Images.Push, &gantryv1.PushRequest{Image: args[0], Auth: key, AllPlatforms: all}, func(e *gantryv1.Progress) error {
-				if e.GetImage() != nil {
-					digest = e.GetImage().GetDigest()
-				}
-				show(e)
-				return nil
-			})
+			digest, err := Push(cmd.Context(), s.Session, args[0], all, quiet)
 			if err == nil {
 				s.Put("%s@%s", args[0], digest)
 			}
@@ -324,29 +328,33 @@ func (s verbs) imageTag() *cobra.Command {
 	}
 }
 
+// Remove takes a name off an image on all machines, and the image with its last name.
+func Remove(ctx context.Context, s *verb.Session, image string, force bool) error {
+	c, err := s.Client()
+	if err != nil {
+		return err
+	}
+	got, err := client.Call(ctx, c.Images.Remove, &gantryv1.RemoveImageRequest{Image: image, Force: force})
+	if err != nil {
+		return err
+	}
+	for _, name := range got.GetUntagged() {
+		s.Put("Untagged: %s", name)
+	}
+	for _, digest := range got.GetDeleted() {
+		s.Put("Deleted: %s", digest)
+	}
+	return s.Missing(got.GetFailures())
+}
+
 func (s verbs) imageRm() *cobra.Command {
 	var force bool
 	cmd := &cobra.Command{
 		Use: "rm IMAGE...", Short: "Remove images from all machines", Aliases: []string{"remove"}, Args: verb.Between(1, -1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			c, err := s.Client()
-			if err != nil {
-				return err
-			}
 			var failed []error
 			for _, image := range args {
-				got, err := client.Call(cmd.Context(), c.Images.Remove, &gantryv1.RemoveImageRequest{Image: image, Force: force})
-				if err != nil {
-					failed = append(failed, err)
-					continue
-				}
-				for _, name := range got.GetUntagged() {
-					s.Put("Untagged: %s", name)
-				}
-				for _, digest := range got.GetDeleted() {
-					s.Put("Deleted: %s", digest)
-				}
-				if err := s.Missing(got.GetFailures()); err != nil {
+				if err := Remove(cmd.Context(), s.Session, image, force); err != nil {
 					failed = append(failed, err)
 				}
 			}

@@ -35,3 +35,19 @@ func TestQuote(t *testing.T) {
 		}
 	}
 }
+
+func TestParseSocket(t *testing.T) {
+	for text, want := range map[string]string{
+		"ssh://root@host": "/default", "ssh://root@host:22/": "/default", "ssh://root@host/run/x/s": "/run/x/s",
+	} {
+		h, socket, err := overssh.ParseSocket(text, "/default")
+		if err != nil || h.Name != "host" || h.User != "root" || socket != want {
+			t.Errorf("%s: %v, %q, %v", text, h, socket, err)
+		}
+	}
+	for _, bad := range []string{"ssh://", "host", "ssh://root:pw@host/s", "ssh://host/a:b", "ssh://host/a%25h", "ssh://host/$HOME", "ssh://host/a%20b", "ssh://-oX/s"} {
+		if h, socket, err := overssh.ParseSocket(bad, "/default"); !fault.Is(err, fault.Invalid) {
+			t.Errorf("%q: %v, %q, %v", bad, h, socket, err)
+		}
+	}
+}

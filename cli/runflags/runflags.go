@@ -6,6 +6,7 @@ package runflags
 
 import (
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -37,6 +38,9 @@ type Flags struct {
 	noHealth                               bool
 	logDriver                              string
 	ip, pull                               string
+	aliases, expose                        []string
+	publishAll                             bool
+	blkioWeight                            uint32
 	cpuShares, pids                        int64
 	cpuPeriod, cpuQuota                    int64
 	cpusetCpus, cpusetMems                 string
@@ -90,6 +94,11 @@ func (f *Flags) registerFiles(fs *pflag.FlagSet) {
 func (f *Flags) registerNetwork(fs *pflag.FlagSet) {
 	fs.StringArrayVarP(&f.publish, "publish", "p", nil, "publish a port: [[IP:]HOST:]CONTAINER[/udp]")
 	fs.StringArrayVar(&f.networks, "network", nil, "bridge, none, host, service:NAME, container:NAME or a network")
+	fs.StringArrayVar(&f.networks, "net", nil, "short for --network")
+	_ = fs.MarkHidden("net") // Docker has it so
+	fs.StringArrayVar(&f.aliases, "network-alias", nil, "further name on the networks of --network")
+	fs.BoolVarP(&f.publishAll, "publish-all", "P", false, "publish every port that the image or --expose names, on any free port")
+	fs.StringArrayVar(&f.expose, "expose", nil, "further port for -P: CONTAINER[-CONTAINER][/udp]")
 	fs.StringVar(&f.ip, "ip", "", "address to use on the bridge")
 	fs.StringVar(&f.spec.MacAddress, "mac-address", "", "hardware address to use")
 	fs.StringVar(&f.spec.Hostname, "hostname", "", "host name in the container")
@@ -110,6 +119,7 @@ func (f *Flags) registerLimits(fs *pflag.FlagSet) {
 	fs.Int64Var(&f.cpuQuota, "cpu-quota", 0, "CFS quota in microseconds")
 	fs.StringVar(&f.cpusetCpus, "cpuset-cpus", "", "CPUs to run on: 0-2,4")
 	fs.StringVar(&f.cpusetMems, "cpuset-mems", "", "memory nodes to use")
+	fs.Uint32Var(&f.blkioWeight, "blkio-weight", 0, "share of block I/O when it is short, 10 to 1000")
 	fs.Int64Var(&f.pids, "pids-limit", 0, "limit of processes, -1 for none")
 	fs.Int32Var(&f.oomScoreAdj, "oom-score-adj", 0, "preference of the out-of-memory killer")
 	fs.StringArrayVar(&f.ulimits, "ulimit", nil, "limit of the process: NAME=SOFT[:HARD]")
@@ -278,6 +288,16 @@ func (f *Flags) network(s *gantryv1.ContainerSpec, at Place) (err error) {
 		return err
 	}
 	s.Network.Address = f.ip
+	if len(f.aliases) > 0 && len(s.Network.Attachments) == 0 {
+		return fault.New(fault.Invalid, "--network-alias needs a network on which it is a name").WithHint("add --network NAME; see gantry network ls")
+	}
+	for _, a := range s.Network.Attachments {
+		a.Aliases = f.aliases
+	}
+	if len(f.expose) > 0 && !f.publishAll {
+		return fault.New(fault.Invalid, "--expose says which ports -P publishes, and there is no -P").
+			WithHint("add -P, or leave it out: containers of a network reach all ports of each other")
+	}
 	for _, h := range f.addHosts {
 		// Docker reads NAME=ADDRESS too, which is easier with IPv6.
 		name, address, ok := strings.Cut(strings.Replace(h, "=", ":", 1), ":")
@@ -289,10 +309,31 @@ func (f *Flags) network(s *gantryv1.ContainerSpec, at Place) (err error) {
 	return nil
 }
 
+// PublishesAll says whether the ports of the image are wanted (-P).
+func (f *Flags) PublishesAll() bool { return f.publishAll }
+
+// PublishExposed publishes ports that an image names ("80/tcp") and those of --expose, unless they are published already.
+func (f *Flags) PublishExposed(s *gantryv1.ContainerSpec, image []string) error {
+	for _, text := range append(slices.Sorted(slices.Values(image)), f.expose...) {
+		ports, err := Ports(text)
+		if err != nil {
+			return err
+		}
+		for _, p := range ports {
+			if !slices.ContainsFunc(s.Ports, func(o *gantryv1.PortPublish) bool {
+				return o.GetContainerPort() == p.GetContainerPort() && o.GetProtocol() == p.GetProtocol()
+			}) {
+				s.Ports = append(s.Ports, p)
+			}
+		}
+	}
+	return nil
+}
+
 func (f *Flags) limits(s *gantryv1.ContainerSpec, _ Place) (err error) {
 	r := &gantryv1.Resources{
 		Pids: f.pids, CpuShares: f.cpuShares, CpuPeriod: f.cpuPeriod, CpuQuota: f.cpuQuota,
-		CpusetCpus: f.cpusetCpus, CpusetMems: f.cpusetMems, OomScoreAdj: f.oomScoreAdj,
+		CpusetCpus: f.cpusetCpus, CpusetMems: f.cpusetMems, OomScoreAdj: f.oomScoreAdj, BlkioWeight: f.blkioWeight,
 	}
 	for _, v := range []struct {
 		to   *int64

@@ -2,6 +2,7 @@ package verb
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"fmt"
 	"os"
@@ -13,6 +14,7 @@ import (
 
 	gantryv1 "github.com/gantryd/gantry/api/gen/gantry/v1"
 	"github.com/gantryd/gantry/cli/outline"
+	"github.com/gantryd/gantry/cli/overssh"
 	"github.com/gantryd/gantry/cli/printable"
 	"github.com/gantryd/gantry/cli/terminal"
 	"github.com/gantryd/gantry/client"
@@ -30,12 +32,13 @@ type Session struct {
 	Plain       bool
 	Compose     ComposeFlags
 
-	conn *client.Client
+	conn   *client.Client
+	hangUp func() // ends the way to a host over ssh
 }
 
 func (s *Session) GlobalFlags(root *cobra.Command) {
 	fs := root.PersistentFlags()
-	fs.StringVarP(&s.Host, "host", "H", EnvOr("GANTRY_HOST", client.DefaultHost), "where gantryd listens: unix:///PATH or tcp://HOST:PORT")
+	fs.StringVarP(&s.Host, "host", "H", EnvOr("GANTRY_HOST", client.DefaultHost), "where gantryd listens: unix:///PATH, ssh://USER@HOST or tcp://HOST:PORT")
 	fs.StringVar(&s.Environment, "environment", EnvOr("GANTRY_ENV", "production"), "environment to work in")
 	// run and exec have a flag of their own by this name, Docker's.
 	fs.StringVar(&s.Environment, "env", s.Environment, "short for --environment, but on run and exec")
@@ -54,7 +57,19 @@ func (s *Session) Client() (*client.Client, error) {
 	if s.conn != nil {
 		return s.conn, nil
 	}
-	c, err := client.New(client.Options{Host: s.Host})
+	host := s.Host
+	if strings.HasPrefix(host, "ssh://") {
+		there, socket, err := overssh.ParseSocket(host, strings.TrimPrefix(client.DefaultHost, "unix://"))
+		if err != nil {
+			return nil, err
+		}
+		local, stop, err := there.Forward(context.Background(), socket)
+		if err != nil {
+			return nil, err
+		}
+		host, s.hangUp = "unix://"+local, stop
+	}
+	c, err := client.New(client.Options{Host: host})
 	s.conn = c
 	return c, err
 }
@@ -62,6 +77,9 @@ func (s *Session) Client() (*client.Client, error) {
 func (s *Session) Close() {
 	if s.conn != nil {
 		s.conn.Close()
+	}
+	if s.hangUp != nil {
+		s.hangUp()
 	}
 }
 

@@ -128,3 +128,38 @@ func TestNodeAdd(t *testing.T) {
 		t.Errorf("installed: %q", got)
 	}
 }
+
+// TestHostOverSSH uses the daemon of another machine with nothing but ssh between.
+func TestHostOverSSH(t *testing.T) {
+	n := lab.Machines(t, 1).Node(0)
+	n.ImportBusybox(t)
+	sshServer(t, n)
+	gantry := func(host string, args ...string) (string, error) {
+		cmd := exec.Command(filepath.Join(lab.Binaries(t), "gantry"), args...)
+		cmd.Env = append(os.Environ(), "GANTRY_HOST="+host)
+		cmd.Stdin = strings.NewReader("from here\n")
+		out, err := cmd.CombinedOutput()
+		return string(out), err
+	}
+	socket := strings.TrimPrefix(n.Host(), "unix://")
+	host := "ssh://root@" + n.Address() + ":2222" + socket
+	if out, err := gantry(host, "run", "--rm", "-i", lab.Busybox, "sh", "-c", "cat; hostname; exit 7"); err == nil || !strings.HasPrefix(out, "from here\n") {
+		t.Errorf("%v: %q", err, out)
+	}
+	if out, err := gantry(host+"-none", "ps"); err == nil || !strings.Contains(out, "is not running: there is no socket "+socket+"-none") {
+		t.Errorf("a socket that is not there: %v\n%s", err, out)
+	}
+	if out, err := gantry("ssh://root@"+n.Address()+":2223"+socket, "ps"); err == nil || !strings.Contains(out, "ssh does not reach") {
+		t.Errorf("a port that nobody listens on: %v\n%s", err, out)
+	}
+	left, err := filepath.Glob(filepath.Join(os.TempDir(), "gantry-ssh-*"))
+	if err != nil || len(left) != 0 {
+		t.Errorf("left: %v, %v", left, err)
+	}
+	lab.Eventually(t, 10*time.Second, "no ssh is left", func() error {
+		if out, err := exec.Command("pgrep", "-f", "^[^ ]*ssh .*"+socket).Output(); err == nil {
+			return fmt.Errorf("processes %s", out)
+		}
+		return nil
+	})
+}
