@@ -354,7 +354,7 @@ func (r *serverRole) sealer(st *store.Store) (*seal.Box, error) {
 func (r *serverRole) assemble(member *cluster.Member, st *store.Store, sealer *seal.Box) (*serving, *server.Server) {
 	s := &serving{member: member, store: st, metrics: stateMetrics(st)}
 	st.SetGate(r.admits(s))
-	s.tracker = blobtrack.New(blobtrack.Options{Node: blobtrack.InStore(st), Logger: r.d.Logger})
+	s.tracker = blobtrack.New(blobtrack.Options{Node: blobtrack.InStore(st), Released: blobtrack.ReleasedIn(st), Logger: r.d.Logger})
 	calls := s.metrics.API()
 	node := r.machine.Node().Meta.Key
 	srv := server.New(st, r.local, server.Options{

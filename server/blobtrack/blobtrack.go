@@ -29,8 +29,10 @@ type Node struct {
 // Options say whom the tracker serves. Node is required.
 type Options struct {
 	// Node looks a machine up; false for one that is not of the cluster.
-	Node   func(id string) (Node, bool)
-	Logger *slog.Logger
+	Node func(id string) (Node, bool)
+	// Released is the digest by which the last release uses an image's full name, empty if none does; nil if nobody can tell.
+	Released func(name string) string
+	Logger   *slog.Logger
 	// Now is the clock; time.Now if nil.
 	Now func() time.Time
 }
@@ -410,23 +412,39 @@ func (t *Tracker) sweep() {
 	}
 }
 
-// FindName returns the digest that an image's full name stands for on the servers, or, if any is set and no server knows it, on
-// any node; the newest if they differ. It is empty if nobody that is up knows the name.
+// FindName returns the digest that an image's full name stands for: on the servers, the newest if they differ; else for the last
+// release that uses the name, if a node has that image; else, if any is set, on any node. It is empty if nobody that is up
+// knows the name.
 func (t *Tracker) FindName(name string, any bool) string {
+	released := ""
+	if t.o.Released != nil {
+		released = t.o.Released(name)
+	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	var best imageName
-	server := false
+	var servers, nodes imageName
 	for id, n := range t.names[name] {
+		best := &nodes
 		node, ok := t.o.Node(id)
-		if !ok || node.Down || !node.Server && (!any || server) {
+		if !ok || node.Down {
 			continue
 		}
-		if best.digest == "" || node.Server && !server || n.updated.After(best.updated) {
-			best, server = n, node.Server
+		if node.Server {
+			best = &servers
+		}
+		if best.digest == "" || n.updated.After(best.updated) {
+			*best = n
 		}
 	}
-	return best.digest
+	switch {
+	case servers.digest != "":
+		return servers.digest
+	case released != "" && len(t.holders(released)) > 0:
+		return released
+	case any:
+		return nodes.digest
+	}
+	return ""
 }
 
 // Digest is FindName for a name as people write it, among those of the servers.

@@ -17,6 +17,8 @@ import (
 	"github.com/gantryd/gantry/api/gen/gantry/v1/gantryv1connect"
 	"github.com/gantryd/gantry/fault"
 	"github.com/gantryd/gantry/server/blobtrack"
+	"github.com/gantryd/gantry/store"
+	"github.com/gantryd/gantry/store/storetest"
 )
 
 var layer = "sha256:" + strings.Repeat("a", 64)
@@ -134,6 +136,57 @@ func TestImagesComeAndGo(t *testing.T) {
 	if w.Told("a") || w.Keepers(layer) != nil {
 		t.Error("a tracker that begins anew remembers")
 	}
+}
+
+// TestNameOutlivesItsServer has the only server that knows a name go down. What releases mean by the name holds, as long as
+// somebody has it, and is believed before a node that is no server.
+func TestNameOutlivesItsServer(t *testing.T) {
+	const name, other = "docker.io/library/app:1", "sha256:0b0b"
+	st := storetest.New(t)
+	err := st.Update(t.Context(), func(tx *store.Tx) error {
+		for key, image := range map[string]string{"p/a/w/00000001": "app:1", "p/a/w/00000002": "tool", "p/a/w/00000003": "tool@" + layer, "p/a/w/00000004": "no name"} {
+			store.Put(tx, &gantryv1.Release{Meta: store.NewMeta(key), Service: "p/a/w", Spec: &gantryv1.ServiceSpec{
+				Container: &gantryv1.ContainerSpec{Image: image, ImageDigest: layer},
+			}})
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	nodes := map[string]blobtrack.Node{"s": {Server: true}, "a": {}}
+	w := blobtrack.New(blobtrack.Options{
+		Node: func(id string) (blobtrack.Node, bool) { n, ok := nodes[id]; return n, ok }, Released: blobtrack.ReleasedIn(st),
+	})
+	named := func(digest string) []*gantryv1.ImageName { return []*gantryv1.ImageName{{Name: name, Digest: digest}} }
+	w.Announce("s", &gantryv1.AnnounceRequest{Images: []string{layer}, Names: named(layer)})
+	w.Announce("a", &gantryv1.AnnounceRequest{Names: named(other)})
+	want := func(what, digest string, any bool) {
+		t.Helper()
+		if got := w.FindName(name, any); got != digest {
+			t.Errorf("%s: %q, want %q", what, got, digest)
+		}
+	}
+	want("a server knows it", layer, false)
+	nodes["s"] = blobtrack.Node{Server: true, Down: true}
+	want("nobody has what the release means", "", false)
+	want("a node knows the name", other, true)
+	w.Announce("a", &gantryv1.AnnounceRequest{Images: []string{layer}})
+	want("a node has what the release means", layer, false)
+	want("it is believed first", layer, true)
+	if got := w.FindName("docker.io/library/tool:latest", false); got != layer {
+		t.Errorf("a name without a tag: %q", got)
+	}
+	err = st.Update(t.Context(), func(tx *store.Tx) error {
+		store.Put(tx, &gantryv1.Release{Meta: store.NewMeta("p/a/w/00000005"), Service: "p/a/w", Spec: &gantryv1.ServiceSpec{
+			Container: &gantryv1.ContainerSpec{Image: name, ImageDigest: other},
+		}})
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	want("a later release means another, which nobody has", "", false)
 }
 
 // TestImagesOfRemovedNodesAreForgotten has a node leave the cluster.

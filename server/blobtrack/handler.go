@@ -7,6 +7,7 @@ import (
 	"slices"
 
 	"connectrpc.com/connect"
+	"github.com/distribution/reference"
 
 	gantryv1 "github.com/gantryd/gantry/api/gen/gantry/v1"
 	"github.com/gantryd/gantry/api/gen/gantry/v1/gantryv1connect"
@@ -39,6 +40,30 @@ func InStore(st *store.Store) func(id string) (Node, bool) {
 		status, _ := store.Get[*gantryv1.NodeStatus](snap, id)
 		return Node{Address: n.ApiAddress, Server: n.Role == "server", Down: status.GetState() == "down"}, true
 	}
+}
+
+// ReleasedIn looks through the releases in the store.
+func ReleasedIn(st *store.Store) func(name string) string {
+	return func(name string) string {
+		digest, last := "", int64(0)
+		for _, r := range store.List[*gantryv1.Release](st.Snapshot(), "") {
+			c := r.GetSpec().GetContainer()
+			if c.GetImageDigest() == "" || r.Meta.Revision < last || fullName(c.Image) != name {
+				continue
+			}
+			digest, last = c.ImageDigest, r.Meta.Revision
+		}
+		return digest
+	}
+}
+
+// fullName is the form in which nodes know a name; empty for what is none.
+func fullName(image string) string {
+	n, err := reference.ParseNormalizedNamed(image)
+	if err != nil {
+		return ""
+	}
+	return reference.TagNameOnly(n).String()
 }
 
 type handler struct {

@@ -82,7 +82,13 @@ func (t *Tracker) Keepers(digest string) []string {
 
 // Holders is Keepers without those that are down.
 func (t *Tracker) Holders(digest string) []string {
-	return slices.DeleteFunc(t.Keepers(digest), func(id string) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.holders(digest)
+}
+
+func (t *Tracker) holders(digest string) []string {
+	return slices.DeleteFunc(slices.Sorted(maps.Keys(t.whole[digest])), func(id string) bool {
 		n, ok := t.o.Node(id)
 		return !ok || n.Down
 	})
