@@ -141,7 +141,7 @@ func (f fakeApps) Apply(_ context.Context, r *connect.Request[gantryv1.ApplyRequ
 	f.mu.Lock()
 	f.apps[r.Msg.GetApp()] = r.Msg.GetSpec()
 	f.mu.Unlock()
-	f.note("Apply:%s", r.Msg.GetApp())
+	f.note("Apply:%s%s", r.Msg.GetApp(), map[bool]string{true: ":nodeps"}[r.Msg.GetNoDependencies()])
 	return answer(plan, nil)
 }
 
@@ -173,7 +173,7 @@ func (f fakeApps) service(app, name string, spec *gantryv1.ServiceSpec, settled 
 		v.Ready, v.Converged, v.Failure = 0, false, "its dependency is stopped"
 	case !settled && len(spec.GetDependsOn()) > 0:
 		v.Ready, v.Converged, v.Waiting = 0, false, "waits for "+spec.GetDependsOn()[0].GetService()+" to be healthy"
-	case image == "regressing" || image == "canary":
+	case image == "regressing" || image == "canary" || image == "halted":
 		f.rollingOut(v, settled)
 	case image == "slow":
 		v.Ready, v.Converged, v.Waiting = 0, false, "waits for a miracle\x1b[2J"
@@ -197,6 +197,9 @@ func (f fakeApps) instance(app, service string, slot int32, spec *gantryv1.Conta
 	}
 	if spec.GetImage() == "broken" {
 		st.Phase, st.Health, st.ExitCode = gantryv1.InstanceStatus_PHASE_RESTARTING, 0, 3
+	}
+	if spec.GetImage() == "talkative" {
+		st.Phase, st.Health, st.Error = gantryv1.InstanceStatus_PHASE_FAILED, 0, "it goes on and on, "+strings.Repeat("and on ", 20)+"\nthe last line"
 	}
 	if f.stopped[app] {
 		st.Phase, st.Health, st.FinishedAt = gantryv1.InstanceStatus_PHASE_EXITED, 0, timestamppb.New(start.Add(time.Minute))
@@ -320,7 +323,7 @@ func (f fakeImages) Inspect(_ context.Context, r *connect.Request[gantryv1.Inspe
 		return answer[gantryv1.InspectImageResponse](nil, fault.New(fault.NotFound, "there is no image %q", name).WithHint("gantry image pull %s", name))
 	}
 	return answer(&gantryv1.InspectImageResponse{
-		Image: f.image(name), Config: []byte(`{"os":"linux","big":12345678901234567}`), Manifest: []byte(`{"schemaVersion":2}`),
+		Image: f.image(name), Config: []byte(configOf(name)), Manifest: []byte(`{"schemaVersion":2}`),
 		History: []*gantryv1.ImageHistory{{CreatedBy: "ADD rootfs", Size: 1000, Layer: digestOf("x")}, {CreatedBy: "CMD sh", Empty: true}},
 	}, nil)
 }
@@ -439,7 +442,21 @@ func (f fakeImages) Tag(_ context.Context, r *connect.Request[gantryv1.TagReques
 	return answer(&gantryv1.TagResponse{}, nil)
 }
 
+// configOf is the configuration of an image; "exposing" names a port.
+func configOf(image string) string {
+	if image == "exposing" {
+		return `{"os":"linux","config":{"ExposedPorts":{"80/tcp":{}}}}`
+	}
+	return `{"os":"linux","big":12345678901234567}`
+}
+
+func (f fakeImages) Push(_ context.Context, r *connect.Request[gantryv1.PushRequest], s *connect.ServerStream[gantryv1.Progress]) error {
+	f.note("Push:%s", r.Msg.GetImage())
+	return s.Send(&gantryv1.Progress{Image: f.image(r.Msg.GetImage())})
+}
+
 func (f fakeImages) Remove(_ context.Context, r *connect.Request[gantryv1.RemoveImageRequest]) (*connect.Response[gantryv1.RemoveImageResponse], error) {
+	f.note("RemoveImage:%s", r.Msg.GetImage())
 	if !f.has(r.Msg.GetImage()) {
 		return answer[gantryv1.RemoveImageResponse](nil, fault.New(fault.NotFound, "there is no image %q", r.Msg.GetImage()))
 	}

@@ -83,6 +83,13 @@ func (f fakeInstances) Create(_ context.Context, r *connect.Request[gantryv1.Cre
 	}
 	f.runs[id] = r.Msg
 	f.mu.Unlock()
+	if published := r.Msg.GetSpec().GetPorts(); len(published) > 0 {
+		var list []string
+		for _, p := range published {
+			list = append(list, fmt.Sprintf("%d/%s", p.GetContainerPort(), p.GetProtocol()))
+		}
+		f.note("Ports:%s", strings.Join(list, ","))
+	}
 	f.note("Create:%s:%v", strings.Join(r.Msg.GetSpec().GetCommand().GetValues(), " "), r.Msg.GetAutoRemove())
 	return answer(&gantryv1.CreateInstanceResponse{Id: id, Name: r.Msg.GetName()}, nil)
 }

@@ -29,6 +29,10 @@ func (f fakeApps) rollingOut(v *gantryv1.ServiceView, settled bool) {
 		return
 	}
 	op := v.Operation
+	if v.Service.Spec.Container.Image == "halted" {
+		op.Waiting, op.Error, v.Converged, v.Failure = "a failure", "web.1 exited with code 3", false, "web.1 exited with code 3"
+		return
+	}
 	op.State, op.Waiting, op.Error, op.Hint = gantryv1.Operation_STATE_RUNNING, "", "web.1 exited with code 3", "correct it and run gantry up again"
 	op.Rollout.Back, op.Rollout.FailedInstance = true, v.Instances[0].Instance.Meta.Key
 	v.Converged, v.Waiting = false, "goes back to release 1"
