@@ -82,6 +82,8 @@ func (e *Engine) adoptTask(ctx context.Context, c *container, task *tasktypes.Pr
 		if wasRunning {
 			e.lost(c, ended)
 		}
+		// The last engine may have ended when the shim had deleted the task and containerd had not heard: it keeps the shim.
+		_, _ = e.client.TaskService().Delete(ctx, &tasks.DeleteTaskRequest{ContainerID: c.ID})
 		if err := c.log.Finish(); err != nil {
 			e.log.Warn("the end of a container's log is still in its spool", "container", c.ID, "error", err)
 		}

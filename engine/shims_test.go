@@ -2,6 +2,7 @@ package engine_test
 
 import (
 	"bytes"
+	"net"
 	"os"
 	osexec "os/exec"
 	"path/filepath"
@@ -10,6 +11,9 @@ import (
 	"testing"
 	"time"
 
+	task "github.com/containerd/containerd/api/runtime/task/v3"
+	"github.com/containerd/containerd/v2/pkg/namespaces"
+	"github.com/containerd/ttrpc"
 	"golang.org/x/sys/unix"
 
 	"github.com/gantryd/gantry/engine"
@@ -103,5 +107,36 @@ func TestRuntimeAnswersWithoutTheShim(t *testing.T) {
 	}
 	if got, err := osexec.Command(alone, "-info").Output(); err != nil || !bytes.Contains(got, []byte(`"idmap":{"enabled":true}`)) {
 		t.Errorf("without the shim: %q, %v", got, err)
+	}
+}
+
+// The daemon is killed, or ends, when the shim has deleted a task and containerd has not heard of it.
+func TestStartAfterAHalfDeletedTask(t *testing.T) {
+	o := prepareCrash(t, map[string]string{"c": "sleep 1000"})
+	d := startDaemon(t, o)
+	d.do(t, "start", "c")
+	d.kill()
+	conn, err := net.Dial("unix", strings.TrimPrefix(embedded.Shim(o.Run, engine.Namespace, "c"), "unix://"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	client := ttrpc.NewClient(conn)
+	shim := task.NewTTRPCTaskClient(client)
+	ctx := namespaces.WithNamespace(t.Context(), engine.Namespace)
+	if _, err := shim.Kill(ctx, &task.KillRequest{ID: "c", Signal: uint32(unix.SIGKILL)}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := shim.Wait(ctx, &task.WaitRequest{ID: "c"}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := shim.Delete(ctx, &task.DeleteRequest{ID: "c"}); err != nil {
+		t.Fatal(err)
+	}
+	_ = client.Close()
+
+	e := enginetest.OpenAt(t, o)
+	defer enginetest.Close(t, e)
+	if _, err := e.Start(t.Context(), "c"); err != nil {
+		t.Fatal(err)
 	}
 }
