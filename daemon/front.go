@@ -160,9 +160,15 @@ func (f *front) lead(w http.ResponseWriter, r *http.Request, pick func(*serving)
 
 const leaderPoll = 50 * time.Millisecond
 
-// aloneToo reports whether a server answers a call itself when nobody leads.
+// aloneToo reports whether a server answers a call itself when nobody leads. None of these changes the state.
 func aloneToo(r *http.Request) bool {
-	return r.URL.Path == gantryv1connect.ClusterServiceStatusProcedure || isSystem(r)
+	switch r.URL.Path {
+	case gantryv1connect.SystemServiceSetEnvironmentProcedure:
+		return false
+	case gantryv1connect.ClusterServiceStatusProcedure:
+		return true
+	}
+	return isSystem(r)
 }
 
 func isSystem(r *http.Request) bool {

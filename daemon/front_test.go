@@ -5,6 +5,7 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"path"
 	"strings"
 	"testing"
 	"time"
@@ -72,6 +73,17 @@ func TestWhoCalls(t *testing.T) {
 	} {
 		if got := call(c.as, c.path, c.on); !strings.Contains(got, c.want) {
 			t.Errorf("%s calls %s for %q: %s", c.as, c.path, c.on, got)
+		}
+	}
+}
+
+// TestNothingIsChangedWithoutALeader: what a server that does not lead stores is not guarded by the leader's epoch.
+func TestNothingIsChangedWithoutALeader(t *testing.T) {
+	reads := map[string]bool{"Status": true, "Version": true, "Info": true, "DiskUsage": true, "Environments": true}
+	for procedure := range methods() {
+		r := httptest.NewRequest(http.MethodPost, procedure, nil)
+		if aloneToo(r) && !reads[path.Base(procedure)] {
+			t.Errorf("%s is answered by servers that do not lead", procedure)
 		}
 	}
 }
