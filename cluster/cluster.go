@@ -106,6 +106,9 @@ func Open(o Options) (*Member, error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := preflight(o); err != nil {
+		return nil, err
+	}
 	e, err := start(cfg, fail)
 	if err != nil {
 		return nil, fault.Wrap(fault.Corrupt, err, "the state in %s cannot be opened", o.Root).
