@@ -2368,7 +2368,9 @@ type Node struct {
 	// etcd member of a server, in hex.
 	Member string `protobuf:"bytes,9,opt,name=member,proto3" json:"member,omitempty"`
 	// Public key of its end of the encrypted overlay, base64; empty without encryption.
-	OverlayKey    string `protobuf:"bytes,10,opt,name=overlay_key,json=overlayKey,proto3" json:"overlay_key,omitempty"`
+	OverlayKey string `protobuf:"bytes,10,opt,name=overlay_key,json=overlayKey,proto3" json:"overlay_key,omitempty"`
+	// SHA-256 of the public key that the machine joined with. Its ID, which is the beginning of it, could be met by another key.
+	JoinKey       []byte `protobuf:"bytes,11,opt,name=join_key,json=joinKey,proto3" json:"join_key,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2471,6 +2473,13 @@ func (x *Node) GetOverlayKey() string {
 		return x.OverlayKey
 	}
 	return ""
+}
+
+func (x *Node) GetJoinKey() []byte {
+	if x != nil {
+		return x.JoinKey
+	}
+	return nil
 }
 
 // NodeStatus is what a node said of itself, and what its server thinks of it. In memory only.
@@ -3201,7 +3210,7 @@ const file_gantry_v1_app_proto_rawDesc = "" +
 	"\x06Config\x12#\n" +
 	"\x04meta\x18\x01 \x01(\v2\x0f.gantry.v1.MetaR\x04meta\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\x03R\aversion\x12\x18\n" +
-	"\acontent\x18\x03 \x01(\fR\acontent\"\x9d\x02\n" +
+	"\acontent\x18\x03 \x01(\fR\acontent\"\xb8\x02\n" +
 	"\x04Node\x12#\n" +
 	"\x04meta\x18\x01 \x01(\v2\x0f.gantry.v1.MetaR\x04meta\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x16\n" +
@@ -3215,7 +3224,8 @@ const file_gantry_v1_app_proto_rawDesc = "" +
 	"\x06member\x18\t \x01(\tR\x06member\x12\x1f\n" +
 	"\voverlay_key\x18\n" +
 	" \x01(\tR\n" +
-	"overlayKey\"\x92\x05\n" +
+	"overlayKey\x12\x19\n" +
+	"\bjoin_key\x18\v \x01(\fR\ajoinKey\"\x92\x05\n" +
 	"\n" +
 	"NodeStatus\x12#\n" +
 	"\x04meta\x18\x01 \x01(\v2\x0f.gantry.v1.MetaR\x04meta\x12\x14\n" +
