@@ -96,18 +96,28 @@ func placeFree(nodes []*gantryv1.Node, own, apiAddress string) error {
 // NodeID is the ID of the machine whose key is in the request. Whether it has that key the request does not say before its
 // signature is checked.
 func NodeID(request []byte) (string, error) {
-	csr, err := x509.ParseCertificateRequest(request)
-	if err != nil {
-		return "", fault.Wrap(fault.Invalid, err, "the certificate request cannot be read")
-	}
-	sum := sha256.Sum256(csr.RawSubjectPublicKeyInfo)
-	return hex.EncodeToString(sum[:6]), nil
+	hash, err := keyHash(request)
+	return idOf(hash), err
 }
 
-// signedBy is the ID of a machine that has shown to have the key: the public key of another one is known to all who reach it.
-func signedBy(request []byte) (string, error) {
-	if csr, err := x509.ParseCertificateRequest(request); err == nil && csr.CheckSignature() != nil {
-		return "", fault.New(fault.Invalid, "the certificate request is not signed by the key in it")
+// keyHash is the SHA-256 of the public key in a request.
+func keyHash(request []byte) ([]byte, error) {
+	csr, err := x509.ParseCertificateRequest(request)
+	if err != nil {
+		return nil, fault.Wrap(fault.Invalid, err, "the certificate request cannot be read")
 	}
-	return NodeID(request)
+	sum := sha256.Sum256(csr.RawSubjectPublicKeyInfo)
+	return sum[:], nil
+}
+
+const idSize = 6 // bytes
+
+func idOf(hash []byte) string { return hex.EncodeToString(hash[:min(idSize, len(hash))]) }
+
+// signedBy is keyHash of a machine that has shown to have the key: the public key of another one is known to all who reach it.
+func signedBy(request []byte) ([]byte, error) {
+	if csr, err := x509.ParseCertificateRequest(request); err == nil && csr.CheckSignature() != nil {
+		return nil, fault.New(fault.Invalid, "the certificate request is not signed by the key in it")
+	}
+	return keyHash(request)
 }

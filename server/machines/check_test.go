@@ -156,3 +156,18 @@ func TestAServerHasAMemberOfItsOwn(t *testing.T) {
 		t.Errorf("another server was given the same member: %v", err)
 	}
 }
+
+// TestAnIDIsNotEnough: a key whose hash begins like another's can be found with much work.
+func TestAnIDIsNotEnough(t *testing.T) {
+	b := newBench(t)
+	_, request, err := identity.Request()
+	check(t, err)
+	first, err := b.joinWith(request, b.token("node", 0), "second", "10.0.0.2")
+	check(t, err)
+	check(t, b.store.Update(t.Context(), func(tx *store.Tx) error {
+		return store.Modify(tx, first.Node.Meta.Key, func(o *gantryv1.Node) error { o.JoinKey[len(o.JoinKey)-1] ^= 1; return nil })
+	}))
+	if _, err := b.joinWith(request, b.token("node", 0), "second", "10.0.0.2"); !fault.Is(err, fault.Conflict) {
+		t.Errorf("another key with the same ID: %v", err)
+	}
+}

@@ -1,6 +1,7 @@
 package machines
 
 import (
+	"bytes"
 	"context"
 	"net/netip"
 	"time"
@@ -22,17 +23,18 @@ func (h *joining) Join(ctx context.Context, req *connect.Request[gantryv1.JoinRe
 	if err := checkJoin(m); err != nil {
 		return nil, err
 	}
-	id, err := signedBy(m.CertificateRequest)
+	key, err := signedBy(m.CertificateRequest)
 	if err != nil {
 		return nil, err
 	}
+	id := idOf(key)
 	var n *gantryv1.Node
 	err = h.store.Update(ctx, func(tx *store.Tx) error {
 		role, err := admit(tx, m.Token, time.Now())
 		if err != nil {
 			return err
 		}
-		n, err = h.place(tx, id, role, m)
+		n, err = h.place(tx, key, role, m)
 		return err
 	})
 	if err != nil {
@@ -59,7 +61,8 @@ func admit(r store.Reader, text string, now time.Time) (identity.Role, error) {
 }
 
 // place makes the machine's object, or brings the one it has up to date.
-func (h *joining) place(tx *store.Tx, id string, role identity.Role, m *gantryv1.JoinRequest) (*gantryv1.Node, error) {
+func (h *joining) place(tx *store.Tx, key []byte, role identity.Role, m *gantryv1.JoinRequest) (*gantryv1.Node, error) {
+	id := idOf(key)
 	c, err := h.cluster(tx)
 	if err != nil {
 		return nil, err
@@ -71,9 +74,14 @@ func (h *joining) place(tx *store.Tx, id string, role identity.Role, m *gantryv1
 	old, ok := store.Get[*gantryv1.Node](tx, id)
 	n := &gantryv1.Node{
 		Meta: store.NewMeta(id), Name: m.Name, Availability: "active", Role: string(role), Address: m.Address, ApiAddress: m.ApiAddress,
+		JoinKey: key,
 	}
 	n.Meta.Labels = m.Labels
 	if ok {
+		if !bytes.Equal(old.JoinKey, key) {
+			return nil, fault.New(fault.Conflict, "node %s has the ID %s already, by another key", old.Name, id).
+				WithHint("if that machine is gone: gantry node rm %s", id)
+		}
 		// What it is now is for those to say who promote and demote, whatever token it holds.
 		n.Meta, n.Role, n.Subnet, n.Availability, n.Member = old.Meta, old.Role, old.Subnet, old.Availability, old.Member
 	} else if n.Subnet, err = FreeRange(c, nodes); err != nil {
