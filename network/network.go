@@ -88,9 +88,9 @@ type Network struct {
 
 	applying sync.Mutex
 	segments *segmentTable
-	applied  *builder // the model that the kernel has; nil until the first Apply
-	met      *model   // whose peers the overlay has
-	removed  bool     // by Cleanup: nobody may put the table back
+	applied  *builder        // the model that the kernel has; nil until the first Apply
+	met      *[]overlay.Peer // that the overlay has; nil before the first time
+	removed  bool            // by Cleanup: nobody may put the table back
 }
 
 type names struct{ root, netns, records, ports, host, nodes string }

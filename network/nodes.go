@@ -142,13 +142,14 @@ func (n *Network) subnet6Of(node *gantryv1.Node, subnet netip.Prefix) netip.Pref
 // meet opens the ways to other nodes and closes those to nodes that are gone. They are recorded, so that a restart opens
 // them before a server has been heard.
 func (n *Network) meet(want *model) error {
-	if n.overlay == nil || n.met != nil && slices.Equal(n.met.peers, want.peers) {
+	if n.overlay == nil || n.met != nil && slices.Equal(*n.met, want.peers) {
 		return nil
 	}
 	if err := errors.Join(writeJSON(n.names.nodes, want.peers), n.overlay.Set(want.peers)); err != nil {
 		return err
 	}
-	n.met = want
+	met := want.peers // the model changes in place
+	n.met = &met
 	return nil
 }
 
