@@ -199,7 +199,7 @@ func (b *Builder) newController(ctx context.Context, w *base.Worker) (*control.C
 		return nil, fault.Wrap(fault.Corrupt, err, "open the build cache").
 			WithHint("with the daemon stopped, remove %s; only the cache is lost", b.opts.Root)
 	}
-	history, err := bbolt.Open(b.path("history.db"), 0o600, nil)
+	history, err := bbolt.Open(b.path(historyFile), 0o600, nil)
 	if err != nil {
 		cache.Close()
 		return nil, fault.Wrap(fault.Corrupt, err, "open the build history")

@@ -13,6 +13,7 @@ import (
 	"go.etcd.io/bbolt"
 
 	"github.com/gantryd/gantry/fault"
+	"github.com/gantryd/gantry/internal/boltcheck"
 )
 
 // BuildKit writes a hundred small transactions per build to its records of the cache. Waiting for the disk after each
@@ -23,6 +24,7 @@ import (
 const (
 	cacheFile   = "cache.db"
 	recordsFile = "records.db"
+	historyFile = "history.db"
 	markerFile  = "open-since-boot"
 )
 
@@ -44,13 +46,27 @@ func (b *Builder) trustRecords(ctx context.Context, manager *leaseutil.Manager) 
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fault.Wrap(fault.Corrupt, err, "read the build cache's marker")
 	}
-	if err == nil && !bytes.Equal(marked, boot) {
+	died := err == nil && !bytes.Equal(marked, boot)
+	if died {
 		b.log.Warn("the machine stopped while the build cache was open; the cache starts empty", "root", b.opts.Root)
+	}
+	if died || b.damaged() {
 		if err := b.dropRecords(ctx, manager); err != nil {
 			return err
 		}
 	}
 	return b.mark(boot)
+}
+
+// damaged reports whether a record cannot be read: then none of them is of use.
+func (b *Builder) damaged() bool {
+	for _, name := range []string{cacheFile, recordsFile, historyFile} {
+		if err := boltcheck.File(b.path(name), nil); err != nil {
+			b.log.Warn("the build cache is damaged and starts empty", "error", err)
+			return true
+		}
+	}
+	return false
 }
 
 // mark is durable before the first record is written.
@@ -77,7 +93,7 @@ func (b *Builder) dropRecords(ctx context.Context, manager *leaseutil.Manager) e
 			return fault.Wrap(fault.Unavailable, err, "drop the build cache")
 		}
 	}
-	for _, name := range []string{cacheFile, recordsFile} {
+	for _, name := range []string{cacheFile, recordsFile, historyFile} {
 		if err := os.Remove(b.path(name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return fault.Wrap(fault.Unavailable, err, "drop the build cache")
 		}

@@ -13,6 +13,7 @@ import (
 	bolterrors "go.etcd.io/bbolt/errors"
 
 	"github.com/gantryd/gantry/fault"
+	"github.com/gantryd/gantry/internal/boltcheck"
 )
 
 // links is the file that says which digests and tags each repository has:
@@ -46,13 +47,19 @@ const (
 )
 
 func openLinks(file string) (*links, error) {
+	const lost = "restore the file from a backup; without it what was pushed is no longer found"
+	if err := boltcheck.File(file, nil); fault.Is(err, fault.Corrupt) {
+		return nil, fault.Wrap(fault.Corrupt, err, "registry: what was pushed cannot be read").WithHint(lost)
+	} else if err != nil {
+		return nil, err
+	}
 	db, err := bolt.Open(file, 0o600, &bolt.Options{Timeout: time.Second})
 	if errors.Is(err, bolterrors.ErrTimeout) {
 		return nil, fault.Wrap(fault.Conflict, err, "registry: %s is in use by another process", file)
 	}
 	if err != nil {
 		return nil, fault.Wrap(fault.Corrupt, err, "registry: %s cannot be opened", file).
-			WithHint("restore the file from a backup; without it what was pushed is no longer found")
+			WithHint(lost)
 	}
 	err = db.Update(func(tx *bolt.Tx) error {
 		_, err := tx.CreateBucketIfNotExists([]byte(bucketRepos))

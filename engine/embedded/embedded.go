@@ -26,6 +26,7 @@ import (
 	"google.golang.org/grpc"
 
 	"github.com/gantryd/gantry/fault"
+	"github.com/gantryd/gantry/internal/boltcheck"
 )
 
 // maxSocketDir is the longest directory of shim sockets that leaves room for a socket's name in a Unix address.
@@ -59,6 +60,9 @@ func Start(ctx context.Context, o Options) (*Server, error) {
 	if err := prepareDirectories(o); err != nil {
 		return nil, err
 	}
+	if err := whole(o.Root); err != nil {
+		return nil, err
+	}
 	s := &Server{address: Socket(o.Run), logger: forwardingEntry(o.Logger)}
 	ctx, s.cancel = context.WithCancel(s.Context(context.WithoutCancel(ctx)))
 	s.grpc = grpc.NewServer(
@@ -74,6 +78,21 @@ func Start(ctx context.Context, o Options) (*Server, error) {
 		return nil, err
 	}
 	return s, nil
+}
+
+// whole refuses databases on which containerd would panic.
+func whole(root string) error {
+	for _, name := range []string{"io.containerd.metadata.v1.bolt/meta.db", "io.containerd.snapshotter.v1.overlayfs/metadata.db"} {
+		err := boltcheck.File(filepath.Join(root, name), nil)
+		if fault.Is(err, fault.Corrupt) {
+			return fault.Wrap(fault.Corrupt, err, "containerd: what it knows of images and containers is damaged").
+				WithHint("put the file back from your backup; or remove %s: images are fetched and containers made again, volumes stay", root)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func (s *Server) start(ctx context.Context, o Options) error {

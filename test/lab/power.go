@@ -100,6 +100,12 @@ func (n *Node) PowerOn(t testing.TB) {
 	n.StartDaemon(t)
 }
 
+// PowerOnly starts the machine again without its daemon.
+func (n *Node) PowerOnly(t testing.TB) {
+	t.Helper()
+	n.powerOn(t)
+}
+
 // PowerOn starts all machines that are off, all at once: servers need one another to answer.
 func (l *Lab) PowerOn(t testing.TB) {
 	t.Helper()

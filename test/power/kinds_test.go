@@ -6,6 +6,7 @@ import (
 	"compress/gzip"
 	"context"
 	"crypto/sha256"
+	"errors"
 	"fmt"
 	"io"
 	"math/rand/v2"
@@ -198,6 +199,9 @@ func readImages(ctx context.Context, c *client.Client) (map[string]string, error
 	for _, n := range nodes.Nodes {
 		// Asked for by name, a machine that is not back yet is an error.
 		res, err := client.Call(ctx, c.Images.List, &gantryv1.ListImagesRequest{Node: n.Node.Meta.Key})
+		if err == nil && len(res.Failures) > 0 {
+			err = errors.New(res.Failures[0].String())
+		}
 		if err != nil {
 			return nil, err
 		}
