@@ -22,6 +22,7 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.etcd.io/etcd/server/v3/embed"
 	"go.etcd.io/etcd/server/v3/etcdserver/api/v3client"
+	"go.etcd.io/etcd/server/v3/storage/wal"
 	"go.uber.org/zap"
 
 	"github.com/gantryd/gantry/fault"
@@ -110,11 +111,23 @@ func Open(o Options) (*Member, error) {
 		return nil, err
 	}
 	e, err := start(cfg, fail)
-	if err != nil {
+	switch {
+	case errors.Is(err, ErrBroken) || errors.Is(err, wal.ErrCRCMismatch):
+		return nil, damaged(o, err)
+	case err != nil:
 		return nil, fault.Wrap(fault.Corrupt, err, "the state in %s cannot be opened", o.Root).
 			WithHint("is another gantryd running with the same --root? is the disk full or read-only? df -h %s", o.Root)
 	}
 	return &Member{etcd: e, client: v3client.New(e.Server), peers: o.Peers, db: o.db(), reserved: reserved, failure: fail}, nil
+}
+
+// damaged says what to do about a member whose files cannot be used.
+func damaged(o Options, err error) error {
+	f := fault.Wrap(fault.Corrupt, err, "the state in %s is damaged", o.Root)
+	if o.Peers == nil {
+		return f.WithHint("gantry cluster restore BACKUP, here; then look for the cause: does the disk or the memory fail?")
+	}
+	return f.WithHint("if other servers lead, gantry node demote this one there, then promote it; else gantry cluster restore BACKUP, here")
 }
 
 // start is StartEtcd in a goroutine of its own, which a failure ends.

@@ -38,8 +38,7 @@ func preflight(o Options) error {
 		err = logged(filepath.Join(member, "wal"), applied)
 	}
 	if fault.Is(err, fault.Corrupt) {
-		return fault.Wrap(fault.Corrupt, err, "the state in %s is damaged", o.Root).
-			WithHint("with other servers: remove this one from the cluster, empty --root and join again; without: start gantryd with an empty --root, and gantry cluster restore BACKUP")
+		return damaged(o, err)
 	}
 	return err
 }

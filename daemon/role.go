@@ -111,24 +111,45 @@ func (r *serverRole) outlive(ctx context.Context, err error) bool {
 	}
 	r.because(err)
 	r.d.Logger.Error("this machine cannot be a server now and goes on as a node; trying again", "err", err, "hint", fault.HintOf(err))
-	wait := time.After(serverRetry)
-	if errors.Is(err, cluster.ErrBroken) {
-		wait = nil // what the attempt has opened is in the way of another one
+	broken := errors.Is(err, cluster.ErrBroken)
+	again := time.After(serverRetry)
+	switch {
+	case broken:
+		again = nil // what the attempt has opened is in the way of another one in this process
+	case fault.Is(err, fault.Corrupt):
+		again = time.After(damagedRetry)
 	}
-	select {
-	case <-wait:
-	case o := <-r.orders:
-		o.done <- o.do(r.memberOptions())
-		return wait != nil
-	case <-ctx.Done():
+	return r.awaitMending(ctx, again) || !broken
+}
+
+// awaitMending returns with again or ctx, or when something has been done about a server that cannot work: only then it is
+// false.
+func (r *serverRole) awaitMending(ctx context.Context, again <-chan time.Time) bool {
+	for {
+		changed := r.machine.Changed()
+		if !r.machine.isServer() {
+			return false
+		}
+		select {
+		case <-again:
+			return true
+		case o := <-r.orders:
+			o.done <- o.do(r.memberOptions())
+			return false
+		case <-changed:
+		case <-ctx.Done():
+			return true
+		}
 	}
-	return true
 }
 
 // errStuck ends the daemon: only a new process can use the state again. Containers are not touched.
 var errStuck = errors.New("the state's server has failed and does not end")
 
-const serverRetry = 5 * time.Second
+const (
+	serverRetry  = 5 * time.Second
+	damagedRetry = time.Minute // all of a damaged state is read again
+)
 
 // serve is one time of being a server, from the start of the member to the end of the role or of ctx.
 func (r *serverRole) serve(ctx context.Context) error {

@@ -2,6 +2,7 @@ package cluster_test
 
 import (
 	"fmt"
+	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -126,5 +127,68 @@ func TestMajorityComesBack(t *testing.T) {
 	tr.restart(t)
 	tr.Node(1).PowerOn(t)
 	tr.Node(2).PowerOn(t)
+	tr.settle(t)
+}
+
+// flip changes a bit in the middle of the log of a server whose daemon does not run.
+func flip(t *testing.T, n *lab.Node) {
+	t.Helper()
+	logs, err := filepath.Glob(filepath.Join(n.Root(), "etcd", "member", "wal", "*.wal"))
+	if err != nil || len(logs) == 0 {
+		t.Fatal(logs, err)
+	}
+	text, err := os.ReadFile(logs[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	text[len(strings.TrimRight(string(text), "\x00"))/2] ^= 4
+	if err := os.WriteFile(logs[0], text, 0o600); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// awaitDamaged waits until a machine says that its state is damaged, and what to do.
+func awaitDamaged(t *testing.T, n *lab.Node) {
+	t.Helper()
+	lab.Eventually(t, time.Minute, "it says that the state is damaged", func() error {
+		r := n.Try("ps")
+		if r.Code == 0 || !strings.Contains(r.Stderr, "is damaged") || !strings.Contains(r.Stderr, "hint: ") {
+			return fmt.Errorf("exit %d: %s", r.Code, r.Stderr)
+		}
+		return nil
+	})
+}
+
+// TestDamagedState flips a bit in the state of the only server: it stays up, refuses, says what to do, and that works.
+func TestDamagedState(t *testing.T) {
+	heavy(t)
+	tr := begin(t, lab.Shape{Servers: 1})
+	tr.up(t, "web", 3)
+	n := tr.Node(0)
+	file := filepath.Join(t.TempDir(), "backup")
+	n.Gantry(t, "cluster", "backup", file)
+	before := starts(t, n)
+	n.KillDaemon(t)
+	flip(t, n)
+	n.StartDaemon(t)
+	awaitDamaged(t, n)
+	n.Gantry(t, "cluster", "restore", file, "--force")
+	sameStarts(t, n, before)
+	tr.slots.check(t)
+}
+
+// TestDamagedServer flips a bit in the state of one of three servers: the others go on, and it fetches the state from them.
+func TestDamagedServer(t *testing.T) {
+	heavy(t)
+	tr := begin(t, three)
+	tr.up(t, "web", 3)
+	n := tr.follower(t)
+	n.KillDaemon(t)
+	flip(t, n)
+	n.StartDaemon(t)
+	awaitDamaged(t, n)
+	by := tr.Except(n)[0]
+	by.Gantry(t, "node", "demote", n.Name())
+	by.Gantry(t, "node", "promote", n.Name())
 	tr.settle(t)
 }
