@@ -79,8 +79,7 @@ func (p *Pool) command(ctx context.Context, id, dir string) (*exec.Cmd, error) {
 	cmd := exec.CommandContext(ctx, p.o.Binary,
 		"-namespace", p.o.Namespace, "-address", p.o.Address, "-publish-binary", self, "-id", id, "start")
 	cmd.Dir, cmd.Stdin = dir, bytes.NewReader(params)
-	// Without garbage collection is not the shim, which sets its own, but each runc: it ends before one would pay.
-	cmd.Env = append(os.Environ(), "GOMAXPROCS=2", "GOGC=off", "NAMESPACE="+p.o.Namespace,
+	cmd.Env = append(os.Environ(), "GOMAXPROCS=2", "NAMESPACE="+p.o.Namespace,
 		"TTRPC_ADDRESS="+p.o.Address+".ttrpc", "GRPC_ADDRESS="+p.o.Address)
 	return cmd, nil
 }
