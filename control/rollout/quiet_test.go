@@ -119,3 +119,45 @@ func befall(rng *rand.Rand, x *index, e *entry, states map[string]progress.NodeS
 		}
 	}
 }
+
+// BenchmarkLostNode decides about a service of 100,000 instances of which 100 were on a node that is lost: by all slots, and by
+// those in which something has happened.
+func BenchmarkLostNode(b *testing.B) {
+	const instances, lost = 100_000, 100
+	x, now := newIndex(), time.Unix(1e9, 0)
+	s := &gantryv1.Service{Meta: store.NewMeta("p/a/web"), Environment: "p", App: "a", Name: "web", Release: 1, Replicas: instances,
+		Spec: &gantryv1.ServiceSpec{Container: &gantryv1.ContainerSpec{}}}
+	x.setService(s)
+	e := x.entry(s.Meta.Key)
+	for n := range int32(instances) {
+		x.see(e, &gantryv1.InstanceView{
+			Instance: &gantryv1.Instance{Meta: store.NewMeta(fmt.Sprint("i", n)), Slot: n + 1, Release: 1, Node: fmt.Sprint("n", n/lost), Desired: running},
+			Status:   &gantryv1.InstanceStatus{Phase: gantryv1.InstanceStatus_PHASE_RUNNING},
+		}, now)
+	}
+	node := func(id string) progress.NodeState {
+		if id == "n5" {
+			return progress.NodeLost
+		}
+		return progress.NodeServes
+	}
+	in := Input{Service: s, Release: &gantryv1.Release{Number: 1, Spec: s.Spec}, Now: now, Node: node}
+	b.Run("all", func(b *testing.B) {
+		for b.Loop() {
+			in.Instances = slices.AppendSeq(make([]*gantryv1.InstanceView, 0, len(e.views)), maps.Values(e.views))
+			if n := len(Decide(in).Changes); n < lost {
+				b.Fatal(n)
+			}
+		}
+	})
+	e.listen(node)
+	b.Run("loud", func(b *testing.B) {
+		for b.Loop() {
+			in.Slots = e.listen(node)
+			in.Instances = e.in(in.Slots)
+			if n := len(Decide(in).Changes); n < lost {
+				b.Fatal(n)
+			}
+		}
+	})
+}
