@@ -204,6 +204,20 @@ func TestFindings(t *testing.T) {
 	}
 }
 
+// TestManyFindingsAreCounted has more images on one machine alone than anybody wants to read.
+func TestManyFindingsAreCounted(t *testing.T) {
+	w := newWorld("a b")
+	for i := range 13 {
+		d := fmt.Sprintf("x%d", i)
+		w.images = append(w.images, Image{Digest: d, Reference: d, Services: []string{"s"}})
+		w.holders[d], w.lacking[d] = []string{"a"}, noon.Add(-time.Hour)
+	}
+	got, single := say(decide(w.situation).lacks)
+	if single != 13 || len(got) != mostFindings+1 || !strings.Contains(got[mostFindings].Message, "3 more images") {
+		t.Errorf("%d images, findings %v", single, got)
+	}
+}
+
 // TestCopiesAreSpread has many images on one machine of many equals.
 func TestCopiesAreSpread(t *testing.T) {
 	got := map[string]int{}

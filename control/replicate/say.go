@@ -7,16 +7,30 @@ import (
 	gantryv1 "github.com/gantryd/gantry/api/gen/gantry/v1"
 )
 
+// mostFindings are told one by one; the rest is counted.
+const mostFindings = 10
+
 // say makes findings of what services run by and that one machine alone has, or none that is up, and counts those images.
 func say(lacks []lack) (findings []*gantryv1.Finding, single int) {
+	more := 0
 	for _, l := range lacks {
 		if len(l.image.Services) == 0 || len(l.have) > 1 {
 			continue
 		}
 		single++
-		if l.settled {
+		switch {
+		case !l.settled:
+		case len(findings) < mostFindings:
 			findings = append(findings, l.finding())
+		default:
+			more++
 		}
+	}
+	if more > 0 {
+		findings = append(findings, &gantryv1.Finding{
+			Severity: "warning", Subject: "images", Message: fmt.Sprintf("%d more images of services are on one machine alone, or on none", more),
+			Hint: "they are copied one after another: /metrics counts gantry_images_single_copy; gantry image ls shows where each is",
+		})
 	}
 	return findings, single
 }
