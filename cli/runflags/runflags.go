@@ -254,6 +254,10 @@ func (f *Flags) environment(s *gantryv1.ContainerSpec, at Place) error {
 
 func (f *Flags) files(s *gantryv1.ContainerSpec, at Place) (err error) {
 	add := func(m *gantryv1.Mount, err error) error {
+		// People name a volume as gantry volume ls does, the API by its key. The key is a name as well.
+		if m.GetType() == gantryv1.Mount_TYPE_VOLUME && m.GetSource() != "" && !strings.HasPrefix(m.Source, at.Environment+"/") {
+			m.Source = at.Environment + "/" + m.Source
+		}
 		s.Mounts = append(s.Mounts, m)
 		return err
 	}

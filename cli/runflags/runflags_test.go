@@ -161,7 +161,7 @@ func TestSpecFromFlags(t *testing.T) {
 	got, err := f.Spec("debian", []string{"ls"}, runflags.Place{Dir: dir, Environment: "e", Lookup: func(string) (string, bool) { return "/h", true }})
 	same(t, "flags", got, err, `image:"debian" tty:true stdin_open:true hostname:"h" read_only:true entrypoint:{} command:{values:"ls"}
 		pull_policy:PULL_POLICY_NEVER env:"A=1" env:"HOME=/h" labels:{key:"x" value:"y"} stop_grace_period:{seconds:5}
-		mounts:{type:TYPE_VOLUME source:"data" target:"/d"} mounts:{type:TYPE_TMPFS target:"/t"}
+		mounts:{type:TYPE_VOLUME source:"e/data" target:"/d"} mounts:{type:TYPE_TMPFS target:"/t"}
 		network:{kind:KIND_BRIDGE address:"10.1.2.3"} ports:{host_port:8080 container_port:80 protocol:"tcp"}
 		extra_hosts:"db:::1" resources:{memory:67108864 memory_swap:-1 nano_cpus:500000000 pids:20}
 		security_opt:"seccomp={}" healthcheck:{test:"CMD-SHELL" test:"true" interval:{seconds:3}}
