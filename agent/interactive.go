@@ -155,12 +155,12 @@ func (h *nodeService) Exec(ctx context.Context, stream *interactiveStream) error
 		Privileged: start.Privileged, Signals: t.signal,
 	}
 	if start.Detach {
-		return h.execDetached(ctx, t, start.Target.Target, req)
+		return h.execDetached(ctx, t, start.GetTarget().GetTarget(), req)
 	}
 	if err := t.put(&gantryv1.ExecOutput{Output: &gantryv1.ExecOutput_Started{Started: true}}); err != nil {
 		return err
 	}
-	code, err := h.a.Engine.Exec(ctx, start.Target.Target, req, streams)
+	code, err := h.a.Engine.Exec(ctx, start.GetTarget().GetTarget(), req, streams)
 	if err != nil {
 		return err
 	}
@@ -189,7 +189,7 @@ func (h *nodeService) Attach(ctx context.Context, stream *interactiveStream) err
 	if err != nil {
 		return err
 	}
-	id := start.Target.Target
+	id := start.GetTarget().GetTarget()
 	w, err := h.a.awaitContainer(ctx, id)
 	if err != nil {
 		return err

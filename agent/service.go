@@ -78,7 +78,7 @@ func (h *nodeService) Kill(ctx context.Context, req *connect.Request[gantryv1.Ki
 	if signal == "" {
 		signal = "SIGKILL"
 	}
-	id := req.Msg.Target.Target
+	id := req.Msg.GetTarget().GetTarget()
 	return done(id, h.a.Engine.Signal(ctx, id, signal))
 }
 
@@ -135,7 +135,7 @@ func (h *nodeService) CopyTo(ctx context.Context, stream *connect.ClientStream[g
 		}
 		return nil, io.EOF
 	}}
-	return done(start.Target.Target, h.a.Engine.CopyTo(ctx, start.Target.Target, start.Path, r))
+	return done(start.GetTarget().GetTarget(), h.a.Engine.CopyTo(ctx, start.GetTarget().GetTarget(), start.Path, r))
 }
 
 // chunkReader is a stream of chunks as a reader.
@@ -162,7 +162,7 @@ const chunkSize = 64 << 10
 
 // CopyFrom implements the API.
 func (h *nodeService) CopyFrom(ctx context.Context, req *connect.Request[gantryv1.CopyFromRequest], stream *connect.ServerStream[gantryv1.CopyChunk]) error {
-	r, err := h.a.Engine.CopyFrom(ctx, req.Msg.Target.Target, req.Msg.Path)
+	r, err := h.a.Engine.CopyFrom(ctx, req.Msg.GetTarget().GetTarget(), req.Msg.Path)
 	if err != nil {
 		return err
 	}
