@@ -73,12 +73,13 @@ type daemon struct {
 	Config
 	checks  []*gantryv1.KernelCheck
 	started time.Time
-	stops   []func() // in order of start
+	space   *cluster.Space // under the root
+	stops   []func()       // in order of start
 }
 
 // Run starts everything and blocks until ctx ends or a part fails. Containers are left running.
 func Run(ctx context.Context, c Config) error {
-	d := &daemon{Config: c, started: time.Now()}
+	d := &daemon{Config: c, started: time.Now(), space: cluster.NewSpace(c.Root)}
 	defer d.stop()
 	return d.run(ctx)
 }

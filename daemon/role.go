@@ -41,7 +41,6 @@ type serverRole struct {
 	servers *servers
 	local   server.Node
 
-	space  *cluster.Space
 	ended  bool       // the member ended at its start: the others may have removed it
 	orders chan order // to be done while no member runs
 
@@ -72,7 +71,7 @@ type serving struct {
 
 func newServerRole(d *daemon, m *machine, s *servers, local server.Node) *serverRole {
 	return &serverRole{
-		d: d, machine: m, servers: s, local: local, space: cluster.NewSpace(d.Root),
+		d: d, machine: m, servers: s, local: local,
 		orders: make(chan order), moved: make(chan struct{}), reached: map[string]reached{},
 	}
 }

@@ -10,7 +10,6 @@ import (
 	"time"
 
 	gantryv1 "github.com/gantryd/gantry/api/gen/gantry/v1"
-	"github.com/gantryd/gantry/cluster"
 	"github.com/gantryd/gantry/cluster/identity"
 	"github.com/gantryd/gantry/fault"
 	"github.com/gantryd/gantry/internal/prealloc"
@@ -29,7 +28,7 @@ const (
 
 // useSpare gives the spare room up if the disk is full.
 func (d *daemon) useSpare() error {
-	if l := cluster.NewSpace(d.Root).Left(); !l.Short || l.Bytes > spareSize {
+	if l := d.space.Left(); !l.Short || l.Bytes > spareSize {
 		return nil
 	}
 	err := os.Remove(filepath.Join(d.Root, spareFile))
@@ -51,11 +50,11 @@ const databaseAhead = 4 << 20
 
 // keepSpare puts room aside whenever the disk has enough: a file that a start can use, and what databases need.
 func (d *daemon) keepSpare(ctx context.Context) error {
-	space, path := cluster.NewSpace(d.Root), filepath.Join(d.Root, spareFile)
+	path := filepath.Join(d.Root, spareFile)
 	look := time.NewTicker(spareLook)
 	defer look.Stop()
 	for {
-		if !space.Left().Short {
+		if !d.space.Left().Short {
 			if err := d.putAside(path); err != nil {
 				d.Logger.Warn("no room can be kept for a full disk", "err", err)
 			}
@@ -85,11 +84,10 @@ func (d *daemon) putAside(spare string) error {
 	return nil
 }
 
-// fullDisk says for the node's status whether too little is free for the state; nil-safe for machines that are no servers.
+// fullDisk says for the node's status whether too little is free for the state, on a server.
 func (d *daemon) fullDisk(m *machine) func() (int64, bool) {
-	space := cluster.NewSpace(d.Root)
 	return func() (int64, bool) {
-		l := space.Left()
+		l := d.space.Left()
 		return l.Bytes, l.Short && m.isServer()
 	}
 }
@@ -112,7 +110,7 @@ func (r *serverRole) admits(s *serving) func(store.Origin) error {
 		if !strings.Contains(o.Cause, "/") || frees(o.Cause) {
 			return nil
 		}
-		if l := r.space.Left(); l.Short {
+		if l := r.d.space.Left(); l.Short {
 			return noSpace(fault.New(fault.Exhausted, "the disk under the state on server %s is full (%d MB and %d files are left): changes are refused",
 				r.machine.Node().Name, l.Bytes>>20, l.Files))
 		}
@@ -177,7 +175,7 @@ func (r *serverRole) yield(ctx context.Context, s *serving) error {
 		case <-ctx.Done():
 			return nil
 		}
-		if !r.space.Left().Short {
+		if !r.d.space.Left().Short {
 			continue
 		}
 		to := s.roomy()

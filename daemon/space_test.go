@@ -5,6 +5,8 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+
+	"github.com/gantryd/gantry/cluster"
 )
 
 func TestFrees(t *testing.T) {
@@ -31,7 +33,8 @@ func TestEnoughServers(t *testing.T) {
 
 // TestPutAside keeps room in a file of its own and in the databases that are there.
 func TestPutAside(t *testing.T) {
-	d := &daemon{Config: Config{Root: t.TempDir(), Logger: slog.New(slog.DiscardHandler)}}
+	root := t.TempDir()
+	d := &daemon{Config: Config{Root: root, Logger: slog.New(slog.DiscardHandler)}, space: cluster.NewSpace(root)}
 	db := filepath.Join(d.Root, "build", "cache.db")
 	if err := os.MkdirAll(filepath.Dir(db), 0o700); err != nil {
 		t.Fatal(err)

@@ -2,7 +2,10 @@ package cluster_test
 
 import (
 	"fmt"
+	"os"
+	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -140,4 +143,43 @@ func TestFullDisk(t *testing.T) {
 		}
 	}
 	tr.settle(t)
+}
+
+// TestOneMachineFullDisk is a machine that stands alone.
+func TestOneMachineFullDisk(t *testing.T) {
+	heavy(t)
+	root := t.TempDir()
+	if err := syscall.Mount("none", root, "tmpfs", 0, "size=700m"); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = syscall.Unmount(root, syscall.MNT_DETACH) })
+	n := lab.Network(t).AddNode(t, root)
+	n.StartDaemon(t)
+	dir := lab.Project(t, "")
+	n.GantryIn(t, dir, "config", "create", "first", "compose.yaml")
+	pid := n.DaemonPID(t)
+	ballast := filepath.Join(root, "ballast")
+	f, err := os.Create(ballast)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for block := make([]byte, 1<<20); err == nil; {
+		_, err = f.Write(block)
+	}
+	_ = f.Close()
+	if r := n.TryIn(dir, "config", "create", "second", "compose.yaml"); r.Code == 0 || !strings.Contains(r.Stderr, "is full") {
+		t.Errorf("on a full disk: exit %d: %s", r.Code, r.Stderr)
+	}
+	n.Gantry(t, "config", "rm", "first")
+	awaitFull(t, n, n)
+	if r := n.Try("cluster", "status"); r.Code != 2 || !strings.Contains(r.Stdout, "is full") {
+		t.Errorf("status: exit %d: %s%s", r.Code, r.Stdout, r.Stderr)
+	}
+	if err := os.Remove(ballast); err != nil {
+		t.Fatal(err)
+	}
+	(&trial{dir: dir}).awaitChange(t, n, "second")
+	if n.DaemonPID(t) != pid {
+		t.Error("the daemon has ended")
+	}
 }
