@@ -3,7 +3,6 @@ package network
 import (
 	"fmt"
 	"math/rand/v2"
-	"net/netip"
 	"slices"
 	"strings"
 	"testing"
@@ -134,37 +133,6 @@ func turnsOf(rules []*nftables.Rule, rows map[string][]string) string {
 	delete(rows, row)
 	slices.Sort(backends)
 	return fmt.Sprintf("%d %v", modulus, backends)
-}
-
-// TestTurnsStay has instances come and go: what the kernel is told is what has changed, and everybody has one turn.
-func TestTurnsStay(t *testing.T) {
-	rng := rand.New(rand.NewPCG(5, 6))
-	var has []netip.Addr
-	for range 500 {
-		there := map[netip.Addr]bool{}
-		var want []netip.Addr
-		for range rng.IntN(40) {
-			if a := address(uint32(rng.IntN(60) + 1)); !there[a] {
-				there[a], want = true, append(want, a)
-			}
-		}
-		is := arrange(has, want)
-		moved := 0
-		for i, a := range is {
-			if i < len(has) && has[i] != a && there[has[i]] {
-				moved++
-			}
-		}
-		// Only those whose turn is past the end of a shorter list may have to move.
-		if tail := max(0, len(has)-len(is)); moved > tail {
-			t.Fatalf("%v became %v: %d moved", has, is, moved)
-		}
-		got := slices.SortedFunc(slices.Values(is), netip.Addr.Compare)
-		if slices.SortFunc(want, netip.Addr.Compare); !slices.Equal(got, want) {
-			t.Fatalf("%v instead of %v", got, want)
-		}
-		has = is
-	}
 }
 
 // TestManyServices fills several maps of turns, empties them and fills them again: every service leads to its instances.

@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	gantryv1 "github.com/gantryd/gantry/api/gen/gantry/v1"
+	"github.com/gantryd/gantry/network/balance"
 	"github.com/gantryd/gantry/network/overlay"
 )
 
@@ -212,15 +213,15 @@ func (b *builder) addressesOf(e *gantryv1.ServiceEndpoints) map[netip.Addr]bool 
 }
 
 // readyOf are the containers of a service that take connections, sorted.
-func readyOf(e *gantryv1.ServiceEndpoints) []backend {
-	var ready []backend
+func readyOf(e *gantryv1.ServiceEndpoints) []balance.Backend {
+	var ready []balance.Backend
 	for _, ep := range e.Endpoints {
 		if a, err := netip.ParseAddr(ep.Address); err == nil && ep.Ready {
-			ready = append(ready, backend{a, ep.Weight})
+			ready = append(ready, balance.Backend{Address: a, Weight: ep.Weight})
 		}
 	}
-	slices.SortFunc(ready, func(a, b backend) int { return a.address.Compare(b.address) })
-	return slices.CompactFunc(ready, func(a, b backend) bool { return a.address == b.address })
+	slices.SortFunc(ready, func(a, b balance.Backend) int { return a.Address.Compare(b.Address) })
+	return slices.CompactFunc(ready, func(a, b balance.Backend) bool { return a.Address == b.Address })
 }
 
 // service is where a service's virtual address leads; to nothing if it has none.
@@ -229,7 +230,7 @@ func (b *builder) service(e *gantryv1.ServiceEndpoints) (netip.Addr, target) {
 	if err != nil || !b.virtual.Contains(vip) {
 		return vip, target{}
 	}
-	return vip, target{backends: turns(readyOf(e))}
+	return vip, target{backends: balance.Turns(readyOf(e))}
 }
 
 // segment names the set of networks a service is in. A network of another environment does not count, whatever the
@@ -290,8 +291,8 @@ func (b *builder) targets(e *gantryv1.ServiceEndpoints) map[portKey]target {
 		return nil
 	}
 	ready := readyOf(e)
-	everywhere := turns(ready)
-	here := turns(slices.DeleteFunc(ready, func(r backend) bool { return !b.local.Contains(r.address) }))
+	everywhere := balance.Turns(ready)
+	here := balance.Turns(slices.DeleteFunc(ready, func(r balance.Backend) bool { return !b.local.Contains(r.Address) }))
 	out := map[portKey]target{}
 	for _, p := range e.Ports {
 		if p.HostPort == 0 || p.HostPort > 65535 || p.ContainerPort > 65535 {

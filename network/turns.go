@@ -8,6 +8,8 @@ import (
 	"github.com/google/nftables/binaryutil"
 	"github.com/google/nftables/expr"
 	"golang.org/x/sys/unix"
+
+	"github.com/gantryd/gantry/network/balance"
 )
 
 // Each virtual address and published port has a chain whose one rule counts connections and looks up whose turn it is, in a
@@ -118,7 +120,7 @@ func newEdits() edits {
 // sit notes what gives the turns of a row to backends. Who had one and stays keeps it, so that a change costs what has changed.
 func (e edits) sit(w *row, want []netip.Addr) {
 	s, has := w.in.set, w.seats
-	want = arrange(has, want)
+	want = balance.Keep(has, want)
 	for i := range max(len(has), len(want)) {
 		if i < len(has) && i < len(want) && has[i] == want[i] {
 			continue
@@ -131,36 +133,6 @@ func (e edits) sit(w *row, want []netip.Addr) {
 		}
 	}
 	w.seats = want
-}
-
-// arrange lets those who have a turn already keep it. Where somebody has several, as weights ask for, they stay spread as
-// they are wanted.
-func arrange(has, want []netip.Addr) []netip.Addr {
-	missing := make(map[netip.Addr]bool, len(want))
-	for _, a := range want {
-		missing[a] = true
-	}
-	if len(has) == 0 || len(missing) < len(want) {
-		return want
-	}
-	out := make([]netip.Addr, len(want))
-	for i := range min(len(has), len(out)) {
-		if missing[has[i]] {
-			out[i] = has[i]
-			delete(missing, has[i])
-		}
-	}
-	free := 0
-	for _, a := range want {
-		if !missing[a] {
-			continue
-		}
-		for out[free].IsValid() {
-			free++
-		}
-		out[free] = a
-	}
-	return out
 }
 
 // way is the element of a verdict map that leads to a chain.

@@ -28,6 +28,9 @@ type branch struct {
 func newPicker(machines []*placement.Machine, d *placement.Demand, r *placement.Rules, apart []string, fit func(*placement.Machine) bool) *picker {
 	p := &picker{rules: r, demand: d, apart: apart, root: &branch{}}
 	p.root.seats.binpack = r.Binpack
+	if len(r.Preferences) == 0 {
+		p.root.seats.list = make([]seat, 0, len(machines))
+	}
 	for _, m := range machines {
 		if (fit == nil || fit(m)) && m.Fits(d, r, apart) {
 			p.add(m)
