@@ -41,7 +41,7 @@ func Turns(ready []Backend) []netip.Addr {
 			list = append(list, turn{(float64(k) + 0.5) / float64(shares[i]), b.Address})
 		}
 	}
-	slices.SortFunc(list, func(a, b turn) int { return cmp.Or(cmp.Compare(a.at, b.at), a.address.Compare(b.Address)) })
+	slices.SortFunc(list, func(a, b turn) int { return cmp.Or(cmp.Compare(a.at, b.at), a.address.Compare(b.address)) })
 	out := make([]netip.Addr, len(list))
 	for i, t := range list {
 		out[i] = t.address
