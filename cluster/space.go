@@ -80,6 +80,9 @@ func left(dir string) (Left, error) {
 	if st.Files == 0 {
 		l.Files = enoughFiles
 	}
+	if st.Blocks == 0 { // it does not tell, as some file systems in user space
+		l.Bytes = enoughBytes
+	}
 	return l, nil
 }
 
