@@ -7,6 +7,7 @@
 package main
 
 import (
+	"context"
 	"flag"
 	"fmt"
 	"os"
@@ -138,11 +139,11 @@ func awaitDown(t testing.TB, by, dead *lab.Node) {
 func awaitCopies(t testing.TB, by *lab.Node) {
 	c := by.Client(t)
 	lab.Eventually(t, 5*time.Minute, "two copies of each image", func() error {
-		apps, err := client.Call(t.Context(), c.Apps.List, &gantryv1.ListAppsRequest{})
+		apps, err := client.Call(context.Background(), c.Apps.List, &gantryv1.ListAppsRequest{})
 		if err != nil {
 			return err
 		}
-		images, err := client.Call(t.Context(), c.Images.List, &gantryv1.ListImagesRequest{})
+		images, err := client.Call(context.Background(), c.Images.List, &gantryv1.ListImagesRequest{})
 		if err != nil {
 			return err
 		}
