@@ -14,6 +14,7 @@ import (
 
 	gantryv1 "github.com/gantryd/gantry/api/gen/gantry/v1"
 	"github.com/gantryd/gantry/cluster/identity"
+	"github.com/gantryd/gantry/test/hostile"
 )
 
 // keeper makes the certificate of another machine of the cluster.
@@ -80,7 +81,7 @@ func TestWhoCalls(t *testing.T) {
 // TestNothingIsChangedWithoutALeader: what a server that does not lead stores is not guarded by the leader's epoch.
 func TestNothingIsChangedWithoutALeader(t *testing.T) {
 	reads := map[string]bool{"Status": true, "Version": true, "Info": true, "DiskUsage": true, "Environments": true}
-	for procedure := range methods() {
+	for procedure := range hostile.Methods() {
 		r := httptest.NewRequest(http.MethodPost, procedure, nil)
 		if aloneToo(r) && !reads[path.Base(procedure)] {
 			t.Errorf("%s is answered by servers that do not lead", procedure)

@@ -64,9 +64,9 @@ func TestRequestsToJoinAreBounded(t *testing.T) {
 	r := newRig(t)
 	const join = "/gantry.v1.JoinService/Join"
 	ask := func(d door, body []byte) outcome {
-		return r.probe(d, join, "application/proto", body, false, time.Minute)
+		return r.post(d, join, body)
 	}
-	if got := ask(r.anonymous(), bytes.Repeat([]byte{0}, 2*machines.MaxJoin)); got.reached && got.code == 0 {
+	if got := ask(r.anonymous(), bytes.Repeat([]byte{0}, 2*machines.MaxJoin)); got.reached && got.Code == 0 {
 		t.Errorf("a large request: %+v", got)
 	}
 	g := r.front.gate
@@ -75,7 +75,7 @@ func TestRequestsToJoinAreBounded(t *testing.T) {
 	g.mu.Unlock()
 	refused := 0
 	for range gateBurst + 5 {
-		if got := ask(r.anonymous(), nil); got.code == connect.CodeResourceExhausted && !got.reached {
+		if got := ask(r.anonymous(), nil); got.Code == connect.CodeResourceExhausted && !got.reached {
 			refused++
 		}
 	}

@@ -1,14 +1,11 @@
 package daemon
 
 import (
-	"bytes"
 	"context"
 	"crypto/tls"
-	"encoding/binary"
-	"encoding/json"
 	"fmt"
-	"io"
 	"log/slog"
+	"maps"
 	"net"
 	"net/http"
 	"net/netip"
@@ -16,16 +13,13 @@ import (
 	"path/filepath"
 	"runtime/debug"
 	"strconv"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
 
-	"connectrpc.com/connect"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
-	"google.golang.org/protobuf/reflect/protoregistry"
 
 	gantryv1 "github.com/gantryd/gantry/api/gen/gantry/v1"
 	"github.com/gantryd/gantry/api/gen/gantry/v1/gantryv1connect"
@@ -36,6 +30,7 @@ import (
 	"github.com/gantryd/gantry/server"
 	"github.com/gantryd/gantry/server/machines"
 	"github.com/gantryd/gantry/store"
+	"github.com/gantryd/gantry/test/hostile"
 )
 
 // rig is the front of a server that leads, with its real handlers over a real store, at real sockets. Behind it are no
@@ -80,6 +75,7 @@ func newRig(t *testing.T) *rig {
 		Root: t.TempDir(), Run: run, Logger: log, Version: &gantryv1.VersionResponse{Version: "1"}, Advertise: "127.0.0.1", Port: number,
 		VirtualIPs: netip.MustParsePrefix("10.224.0.0/16"),
 	}}
+	d.space = cluster.NewSpace(d.Root)
 	m := newMachine(t, d.Config)
 	r.own = m.Node().Meta.Key
 	signer, err := os.ReadFile(filepath.Join(d.Root, foundingFile))
@@ -185,15 +181,11 @@ func (r *rig) listen(machines net.Listener) {
 	r.serve(tls.NewListener(machines, r.front.machine.keeper.ServerTLS()), r.front.Machines())
 }
 
-// door is a way to the front: a client, and what comes before the path.
-type door struct {
-	client  *http.Client
-	base    string
-	headers map[string]string
-}
+// door is a way to the front.
+type door struct{ hostile.Way }
 
 func (r *rig) socket(name string) door {
-	return door{client: unixClient("unix://" + filepath.Join(r.run, name)), base: "http://gantryd"}
+	return door{hostile.Way{Client: unixClient("unix://" + filepath.Join(r.run, name)), Base: "http://gantryd"}}
 }
 
 // as is the port for machines, with a certificate.
@@ -203,7 +195,7 @@ func (r *rig) as(node string, role identity.Role) door {
 
 func (r *rig) with(c *http.Client) door {
 	r.t.Cleanup(c.CloseIdleConnections)
-	return door{client: c, base: "https://" + r.address}
+	return door{hostile.Way{Client: c, Base: "https://" + r.address}}
 }
 
 // anonymous is the port for machines, without a certificate.
@@ -213,130 +205,47 @@ func (r *rig) anonymous() door {
 }
 
 func (d door) under(prefix string) door {
-	d.base += prefix
+	d.Base += prefix
 	return d
 }
 
 func (d door) saying(header, value string) door {
-	d.headers = map[string]string{header: value}
+	d.Headers = map[string]string{header: value}
 	return d
 }
 
-// methods lists every method of the API by its procedure.
-func methods() map[string]protoreflect.MethodDescriptor {
-	out := map[string]protoreflect.MethodDescriptor{}
-	protoregistry.GlobalFiles.RangeFilesByPackage("gantry.v1", func(f protoreflect.FileDescriptor) bool {
-		for i := range f.Services().Len() {
-			s := f.Services().Get(i)
-			for j := range s.Methods().Len() {
-				m := s.Methods().Get(j)
-				out[fmt.Sprintf("/%s/%s", s.FullName(), m.Name())] = m
-			}
-		}
-		return true
-	})
-	return out
-}
-
-// answer of a probe.
+// outcome of a probe.
 type outcome struct {
-	reached bool         // a handler had it
-	code    connect.Code // 0 for success, or a stream that goes on
-	message string
-	err     error // there was no answer
+	hostile.Answer
+	reached bool // a handler had it
 }
 
-// patience with streams that go on.
+// streamPatience is for streams that go on.
 const streamPatience = 2 * time.Second
 
-// call sends one message to a method and reads the answer, or what there is of it.
+// call sends one message to a method.
 func (r *rig) call(d door, procedure string, m protoreflect.MethodDescriptor, patience time.Duration, msg proto.Message) outcome {
-	body, err := proto.Marshal(msg)
-	if err != nil {
-		return outcome{err: err}
-	}
-	kind := "application/proto"
-	streams := m.IsStreamingClient() || m.IsStreamingServer()
-	if streams {
-		kind = "application/connect+proto"
-		body = append(binary.BigEndian.AppendUint32([]byte{0}, uint32(len(body))), body...)
-	}
-	return r.probe(d, procedure, kind, body, streams, patience)
+	return r.probe(d, patience, func(ctx context.Context, w hostile.Way) hostile.Answer { return w.Call(ctx, procedure, m, msg) })
 }
 
-func (r *rig) probe(d door, path, kind string, body []byte, streams bool, patience time.Duration) (out outcome) {
+// post sends a body to a path.
+func (r *rig) post(d door, path string, body []byte) outcome {
+	return r.probe(d, time.Minute, func(ctx context.Context, w hostile.Way) hostile.Answer {
+		return w.Post(ctx, path, "application/proto", body)
+	})
+}
+
+func (r *rig) probe(d door, patience time.Duration, send func(context.Context, hostile.Way) hostile.Answer) (out outcome) {
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	number := strconv.FormatInt(r.probes.Add(1), 10)
-	defer func() { _, out.reached = r.reached.Load(number) }()
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, d.base+path, bytes.NewReader(body))
-	if err != nil {
-		return outcome{err: err}
+	w := d.Way
+	w.Headers = maps.Clone(d.Headers)
+	if w.Headers == nil {
+		w.Headers = map[string]string{}
 	}
-	req.Header.Set("Content-Type", kind)
-	req.Header.Set("Connect-Protocol-Version", "1")
-	req.Header.Set("Probe", number)
-	for k, v := range d.headers {
-		req.Header.Set(k, v)
-	}
-	client := *d.client
-	client.CheckRedirect = func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
-	resp, err := client.Do(req)
-	if ctx.Err() != nil {
-		return outcome{} // it goes on
-	}
-	if err != nil {
-		return outcome{err: err}
-	}
-	defer resp.Body.Close()
-	text, err := io.ReadAll(resp.Body)
-	if ctx.Err() != nil {
-		return outcome{} // it goes on
-	}
-	if err != nil {
-		return outcome{err: err}
-	}
-	if streams && resp.StatusCode == http.StatusOK {
-		text = lastEnvelope(text)
-	} else if resp.StatusCode == http.StatusOK {
-		return outcome{}
-	}
-	if len(text) == 0 && resp.StatusCode != http.StatusOK {
-		return outcome{err: fmt.Errorf("HTTP %s", resp.Status)}
-	}
-	return failure(text)
-}
-
-// lastEnvelope is the content of the one that ends a stream.
-func lastEnvelope(text []byte) []byte {
-	for len(text) >= 5 {
-		size := int(binary.BigEndian.Uint32(text[1:5]))
-		if len(text) < 5+size {
-			return nil
-		}
-		if text[0]&2 != 0 {
-			var end struct {
-				Error json.RawMessage `json:"error"`
-			}
-			if json.Unmarshal(text[5:5+size], &end) == nil {
-				return end.Error
-			}
-		}
-		text = text[5+size:]
-	}
-	return nil
-}
-
-func failure(text []byte) outcome {
-	if len(text) == 0 {
-		return outcome{}
-	}
-	var e struct {
-		Code    connect.Code `json:"code"`
-		Message string       `json:"message"`
-	}
-	if err := json.Unmarshal(text, &e); err != nil {
-		return outcome{err: fmt.Errorf("not an answer: %.200s", strings.TrimSpace(string(text)))}
-	}
-	return outcome{code: e.Code, message: e.Message}
+	w.Headers["Probe"] = number
+	out.Answer = send(ctx, w)
+	_, out.reached = r.reached.Load(number)
+	return out
 }
