@@ -16,7 +16,7 @@ RUN_PACKAGES := mmdebstrap debian-archive-keyring iproute2 nftables
 VM_PACKAGES := mmdebstrap debian-archive-keyring e2fsprogs qemu-system-x86
 TEST_PACKAGES := $(shell . /etc/os-release; [ "$$ID" = debian ] && echo chromium) protobuf-compiler busybox-static procps
 
-.PHONY: docker-load build deps demo demo-stop demo-cluster test check check-generated generate bench bench-sim lab faults chaos fuzz clean vm help
+.PHONY: docker-load build deps demo demo-stop demo-cluster test check check-generated generate bench bench-sim lab faults chaos power fuzz clean vm help
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -91,6 +91,11 @@ chaos: deps-test build ## random faults for MINUTES (default 30); SEED repeats a
 vm: build ## Gantry on a stock Debian 12 in a virtual machine: systemd, cgroup v2, a restart, a reboot, WireGuard
 	@.ci/packages $(VM_PACKAGES)
 	@test/vm/run
+
+power: deps-test build ## SIGKILLs (KILLS, 1000), power cuts (CUTS, 200) and leader losses (LEADERS, 200); damaged files, torn writes
+	@program=$$(command -v "$${LAZYFS:-lazyfs}") || { echo "power: LazyFS is not there: build github.com/dsrhaslab/lazyfs as its README says (it needs fuse3), and: make power LAZYFS=/path/to/lazyfs" >&2; exit 1; }; \
+	 LAZYFS=$$program SEED=$(or $(SEED),1) KILLS=$(or $(KILLS),1000) CUTS=$(or $(CUTS),200) LEADERS=$(or $(LEADERS),200) DAMAGE=$(or $(DAMAGE),3) TORN=$(or $(TORN),30) \
+	 go test -count 1 -v -timeout 24h $(TESTFLAGS) ./test/power
 
 demo-cluster: deps build ## examples/voting on three machines, one of which dies
 	@go run ./test/demo/cluster

@@ -38,6 +38,9 @@ type kind struct {
 	remove func(ctx context.Context, c *client.Client, name string) error
 	read   func(ctx context.Context, c *client.Client) (map[string]string, error)
 	once   bool // put works only on what is absent
+	// No name is used twice. An image is on the machine that has imported it: a name that is given to another image through
+	// another server means two images.
+	fresh bool
 }
 
 // token is the kind of things that get their names when they are made.
@@ -48,7 +51,7 @@ func kinds() []kind {
 		{name: "config", put: putConfig, remove: removeConfig, read: readConfigs},
 		{name: "secret", put: putSecret, remove: removeSecret, read: readSecrets},
 		{name: "volume", put: putVolume, remove: removeVolume, read: readVolumes, once: true},
-		{name: "image", put: putImage, remove: removeImage, read: readImages},
+		{name: "image", put: putImage, remove: removeImage, read: readImages, fresh: true},
 		{name: "scale", put: putScale, read: readScale},
 		{name: token, remove: revokeToken, read: readTokens},
 	}
@@ -186,7 +189,11 @@ func archiveOf(tag, state string) ([]byte, error) {
 }
 
 func removeImage(ctx context.Context, c *client.Client, name string) error {
-	return call(ctx, c.Images.Remove, &gantryv1.RemoveImageRequest{Image: imagePrefix + name + ":1"})
+	res, err := client.Call(ctx, c.Images.Remove, &gantryv1.RemoveImageRequest{Image: imagePrefix + name + ":1"})
+	if err == nil {
+		err = failed(res.Failures)
+	}
+	return err
 }
 
 // readImages believes no list: it reads every image of every machine with all its bytes.
@@ -199,8 +206,8 @@ func readImages(ctx context.Context, c *client.Client) (map[string]string, error
 	for _, n := range nodes.Nodes {
 		// Asked for by name, a machine that is not back yet is an error.
 		res, err := client.Call(ctx, c.Images.List, &gantryv1.ListImagesRequest{Node: n.Node.Meta.Key})
-		if err == nil && len(res.Failures) > 0 {
-			err = errors.New(res.Failures[0].String())
+		if err == nil {
+			err = failed(res.Failures)
 		}
 		if err != nil {
 			return nil, err
@@ -210,6 +217,14 @@ func readImages(ctx context.Context, c *client.Client) (map[string]string, error
 		}
 	}
 	return out, nil
+}
+
+// failed is an error if a machine has not done its part of what was answered.
+func failed(nodes []*gantryv1.NodeFailure) error {
+	if len(nodes) == 0 {
+		return nil
+	}
+	return errors.New(nodes[0].String())
 }
 
 func readImage(ctx context.Context, c *client.Client, i *gantryv1.Image, into map[string]string) {

@@ -24,6 +24,7 @@ type writer struct {
 	random *rand.Rand
 	count  int
 	tokens []string // not revoked yet
+	fresh  []string // not removed yet
 }
 
 func (w *writer) work(ctx context.Context) {
@@ -50,6 +51,9 @@ func (w *writer) change(ctx context.Context, k kind) error {
 		return w.token(ctx, k)
 	}
 	name, state := fmt.Sprintf("w%d-%d", w.id, w.random.IntN(pool)), fmt.Sprintf("%d-%d", w.id, w.count)
+	if k.fresh {
+		return w.freshly(ctx, k, "w"+state, state)
+	}
 	if k.remove == nil {
 		name, state = fmt.Sprintf("%s%d", scaled, w.id), strconv.Itoa(1+w.random.IntN(9))
 	}
@@ -64,6 +68,20 @@ func (w *writer) change(ctx context.Context, k kind) error {
 		return w.book.change(ctx, k.name+" "+name, absent, func(ctx context.Context) error { return k.remove(ctx, w.client, name) })
 	}
 	return w.book.change(ctx, k.name+" "+name, state, func(ctx context.Context) error { return k.put(ctx, w.client, name, state) })
+}
+
+// freshly makes a thing of a new name, or removes the oldest one.
+func (w *writer) freshly(ctx context.Context, k kind, name, state string) error {
+	if len(w.fresh) > pool {
+		name, state = w.fresh[0], absent
+		w.fresh = w.fresh[1:]
+		return w.book.change(ctx, k.name+" "+name, state, func(ctx context.Context) error { return k.remove(ctx, w.client, name) })
+	}
+	err := w.book.change(ctx, k.name+" "+name, state, func(ctx context.Context) error { return k.put(ctx, w.client, name, state) })
+	if err == nil {
+		w.fresh = append(w.fresh, name)
+	}
+	return err
 }
 
 // token makes a token, or revokes one.
