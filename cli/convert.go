@@ -110,8 +110,9 @@ func (s *session) printApps(apps []*gantryv1.AppView, quiet bool) error {
 
 // appState is how the worst of an app's services is.
 func appState(a *gantryv1.AppView) string {
-	stopped, state := 0, "up"
+	stopped, ready, state := 0, int32(0), "up"
 	for _, v := range a.GetServices() {
+		ready += v.GetReady()
 		switch {
 		case v.GetService().GetStopped() && appwait.Stopped([]*gantryv1.ServiceView{v}):
 			stopped++
@@ -123,6 +124,9 @@ func appState(a *gantryv1.AppView) string {
 	}
 	if stopped > 0 && stopped == len(a.GetServices()) {
 		return "stopped"
+	}
+	if state == "up" && ready == 0 {
+		return "ended"
 	}
 	return state
 }

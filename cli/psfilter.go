@@ -31,8 +31,8 @@ func (f *psFilter) register(cmd *cobra.Command) {
 // parse reads the entries. Several of one key are alternatives, as in Docker.
 func (f *psFilter) parse() error {
 	f.tests = map[string][]string{}
-	for _, word := range f.status {
-		f.tests["status"] = append(f.tests["status"], word)
+	if len(f.status) > 0 {
+		f.tests["status"] = slices.Clone(f.status)
 	}
 	for _, entry := range f.entries {
 		key, value, ok := strings.Cut(entry, "=")

@@ -87,7 +87,7 @@ func (s *session) run(ctx context.Context, f *runOptions, image string, command 
 	}
 	if image != "" {
 		if spec.ImageDigest, err = images.Pull(ctx, s.Session, image, spec.GetPlatform(), spec.GetPullPolicy(), f.quiet); err != nil {
-			return err
+			return s.meantService(ctx, image, err)
 		}
 	}
 	c, err := s.Client()
@@ -124,6 +124,19 @@ func (s *session) run(ctx context.Context, f *runOptions, image string, command 
 			WithHint("give it more with --memory; gantry stats shows what it uses")
 	}
 	return err
+}
+
+// meantService adds to the failure to get an image that there is a service by that name, for those who know Compose's run.
+func (s *session) meantService(ctx context.Context, image string, err error) error {
+	if !s.HasFile() {
+		return err
+	}
+	p, loadErr := s.Load(ctx)
+	if loadErr != nil || p.Spec.GetServices()[image] == nil {
+		return err
+	}
+	return fault.Wrap(fault.KindOf(err), err, "run takes an image, and %q is a service of the Compose file here", image).
+		WithHint("gantry exec %s COMMAND runs in its container; gantry run --app %s %s COMMAND makes one beside it", image, p.Name, p.Spec.GetServices()[image].GetContainer().GetImage())
 }
 
 // exposed lists the ports that an image names.

@@ -164,6 +164,7 @@ Type=simple
 ExecStart=` + strings.Join(args, " ") + `
 Restart=always
 RestartSec=1
+RestartPreventExitStatus=78
 KillMode=process
 TimeoutStopSec=3min
 OOMPolicy=continue

@@ -132,6 +132,11 @@ services:
     command: sh -c 'exit 3'
     deploy: {restart_policy: {condition: on-failure, delay: 100ms, max_attempts: 2}, update_config: {order: stop-first, parallelism: 1}}
     profiles: [failing]
+  patient:
+    image: busybox:lab
+    command: sh -c 'sleep 0.5; exit 3'
+    deploy: {restart_policy: {condition: on-failure, delay: 100ms, max_attempts: 1, window: 300ms}}
+    profiles: [failing]
   hidden: {image: "busybox:lab", profiles: [other]}
 volumes: {data: {}, shared: {}, copied: {}}
 networks: {front: {}, back: {}}
@@ -305,6 +310,15 @@ func TestKeysInContainers(t *testing.T) {
 		if result.Code != 1 || view == nil || view.Status.Restarts != 2 || view.Status.ExitCode != 3 {
 			t.Errorf("up ended with %d, the instance is %v", result.Code, view)
 		}
+	})
+	t.Run("restart_policy: window", func(t *testing.T) {
+		n.TryIn(dir, "up", "-d", "--profile", "failing", "patient")
+		lab.Eventually(t, time.Minute, "more restarts than attempts: each run is long enough", func() error {
+			if view := n.Instance(t, "patient.1"); view == nil || view.Status.Restarts < 3 {
+				return fmt.Errorf("%v", view)
+			}
+			return nil
+		})
 	})
 }
 
