@@ -26,8 +26,17 @@ func main() {
 		if hint := fault.HintOf(err); hint != "" {
 			fmt.Fprintf(os.Stderr, "hint: %s\n", hint)
 		}
-		os.Exit(1)
+		os.Exit(exitCode(err))
 	}
+}
+
+// exitCode tells a supervisor whether another start can help: not where something on the disk is damaged (EX_CONFIG of
+// sysexits.h, which the unit names).
+func exitCode(err error) int {
+	if fault.Is(err, fault.Corrupt) {
+		return 78
+	}
+	return 1
 }
 
 func command() *cobra.Command {

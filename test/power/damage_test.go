@@ -126,7 +126,8 @@ func (d *damage) judgeRefusal(err error, log string) string {
 		return "hung"
 	}
 	at := strings.LastIndex(log, "gantryd: ")
-	if at < 0 || !strings.Contains(log[at:], "hint: ") || !strings.Contains(log[at:], d.n.Root()) {
+	// The exit code keeps a supervisor from starting it again and again.
+	if !strings.HasSuffix(err.Error(), "exit status 78") || at < 0 || !strings.Contains(log[at:], "hint: ") || !strings.Contains(log[at:], d.n.Root()) {
 		d.t.Errorf("%s: the daemon ended and did not say what is wrong and what to do:\n%s", d.name, last(log, 12))
 		return "ended"
 	}
