@@ -247,8 +247,9 @@ func (d *decision) settle(s *slot) {
 
 // refillOld makes an instance of the old set again that was lost before the new set has the traffic.
 func (d *decision) refillOld(s *slot) {
-	if d.From && len(s.old) == 0 && s.current.Instance.Release != d.op.Rollout.From {
-		d.create(int(s.current.Instance.Slot)-1, d.op.Rollout.From)
+	r := d.op.Rollout
+	if d.From && len(s.old) == 0 && r.From != r.To && s.current.Instance.Release == r.To {
+		d.create(int(s.current.Instance.Slot)-1, r.From)
 	}
 }
 

@@ -14,6 +14,7 @@ import (
 
 	gantryv1 "github.com/gantryd/gantry/api/gen/gantry/v1"
 	"github.com/gantryd/gantry/operation"
+	"github.com/gantryd/gantry/operation/rollouts"
 	"github.com/gantryd/gantry/store"
 	"github.com/gantryd/gantry/store/progress"
 )
@@ -160,4 +161,24 @@ func BenchmarkLostNode(b *testing.B) {
 			}
 		}
 	})
+}
+
+// TestASlotOfAThirdReleaseIsLeftAlone holds a blue-green rollout before its first step, with an instance of a release that it
+// neither comes from nor leads to: another one beside it would be sent away at once, and made again.
+func TestASlotOfAThirdReleaseIsLeftAlone(t *testing.T) {
+	update := &gantryv1.UpdateConfig{Strategy: rollouts.BlueGreen}
+	view := randomView(rand.New(rand.NewPCG(1, 1)), "i1", 1, true)
+	plan := Decide(Input{
+		Service: &gantryv1.Service{Meta: store.NewMeta("p/a/web"), Replicas: 1, Release: 3, Spec: &gantryv1.ServiceSpec{Update: update}},
+		Release: &gantryv1.Release{Number: 3, Spec: &gantryv1.ServiceSpec{Update: update}}, From: true,
+		Operation: &gantryv1.Operation{Meta: store.NewMeta("p/a/web/3"), State: operation.Paused, Waiting: operation.ForPerson,
+			Steps:   []*gantryv1.OperationStep{{Action: rollouts.Prepare, State: operation.Pending}},
+			Rollout: &gantryv1.Rollout{From: 1, To: 3, Update: update}},
+		Instances: []*gantryv1.InstanceView{view}, Now: time.Unix(1e9, 0),
+	})
+	for _, ch := range plan.Changes {
+		if ch.Action == Create || ch.Action == SetDesired {
+			t.Errorf("%+v", ch)
+		}
+	}
 }
