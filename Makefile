@@ -95,7 +95,7 @@ vm: build ## Gantry on a stock Debian 12 in a virtual machine: systemd, cgroup v
 power: deps-test build ## SIGKILLs (KILLS, 1000), power cuts (CUTS, 200) and leader losses (LEADERS, 200); damaged files, torn writes
 	@program=$$(command -v "$${LAZYFS:-lazyfs}") || { echo "power: LazyFS is not there: build github.com/dsrhaslab/lazyfs as its README says (it needs fuse3), and: make power LAZYFS=/path/to/lazyfs" >&2; exit 1; }; \
 	 LAZYFS=$$program SEED=$(or $(SEED),1) KILLS=$(or $(KILLS),1000) CUTS=$(or $(CUTS),200) LEADERS=$(or $(LEADERS),200) DAMAGE=$(or $(DAMAGE),3) TORN=$(or $(TORN),30) \
-	 go test -count 1 -v -timeout 24h $(TESTFLAGS) ./test/power
+	 go test -count 1 -v -p 1 -timeout 24h -run 'Power|Leader|Damage|Torn|Containers|LazyFS|Volatile' $(TESTFLAGS) ./test/lab ./test/power
 
 demo-cluster: deps build ## examples/voting on three machines, one of which dies
 	@go run ./test/demo/cluster

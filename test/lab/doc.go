@@ -22,13 +22,15 @@
 //	the cable   Node.Unplug, Plug: the interface is gone, with its addresses
 //	the daemon  Node.KillDaemon, StopDaemon, StartDaemon, PauseDaemon, ResumeDaemon
 //	the machine Node.Freeze, Thaw (as a paused virtual machine) · PowerOff, PowerOn, Reboot · Wipe, Rejoin
-//	the disk    Node.FillDisk, FreeDisk, StallDisk, ResumeDisk, for machines with Shape.Disk
+//	the disk    Node.FillDisk, FreeDisk, StallDisk, ResumeDisk, for machines with Shape.Disk · what was not synced is lost at a
+//	            power cut, and Node.TearWrite, for machines with Shape.Volatile
 //	the clock   Node.SetClock, on amd64
 //
 // Node.Running tells what really runs on a machine, whatever its daemon says; Node.Sound whether anything is wrong with it now.
 //
 // Links are cut in the bridge: machines see no sign of it but silence, and the test still talks to every daemon over its Unix
-// socket. The folder of each machine is on the host's disk, so a power cut keeps what was written and not only what was synced.
+// socket. The folder of each machine is on the host's disk, so a power cut keeps what was written and not only what was synced,
+// but for machines with Shape.Volatile; of those the test finds files with Node.Path.
 //
 // Everything has names unique to the test's process and goes away with the test; several labs run side by side. On failure
 // the end of each daemon's log is printed; LAB_KEEP=1 keeps the folders too. A Lab is used from one goroutine; a Node's methods

@@ -66,6 +66,15 @@ func (l *Lab) AddNode(t testing.TB, root string) *Node {
 	return n
 }
 
+// AddMachine is AddNode for a machine of a shape, of which the numbers and flags do not count.
+func (l *Lab) AddMachine(t testing.TB, shape Shape) *Node {
+	t.Helper()
+	n := l.newNode(t)
+	n.prepare(t, shape)
+	n.powerOn(t)
+	return n
+}
+
 // newNode makes a machine that is off.
 func (l *Lab) newNode(t testing.TB) *Node {
 	t.Helper()
