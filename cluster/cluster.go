@@ -14,6 +14,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -117,6 +118,9 @@ func Open(o Options) (*Member, error) {
 	case err != nil:
 		return nil, fault.Wrap(fault.Corrupt, err, "the state in %s cannot be opened", o.Root).
 			WithHint("is another gantryd running with the same --root? is the disk full or read-only? df -h %s", o.Root)
+	}
+	if o.Peers != nil {
+		go promptPeers(peerPort(cfg), e.Server.StopNotify())
 	}
 	return &Member{etcd: e, client: v3client.New(e.Server), peers: o.Peers, db: o.db(), reserved: reserved, failure: fail}, nil
 }
@@ -270,6 +274,12 @@ func config(o Options, hooks ...zap.Option) (*embed.Config, error) {
 	cfg.TickMs, cfg.ElectionMs = 100, 1000
 	cfg.ZapLoggerBuilder = embed.NewZapLoggerBuilder(logger(o.Logger, hooks...))
 	return cfg, nil
+}
+
+// peerPort is where members listen; it is the same for all.
+func peerPort(cfg *embed.Config) int {
+	port, _ := strconv.Atoi(cfg.AdvertisePeerUrls[0].Port()) // embed has read it
+	return port
 }
 
 // between makes the member reachable for others.
