@@ -16,6 +16,7 @@ import (
 	"time"
 
 	bolt "go.etcd.io/bbolt"
+	bolterrors "go.etcd.io/bbolt/errors"
 
 	"github.com/gantryd/gantry/fault"
 )
@@ -36,7 +37,7 @@ func File(path string, look func(bucket, key, value []byte) error) error {
 	if err == nil {
 		err = read(path, &walk{look: look, left: info.Size()})
 	}
-	if errors.Is(err, bolt.ErrTimeout) {
+	if errors.Is(err, bolterrors.ErrTimeout) {
 		return fault.Wrap(fault.Conflict, err, "another program has %s open", path).WithHint("is another gantryd running with the same --root?")
 	}
 	if err != nil {
