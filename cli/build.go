@@ -113,6 +113,9 @@ func (s *session) buildDirectory(ctx context.Context, f buildFlags, dir string) 
 		// Docker's rule: -f is relative to where one stands, not to the context.
 		spec.Dockerfile = builder.Under(here, f.file[0])
 	}
+	if dir == "-" && slices.Equal(f.file, []string{"-"}) {
+		return fault.New(fault.Invalid, "standard input cannot be both the context and the Dockerfile").WithHint("gantry build -t NAME - < Dockerfile needs no -f")
+	}
 	job := builder.Job{Title: dir, Tags: f.tags, Dir: here, Quiet: f.quiet}
 	if slices.Equal(f.file, []string{"-"}) && dir != "-" {
 		if spec.DockerfileInline, err = dockerfile(s.In); err != nil {
@@ -290,6 +293,9 @@ func secretFlag(s string) (id, from string, err error) {
 }
 
 func (s *session) buildServices(ctx context.Context, f buildFlags, names []string) error {
+	if f.iidfile != "" {
+		return fault.New(fault.Invalid, "--iidfile is for one image, and these are the app's").WithHint("the digests are on standard output")
+	}
 	s.Compose.Files = f.file
 	p, err := s.Load(ctx)
 	if err != nil {

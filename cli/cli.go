@@ -34,6 +34,7 @@ func Run(ctx context.Context, args []string, opts Options) int {
 	s := &session{&verb.Session{In: opts.In, Out: opts.Out, Err: opts.Err, Version: opts.Version, Commit: opts.Commit}}
 	ctx, stop := signal.NotifyContext(ctx, os.Interrupt, syscall.SIGTERM)
 	defer stop()
+	s.Context = ctx
 	root := newRoot(s)
 	root.SetArgs(args)
 	root.SetIn(opts.In)

@@ -50,7 +50,7 @@ func (s *session) upCommand() *cobra.Command {
 	fs.StringVar(&f.pull, "pull", "", "pull policy in place of the file's: missing, always, never")
 	fs.BoolVar(&f.forceRecreate, "force-recreate", false, "replace containers even if nothing changed")
 	fs.BoolVar(&f.orphans, "remove-orphans", false, "remove services that the file no longer has")
-	fs.BoolVar(&f.noDeps, "no-deps", false, "only the services named, not those they depend on")
+	fs.BoolVar(&f.noDeps, "no-deps", false, "change only the services named; they still wait for those they depend on")
 	fs.BoolVar(&f.wait, "wait", false, "wait until it runs, with -d too")
 	fs.BoolVar(&f.quietPull, "quiet-pull", false, "show no progress of pulls")
 	fs.StringVarP(&f.timeout, "timeout", "t", "", "give up waiting after this time (exit code 1)")

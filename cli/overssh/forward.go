@@ -49,8 +49,10 @@ func (h Host) Forward(ctx context.Context, socket string) (local string, stop fu
 	// The command there ends with its input, which ends with this program, however that ends.
 	command := "test -S " + Quote(socket) + " || { echo there is no socket " + Quote(socket) + " >&2; exit 3; }; " +
 		"test -w " + Quote(socket) + " || { echo the user may not use the socket " + Quote(socket) + " >&2; exit 4; }; echo ready; exec cat >/dev/null"
-	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx)) // signals are for those who use it to deal with
-	cmd := exec.CommandContext(ctx, ssh, append([]string{"-o", "ExitOnForwardFailure=yes", "-o", "StreamLocalBindMask=0177", "-L", local + ":" + socket}, h.args(command)...)...)
+	life, cancel := context.WithCancel(context.WithoutCancel(ctx)) // once it stands, signals are for those who use it to deal with
+	connected := context.AfterFunc(ctx, cancel)
+	defer connected()
+	cmd := exec.CommandContext(life, ssh, append([]string{"-o", "ConnectTimeout=20", "-o", "ExitOnForwardFailure=yes", "-o", "StreamLocalBindMask=0177", "-L", local + ":" + socket}, h.args(command)...)...)
 	cmd.WaitDelay = time.Second
 	detach(cmd)
 	said := &lines{}
@@ -78,6 +80,9 @@ func (h Host) Forward(ctx context.Context, socket string) (local string, stop fu
 	if strings.TrimSpace(line) != "ready" {
 		err := h.refused(cmd.Wait(), said)
 		end()
+		if ctx.Err() != nil {
+			err = ctx.Err()
+		}
 		return "", nil, err
 	}
 	return local, func() {

@@ -25,6 +25,8 @@ import (
 type Session struct {
 	In, Out, Err    *os.File
 	Version, Commit string
+	// Context ends when the user interrupts the program.
+	Context context.Context
 
 	Host        string
 	Environment string
@@ -63,7 +65,7 @@ func (s *Session) Client() (*client.Client, error) {
 		if err != nil {
 			return nil, err
 		}
-		local, stop, err := there.Forward(context.Background(), socket)
+		local, stop, err := there.Forward(s.Context, socket)
 		if err != nil {
 			return nil, err
 		}

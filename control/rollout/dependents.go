@@ -8,14 +8,14 @@ import (
 )
 
 // carryOn restarts the services that want to be restarted with the one whose rollout has just ended (depends_on: restart).
-// Those whose own rollout began later have waited for it, and need no restart.
+// Those whose own rollout is under way or began later have waited for it, and need no restart.
 func (b *batch) carryOn(g *group, was, is *gantryv1.Operation) {
 	if !operation.Active(was) || operation.Active(is) || is.Rollout.GetFrom() == 0 || is.Rollout.GetMoved() == 0 {
 		return
 	}
 	for e := range b.controller.index.needs[g.entry.key] {
 		s := e.service
-		if !progress.RestartsWith(s, g.entry.service.Name) || s.Stopped || s.Removing ||
+		if !progress.RestartsWith(s, g.entry.service.Name) || s.Stopped || s.Removing || operation.Active(e.op) ||
 			e.op.GetStartedAt().AsTime().After(is.StartedAt.AsTime()) {
 			continue
 		}

@@ -70,21 +70,25 @@ func TestARolloutRestartsDependents(t *testing.T) {
 
 // A dependent whose own rollout has waited for the same one is not restarted on top.
 func TestADependentThatMovesItselfIsNotRestarted(t *testing.T) {
-	s := storetest.New(t)
-	web(t, s, 2)
-	page(t, s, true)
-	c, sub := leader(t, s)
-	settle(t, s, c, sub, 0)
-	release(t, s, 2)
-	pass(t, c, sub)
-	later(c, time.Second)
-	releaseOf(t, s, "p/a/page", 2)
-	settle(t, s, c, sub, 0)
-	if op := operation.Last(s.Snapshot(), "p/a/page"); op.GetState() != operation.Done || op.Number != 2 {
-		t.Fatal(op)
-	}
-	if got := generation(t, s); got != 0 {
-		t.Errorf("restarted %d times", got)
+	for _, together := range []bool{true, false} {
+		s := storetest.New(t)
+		web(t, s, 2)
+		page(t, s, true)
+		c, sub := leader(t, s)
+		settle(t, s, c, sub, 0)
+		release(t, s, 2)
+		if !together {
+			pass(t, c, sub)
+			later(c, time.Second)
+		}
+		releaseOf(t, s, "p/a/page", 2)
+		settle(t, s, c, sub, 0)
+		if op := operation.Last(s.Snapshot(), "p/a/page"); op.GetState() != operation.Done || op.Number != 2 {
+			t.Fatal(op)
+		}
+		if got := generation(t, s); got != 0 {
+			t.Errorf("begun together: %v, restarted %d times", together, got)
+		}
 	}
 }
 
