@@ -367,7 +367,7 @@ func unixClient(listen string) *http.Client {
 	protocols := new(http.Protocols)
 	protocols.SetUnencryptedHTTP2(true)
 	return &http.Client{Transport: &http.Transport{
-		Protocols: protocols,
+		Protocols: protocols, IdleConnTimeout: identity.IdleTime,
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 			return (&net.Dialer{}).DialContext(ctx, "unix", path)
 		},
@@ -428,8 +428,9 @@ func (h remarks) Handle(ctx context.Context, r slog.Record) error {
 
 const (
 	headerTimeout = 10 * time.Second
-	// idleTimeout ends connections on which nothing is asked: on the port for machines anybody can open them.
-	idleTimeout = 2 * time.Minute
+	// idleTimeout ends connections on which nothing is asked: on the port for machines anybody can open them. It is longer than
+	// machines keep theirs.
+	idleTimeout = identity.IdleTime + 30*time.Second
 )
 
 // Helpers is the directory beside the running program.

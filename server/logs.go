@@ -183,6 +183,7 @@ type following struct {
 	send      logSender
 	begun     time.Time
 	followers map[string]*follower
+	any       bool // something was followed
 	ended     chan *follower
 	wg        sync.WaitGroup
 }
@@ -235,15 +236,16 @@ func (f *following) look(ctx context.Context, cancel context.CancelCauseFunc) (o
 	targets, err := f.h.logTargets(f.m)
 	single := len(f.m.Targets) == 1
 	if err != nil {
-		gone := single && len(f.followers) > 0 && fault.Is(err, fault.NotFound)
+		gone := single && f.any && fault.Is(err, fault.NotFound)
 		if gone {
 			return !f.busy(), nil
 		}
-		if len(f.followers) > 0 {
+		if f.any {
 			return false, nil
 		}
 		return false, err
 	}
+	f.forget(targets)
 	snap := f.h.s.store.Snapshot()
 	over = single
 	for _, i := range targets {
@@ -252,6 +254,19 @@ func (f *following) look(ctx context.Context, cancel context.CancelCauseFunc) (o
 		over = over && ended(v) && !pending(v)
 	}
 	return over && !f.busy(), nil
+}
+
+// forget drops what was followed and is gone: instances of a service come and go for as long as somebody watches.
+func (f *following) forget(targets []*gantryv1.Instance) {
+	there := make(map[string]bool, len(targets))
+	for _, i := range targets {
+		there[i.Meta.Key] = true
+	}
+	for id, one := range f.followers {
+		if !one.busy && !there[id] {
+			delete(f.followers, id)
+		}
+	}
 }
 
 func (f *following) busy() bool {
@@ -273,7 +288,7 @@ func (f *following) follow(ctx context.Context, cancel context.CancelCauseFunc, 
 	switch {
 	case one == nil:
 		one = &follower{seen: f.begun}
-		f.followers[v.Instance.Meta.Key] = one
+		f.followers[v.Instance.Meta.Key], f.any = one, true
 	case one.busy || !v.Status.StartedAt.AsTime().After(one.started):
 		return
 	default:
