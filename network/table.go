@@ -85,7 +85,7 @@ func (s *sets) all() []*nftables.Set {
 const netlinkBuffer = 64 << 20
 
 func openRuleset(o tableOptions) (*ruleset, error) {
-	r := &ruleset{tableOptions: o}
+	r := &ruleset{tableOptions: o, turns: newTurnTable()}
 	if err := r.connect(); err != nil {
 		return nil, err
 	}
