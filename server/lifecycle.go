@@ -66,7 +66,7 @@ func (h *instances) Remove(ctx context.Context, req *connect.Request[gantryv1.Re
 	}
 	if word := busy(progress.View(h.s.store.Snapshot(), i).Status.Phase); word != "" && !req.Msg.Force {
 		return nil, fault.New(fault.Conflict, "instance %s is %s", progress.Name(i), word).
-			WithHint("gantry stop it first, or gantry rm -f %s", progress.Name(i))
+			WithHint("gantry stop %s, or gantry rm -f %s", progress.Name(i), progress.Name(i))
 	}
 	err = h.s.store.Update(ctx, func(tx *store.Tx) error { return retire(tx, i.Meta.Key, req.Msg.Force) })
 	if err != nil {
