@@ -17,6 +17,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"go.etcd.io/etcd/client/pkg/v3/transport"
@@ -113,6 +114,8 @@ func Open(o Options) (*Member, error) {
 	}
 	e, err := start(cfg, fail)
 	switch {
+	case errors.Is(err, syscall.ENOSPC):
+		return nil, full(o.Root, err)
 	case errors.Is(err, ErrBroken) || errors.Is(err, wal.ErrCRCMismatch):
 		return nil, damaged(o, err)
 	case err != nil:
@@ -143,8 +146,8 @@ func start(cfg *embed.Config, fail *failure) (*embed.Etcd, error) {
 		defer close(done)
 		e, err = embed.StartEtcd(cfg)
 	}()
-	<-done
-	if e == nil && err == nil {
+	ended := settles(done, fail)
+	if !ended || e == nil && err == nil {
 		<-fail.done
 		return nil, fmt.Errorf("%w: %w", ErrBroken, fail.err)
 	}
@@ -212,17 +215,23 @@ func (m *Member) Stop() {
 			defer close(ended)
 			m.end()
 		}()
-		select {
-		case <-ended:
-			return
-		case <-m.failure.done:
-		}
-		select {
-		case <-ended:
-		case <-time.After(stopPatience):
-			m.stuck = true
-		}
+		m.stuck = !settles(ended, m.failure)
 	})
+}
+
+// settles waits for done. After a failure, which may have left locks held, it waits for a while only.
+func settles(done <-chan struct{}, fail *failure) bool {
+	select {
+	case <-done:
+		return true
+	case <-fail.done:
+	}
+	select {
+	case <-done:
+		return true
+	case <-time.After(stopPatience):
+		return false
+	}
 }
 
 // Stuck reports, after Stop, that a member which had failed has not ended: only the end of the process frees what it holds.

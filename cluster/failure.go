@@ -1,6 +1,7 @@
 package cluster
 
 import (
+	"errors"
 	"fmt"
 	"runtime"
 	"sync"
@@ -21,18 +22,18 @@ func newFailure() *failure { return &failure{done: make(chan struct{})} }
 // OnWrite is part of zapcore.CheckWriteHook. It does not return.
 func (f *failure) OnWrite(e *zapcore.CheckedEntry, fields []zapcore.Field) {
 	f.once.Do(func() {
-		f.err = fmt.Errorf("%w: %s", ErrFailed, message(e.Message, fields))
+		f.err = fmt.Errorf("%w: %w", ErrFailed, message(e.Message, fields))
 		close(f.done)
 	})
 	runtime.Goexit()
 }
 
-// message is what was logged, with the error if there is one.
-func message(text string, fields []zapcore.Field) string {
+// message is what was logged, around the error if there is one.
+func message(text string, fields []zapcore.Field) error {
 	for _, x := range fields {
 		if err, ok := x.Interface.(error); ok {
-			return fmt.Sprintf("%s: %v", text, err)
+			return fmt.Errorf("%s: %w", text, err)
 		}
 	}
-	return text
+	return errors.New(text)
 }

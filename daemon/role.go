@@ -105,12 +105,13 @@ func (r *serverRole) run(ctx context.Context) error {
 // will have space again, or a backup can be restored.
 func (r *serverRole) outlive(ctx context.Context, err error) bool {
 	mends := fault.Is(err, fault.Exhausted) || fault.Is(err, fault.Corrupt) || errors.Is(err, cluster.ErrFailed)
-	if ctx.Err() != nil || errors.Is(err, errStuck) || len(r.machine.Servers()) == 0 && !mends {
+	broken := errors.Is(err, cluster.ErrBroken)
+	hopeless := errors.Is(err, errStuck) || broken && !fault.Is(err, fault.Corrupt)
+	if ctx.Err() != nil || hopeless || len(r.machine.Servers()) == 0 && !mends {
 		return false
 	}
 	r.because(err)
 	r.d.Logger.Error("this machine cannot be a server now and goes on as a node; trying again", "err", err, "hint", fault.HintOf(err))
-	broken := errors.Is(err, cluster.ErrBroken)
 	again := time.After(serverRetry)
 	switch {
 	case broken:

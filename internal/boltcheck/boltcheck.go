@@ -58,6 +58,7 @@ func read(path string, w *walk) (err error) {
 	if err != nil {
 		return err
 	}
+	defer db.Close() // after a panic: its lock must not stay
 	err = db.View(func(tx *bolt.Tx) error {
 		return tx.ForEach(func(name []byte, b *bolt.Bucket) error { return w.bucket(name, b) })
 	})
