@@ -99,13 +99,17 @@ const clusterPort = "7450"
 // answering returns a machine whose daemon runs and answers for the cluster.
 func (l *Lab) answering(t testing.TB) *Node {
 	t.Helper()
-	for _, n := range l.nodes {
-		if _, err := n.Status(); err == nil {
-			return n
+	var by *Node
+	Eventually(t, time.Minute, "a machine answers for the cluster", func() error {
+		for _, n := range l.nodes {
+			if _, err := n.Status(); err == nil {
+				by = n
+				return nil
+			}
 		}
-	}
-	t.Fatal("lab: no machine answers for the cluster")
-	return nil
+		return errors.New("none does")
+	})
+	return by
 }
 
 // Status asks the machine's daemon about its cluster.
