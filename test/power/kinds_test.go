@@ -41,6 +41,8 @@ type kind struct {
 	// No name is used twice. An image is on the machine that has imported it: a name that is given to another image through
 	// another server means two images.
 	fresh bool
+	// One server asks all machines.
+	everywhere bool
 }
 
 // token is the kind of things that get their names when they are made.
@@ -51,7 +53,7 @@ func kinds() []kind {
 		{name: "config", put: putConfig, remove: removeConfig, read: readConfigs},
 		{name: "secret", put: putSecret, remove: removeSecret, read: readSecrets},
 		{name: "volume", put: putVolume, remove: removeVolume, read: readVolumes, once: true},
-		{name: "image", put: putImage, remove: removeImage, read: readImages, fresh: true},
+		{name: "image", put: putImage, remove: removeImage, read: readImages, fresh: true, everywhere: true},
 		{name: "scale", put: putScale, read: readScale},
 		{name: token, remove: revokeToken, read: readTokens},
 	}

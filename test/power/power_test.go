@@ -7,6 +7,7 @@ package power_test
 import (
 	"context"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"os"
 	"strconv"
@@ -122,7 +123,7 @@ func (p *plant) running(t *testing.T) {
 // harm does that many kills and cuts in random order, and looks after each whether anything is lost.
 func (p *plant) harm(t *testing.T, kills, cuts int) {
 	t.Helper()
-	began := time.Now()
+	began, said := time.Now(), time.Now()
 	for (p.kills < kills || p.cuts < cuts) && !t.Failed() {
 		stop := p.write(t)
 		time.Sleep(time.Duration(p.random.Int64N(int64(400 * time.Millisecond))))
@@ -138,6 +139,10 @@ func (p *plant) harm(t *testing.T, kills, cuts int) {
 		p.slowest = max(p.slowest, time.Since(began))
 		stop()
 		p.look(t, decided)
+		if time.Since(said) > time.Minute {
+			said = time.Now()
+			t.Logf("%d SIGKILLs, %d power cuts, %d changes acknowledged", p.kills, p.cuts, p.book.acknowledged())
+		}
 	}
 	p.running(t)
 	t.Logf("%d SIGKILLs, %d power cuts, %d changes acknowledged, slowest start %s, in %s", p.kills, p.cuts, p.book.acknowledged(),
@@ -198,10 +203,17 @@ func (p *plant) killStarting(t *testing.T, n *lab.Node) {
 func (p *plant) look(t *testing.T, decided bool) {
 	t.Helper()
 	p.AwaitNodes(t, len(p.Nodes())) // images are asked of machines that are up
+	images := map[string]string{}
 	for i, n := range p.Nodes() {
-		read := map[string]string{}
+		read := maps.Clone(images)
 		for _, k := range kinds() {
-			p.read(t, n, k, read)
+			switch {
+			case !k.everywhere:
+				p.read(t, n, k, read)
+			case i == 0:
+				p.read(t, n, k, images)
+				maps.Copy(read, images)
+			}
 		}
 		p.book.compare(t, n.Name(), read, i == len(p.Nodes())-1)
 	}
