@@ -16,7 +16,7 @@ RUN_PACKAGES := mmdebstrap debian-archive-keyring iproute2 nftables
 VM_PACKAGES := mmdebstrap debian-archive-keyring e2fsprogs qemu-system-x86
 TEST_PACKAGES := $(shell . /etc/os-release; [ "$$ID" = debian ] && echo chromium) protobuf-compiler busybox-static procps
 
-.PHONY: docker-load build deps demo demo-stop demo-cluster test check check-generated generate bench bench-sim lab faults chaos power fuzz clean vm help
+.PHONY: conformance docker-load build deps demo demo-stop demo-cluster test check check-generated generate bench bench-sim lab faults chaos power fuzz clean vm help
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -75,6 +75,10 @@ bench: deps build ## the table of doc/benchmarks.md, beside Docker in a throw-aw
 
 bench-sim: ## a thousand simulated machines on a real server; fails when the goal of 100,000 instances is missed
 	go run ./test/sim $(SIMFLAGS)
+
+conformance: deps ## the OCI distribution conformance suite; SUITE is the folder conformance of opencontainers/distribution-spec
+	@test -f "$(SUITE)/go.mod" || { echo 'conformance: SUITE is no Go module; give the folder "conformance" of opencontainers/distribution-spec: make conformance SUITE=DIR' >&2; exit 2; }
+	@dir=$$(mktemp -d) && trap 'rm -rf "$$dir"' EXIT && CGO_ENABLED=0 go build -C "$(SUITE)" -o "$$dir/conformance" . && OCI_CONFORMANCE="$$dir/conformance" go test -count 1 -v -run TestConformanceSuite ./registry
 
 docker-load: deps build ## Docker reads our exports and we read its archives, in a throw-away root
 	GANTRY_DOCKER=$(or $(CACHE),/var/cache/gantry-bench) go test -count 1 -v -timeout 20m -run TestDockerLoadsExports ./test/bench
