@@ -1,6 +1,7 @@
 package e2e_test
 
 import (
+	"errors"
 	"bytes"
 	"fmt"
 	"net"
@@ -26,7 +27,7 @@ func TestFullDisk(t *testing.T) {
 
 	ballast := filepath.Join(disk, "ballast")
 	fill(t, ballast)
-	refused(t, n, "", time.Minute, []string{"space"}, "run", "--rm", lab.Busybox, "sh", "-c", "true")
+	refused(t, n, "", time.Minute, []string{"is full", "gantry system prune"}, "run", "--rm", lab.Busybox, "sh", "-c", "true")
 	if view := n.Instance(t, "before"); view == nil || !lab.Ready(view) {
 		t.Error("a container that ran before the disk was full does not run")
 	}
@@ -41,7 +42,12 @@ func TestFullDisk(t *testing.T) {
 	if n.Try("system", "info").Code != 0 {
 		n.StartDaemon(t)
 	}
-	works(t, n)
+	lab.Eventually(t, time.Minute, "changes are taken again", func() error {
+		if r := n.Try("run", "--rm", lab.Busybox, "true"); r.Code != 0 {
+			return errors.New(r.Stderr)
+		}
+		return nil
+	})
 	if view := n.Instance(t, "before"); view == nil || !lab.Ready(view) {
 		t.Error("the container from before is lost")
 	}
