@@ -23,9 +23,7 @@ help: ## show this list
 
 build: ## gantry, gantryd, runc and the shim, in bin/
 	@mkdir -p bin
-	@.ci/lazy-start bin/.lazy
-	CGO_ENABLED=0 go build -ldflags '$(LDFLAGS)' -o bin/ $(filter-out ./cmd/gantry,$(wildcard ./cmd/*))
-	CGO_ENABLED=0 go build -modfile bin/.lazy/go.mod -ldflags '$(LDFLAGS)' -o bin/ ./cmd/gantry
+	CGO_ENABLED=0 go build -ldflags '$(LDFLAGS)' -o bin/ ./cmd/...
 	CGO_ENABLED=0 go build -tags no_grpc -ldflags '-s -w' -o bin/ $(SHIM)
 	CGO_ENABLED=1 go build -ldflags '-s -w -extldflags -static' -tags seccomp,urfave_cli_no_docs,netgo,osusergo -o bin/ $(RUNC)
 
