@@ -24,7 +24,12 @@ func (a *Agent) End(ctx context.Context) {
 	var all sync.WaitGroup
 	for _, w := range workers {
 		all.Go(func() {
-			<-w.idle
+			select {
+			case <-w.idle:
+			case <-ctx.Done():
+				a.log.Warn("an instance is busy and may be killed with the machine", "instance", w.id)
+				return
+			}
 			if err := w.endWithMachine(ctx); err != nil {
 				a.log.Warn("an instance may be killed with the machine", "instance", w.id, "err", err)
 			}

@@ -71,9 +71,10 @@ type Member struct {
 	stop   sync.Once
 	stuck  bool
 
-	db       string // file
-	reserved int64  // bytes of it that the disk has room for, whoever fills it
-	log      string // the file of the log that has room beyond its end
+	db       string      // file
+	reserved int64       // bytes of it that the disk has room for, whoever fills it
+	dbFile   os.FileInfo // which file has that room
+	log      string      // the file of the log that has room beyond its end
 	failure  *failure
 }
 

@@ -132,8 +132,14 @@ func (m *Member) KeepRoom(ctx context.Context) error {
 
 func (m *Member) keepRoom() error {
 	info, err := os.Stat(m.db)
-	if err != nil || info.Size()+ahead <= m.reserved {
+	if err != nil {
 		return err
+	}
+	if m.dbFile == nil || !os.SameFile(info, m.dbFile) { // a snapshot of the leader has taken its place
+		m.dbFile, m.reserved = info, 0
+	}
+	if info.Size()+ahead <= m.reserved {
+		return nil
 	}
 	reserved, err := prealloc.Ahead(m.db, least, ahead)
 	if err == nil {

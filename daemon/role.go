@@ -82,7 +82,7 @@ func (r *serverRole) run(ctx context.Context) error {
 		changed := r.machine.Changed()
 		if r.machine.isServer() && r.machine.keeper.Role() == identity.Server {
 			if err := r.serve(ctx); err != nil && !r.outlive(ctx, err) {
-				return err
+				return r.anew(ctx, err)
 			}
 			if ctx.Err() != nil {
 				return nil
@@ -99,6 +99,15 @@ func (r *serverRole) run(ctx context.Context) error {
 			return nil
 		}
 	}
+}
+
+// anew is the error with which the daemon ends so that its supervisor starts another one, if what stood in the way is mended:
+// a start with damaged state is not tried again by itself.
+func (r *serverRole) anew(ctx context.Context, err error) error {
+	if ctx.Err() == nil && errors.Is(err, cluster.ErrBroken) && fault.Is(err, fault.Corrupt) {
+		return fault.New(fault.Unavailable, "something was done about the damaged state: gantryd starts anew")
+	}
+	return err
 }
 
 // outlive waits before another try, if the machine has a use without its server role: others lead its cluster, or the disk

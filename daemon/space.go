@@ -23,6 +23,7 @@ import (
 const (
 	spareFile = "spare"
 	spareSize = 32 << 20
+	spareFrom = 256 << 20 // bytes free: putting room aside must not be what makes the disk full
 	spareLook = 10 * time.Second
 )
 
@@ -68,7 +69,8 @@ func (d *daemon) keepSpare(ctx context.Context) error {
 }
 
 func (d *daemon) putAside(spare string) error {
-	if info, err := os.Stat(spare); err != nil || info.Size() < spareSize {
+	info, err := os.Stat(spare)
+	if (err != nil || info.Size() < spareSize) && d.space.Left().Bytes > spareFrom {
 		if err := prealloc.File(spare, spareSize); err != nil {
 			return err
 		}

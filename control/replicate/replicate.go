@@ -207,7 +207,8 @@ func (r *run) heed(events []store.Event) (matters bool) {
 		case *gantryv1.NodeStatus:
 			was, _ := ev.Old.(*gantryv1.NodeStatus)
 			is, _ := ev.New.(*gantryv1.NodeStatus)
-			matters = matters || was.GetState() != is.GetState()
+			matters = matters || was.GetState() != is.GetState() || was.GetDiskFull() != is.GetDiskFull() ||
+				was.GetArchitecture() != is.GetArchitecture()
 		}
 	}
 	return matters

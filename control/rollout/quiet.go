@@ -43,7 +43,7 @@ func (e *entry) listen(node func(id string) progress.NodeState) []int32 {
 		for slot := range e.slots {
 			e.loud[slot] = struct{}{}
 		}
-		for slot := range e.service.Replicas {
+		for slot := range min(e.service.Replicas, mostSlots) {
 			e.loud[slot+1] = struct{}{}
 		}
 	}

@@ -13,6 +13,7 @@ import (
 	"io/fs"
 	"os"
 	"runtime/debug"
+	"syscall"
 	"time"
 
 	bolt "go.etcd.io/bbolt"
@@ -39,6 +40,9 @@ func File(path string, look func(bucket, key, value []byte) error) error {
 	}
 	if errors.Is(err, bolterrors.ErrTimeout) {
 		return fault.Wrap(fault.Conflict, err, "another program has %s open", path).WithHint("is another gantryd running with the same --root?")
+	}
+	if errors.Is(err, fs.ErrPermission) || errors.Is(err, syscall.EMFILE) {
+		return fault.Wrap(fault.Unavailable, err, "%s cannot be looked through", path)
 	}
 	if err != nil {
 		return fault.Wrap(fault.Corrupt, err, "%s is damaged", path)

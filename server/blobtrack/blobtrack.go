@@ -416,10 +416,27 @@ func (t *Tracker) sweep() {
 // release that uses the name, if a node has that image; else, if any is set, on any node. It is empty if nobody that is up
 // knows the name.
 func (t *Tracker) FindName(name string, any bool) string {
+	servers, nodes := t.named(name)
+	if servers != "" {
+		return servers
+	}
 	released := ""
 	if t.o.Released != nil {
 		released = t.o.Released(name)
 	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	switch {
+	case released != "" && len(t.holders(released)) > 0:
+		return released
+	case any:
+		return nodes
+	}
+	return ""
+}
+
+// named says what the name means to the servers that are up, and to the other machines.
+func (t *Tracker) named(name string) (onServers, onNodes string) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	var servers, nodes imageName
@@ -436,15 +453,7 @@ func (t *Tracker) FindName(name string, any bool) string {
 			*best = n
 		}
 	}
-	switch {
-	case servers.digest != "":
-		return servers.digest
-	case released != "" && len(t.holders(released)) > 0:
-		return released
-	case any:
-		return nodes.digest
-	}
-	return ""
+	return servers.digest, nodes.digest
 }
 
 // Digest is FindName for a name as people write it, among those of the servers.
