@@ -49,7 +49,7 @@ func everyday() []habit {
 		{"exec -i web cat", 0, "^typed$"},
 		{"exec -u nobody -w /tmp -e X=1 web sh -c id -un; pwd; echo $X", 0, "^nobody\n/tmp\n1$"},
 		{"logs --tail 1 -t web", 0, `(?m)^[0-9T:.-]+Z line [0-9]+$`},
-		{"logs -n 2 --since 1h web", 0, `^line [0-9]+(\nline [0-9]+){1,4}$`}, // it may say more meanwhile
+		{"logs -n 2 --since 1h web", 0, `^line [0-9]+(\nline [0-9]+){0,4}$`}, // it may have said less, or say more meanwhile
 		{"port web", 0, `^80/tcp -> 0\.0\.0\.0:8097$`},
 		{"port web 80", 0, `^0\.0\.0\.0:8097$`},
 		{"cp %s/env web:/tmp/", 0, "^$"},
