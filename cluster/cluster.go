@@ -121,7 +121,7 @@ func Open(o Options) (*Member, error) {
 		return nil, damaged(o, err)
 	case err != nil:
 		return nil, fault.Wrap(fault.Corrupt, err, "the state in %s cannot be opened", o.Root).
-			WithHint("is another gantryd running with the same --root? is the disk full or read-only? df -h %s", o.Root)
+			WithHint("is another gantryd running with the same --root, or the disk read-only? If not, its files are damaged: %s", o.remedy())
 	}
 	if o.Peers != nil {
 		go promptPeers(peerPort(cfg), e.Server.StopNotify())
@@ -131,11 +131,15 @@ func Open(o Options) (*Member, error) {
 
 // damaged says what to do about a member whose files cannot be used.
 func damaged(o Options, err error) error {
-	f := fault.Wrap(fault.Corrupt, err, "the state in %s is damaged", o.Root)
+	return fault.Wrap(fault.Corrupt, err, "the state in %s is damaged", o.Root).WithHint("%s", o.remedy())
+}
+
+// remedy is what to do about damaged files.
+func (o Options) remedy() string {
 	if o.Peers == nil {
-		return f.WithHint("gantry cluster restore BACKUP, here; then look for the cause: does the disk or the memory fail?")
+		return "gantry cluster restore BACKUP, here; then look for the cause: does the disk or the memory fail?"
 	}
-	return f.WithHint("if other servers lead, gantry node demote this one there, then promote it; else gantry cluster restore BACKUP, here")
+	return "if other servers lead, gantry node demote this one there, then promote it; else gantry cluster restore BACKUP, here"
 }
 
 // start is StartEtcd in a goroutine of its own, which a failure ends.

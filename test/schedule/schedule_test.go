@@ -210,7 +210,7 @@ services:
 	n.GantryIn(t, dir, "up", "-d")
 	n.AwaitReady(t, "first", 1)
 	lab.Eventually(t, patience, "ps says why", func() error {
-		if ps := n.GantryIn(t, dir, "ps"); !strings.Contains(ps, "Pending: no node fits: 1 lacks memory (needs 878.9 TiB") {
+		if ps := n.GantryIn(t, dir, "ps", "--no-trunc"); !strings.Contains(ps, "Pending: no node fits: 1 lacks memory (needs 878.9 TiB") {
 			return fmt.Errorf("%s", ps)
 		}
 		return nil
@@ -310,7 +310,7 @@ volumes: {store: {}}
 	}
 	n.Gantry(t, "node", "drain", last)
 	lab.Eventually(t, patience, "one waits and says why", func() error {
-		if ps := n.GantryIn(t, dir, "ps"); !strings.Contains(ps, "2 do not meet the constraints, 1 is drained") {
+		if ps := n.GantryIn(t, dir, "ps", "--no-trunc"); !strings.Contains(ps, "2 do not meet the constraints, 1 is drained") {
 			return fmt.Errorf("%s", ps)
 		}
 		return nil
