@@ -55,10 +55,9 @@ const (
 
 // checkLabel checks one label of a node: "name=value" has to be readable as such.
 func checkLabel(name, value string) error {
-	odd := func(r rune) bool {
-		return unicode.IsSpace(r) || !unicode.IsPrint(r) || r == '=' || r == unicode.ReplacementChar
-	}
-	if name == "" || len(name) > maxLabel || len(value) > maxLabel || strings.ContainsFunc(name+value, odd) {
+	odd := func(r rune) bool { return !unicode.IsPrint(r) || r == unicode.ReplacementChar }
+	separates := func(r rune) bool { return unicode.IsSpace(r) || r == '=' }
+	if name == "" || len(name) > maxLabel || len(value) > maxLabel || strings.ContainsFunc(name+value, odd) || strings.ContainsFunc(name, separates) {
 		return fault.New(fault.Invalid, "%.300q=%.300q cannot be a label", name, value).WithHint("gantry node label NODE rack=r1 ssd=")
 	}
 	return nil
