@@ -14,7 +14,7 @@ PURE := ./fault/... ./api/... ./client/... ./store/... ./control/... ./compose/.
 BUILD_PACKAGES := gcc libc6-dev libseccomp-dev pkg-config git ca-certificates
 RUN_PACKAGES := mmdebstrap debian-archive-keyring iproute2 nftables
 VM_PACKAGES := mmdebstrap debian-archive-keyring e2fsprogs qemu-system-x86
-TEST_PACKAGES := $(shell . /etc/os-release; [ "$$ID" = debian ] && echo chromium) protobuf-compiler busybox-static procps
+TEST_PACKAGES := $(shell . /etc/os-release; [ "$$ID" = debian ] && echo chromium) protobuf-compiler busybox-static procps btrfs-progs openssh-client
 
 .PHONY: conformance docker-load build deps demo demo-stop demo-cluster test check check-generated generate bench bench-sim lab faults chaos power fuzz clean vm help
 
@@ -41,8 +41,8 @@ demo-stop: ## remove everything that demo made
 
 test: deps-test build ## all tests
 	go vet ./...
-	go test $(TESTFLAGS) $$(go list ./... | grep -v /test/)
-	go test $(TESTFLAGS) -p 1 -timeout 30m ./test/...
+	PATH="$(CURDIR)/bin:$$PATH" go test $(TESTFLAGS) $$(go list ./... | grep -v /test/)
+	PATH="$(CURDIR)/bin:$$PATH" go test $(TESTFLAGS) -p 1 -timeout 30m ./test/...
 
 check: deps-test build check-generated ## static analysis, known vulnerabilities, generated code
 	go vet ./...

@@ -2,8 +2,10 @@ package build
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net"
 	"os"
 	"os/exec"
@@ -243,8 +245,8 @@ RUN cat /etc/resolv.conf > /resolv
 		req.Start.Spec.ExtraHosts = []string{"db:10.1.2.3", "six=[::1]", "gw=host-gateway"}
 	})
 	want, err := os.ReadFile("/etc/resolv.conf")
-	if err != nil {
-		t.Skip("this machine has no resolv.conf")
+	if err != nil && !errors.Is(err, fs.ErrNotExist) { // without one there are no name servers to be told of
+		t.Fatal(err)
 	}
 	for line := range strings.SplitSeq(string(want), "\n") {
 		if strings.HasPrefix(line, "nameserver") && !strings.Contains(r.file(t, full(t), "resolv"), line) {

@@ -85,7 +85,7 @@ func requirements(t testing.TB) {
 	}
 	for _, program := range []string{"runc", "busybox"} {
 		if _, err := exec.LookPath(program); err != nil {
-			t.Skipf("%s is not installed", program)
+			t.Fatalf("%s is not on the PATH: make test installs and builds what tests need", program)
 		}
 	}
 }

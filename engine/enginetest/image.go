@@ -46,7 +46,7 @@ func BusyboxLayer(t testing.TB) []Entry {
 	t.Helper()
 	path, err := exec.LookPath("busybox")
 	if err != nil {
-		t.Skip("no busybox on this machine: apt-get install busybox-static")
+		t.Fatal("no busybox on this machine: apt-get install busybox-static")
 	}
 	binary, err := os.ReadFile(path)
 	if err != nil {

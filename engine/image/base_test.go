@@ -31,7 +31,7 @@ func needBootstrap(t *testing.T) {
 		t.Skip("mmdebstrap needs root")
 	}
 	if _, err := exec.LookPath("mmdebstrap"); err != nil {
-		t.Skip("mmdebstrap is not installed")
+		t.Fatal("no mmdebstrap on this machine: apt-get install mmdebstrap")
 	}
 }
 

@@ -20,7 +20,7 @@ func sshServer(t *testing.T, n *lab.Node) {
 	t.Helper()
 	ssh, err := exec.LookPath("ssh")
 	if err != nil {
-		t.Skip("no ssh: apt-get install openssh-client")
+		t.Fatal("no ssh on this machine: apt-get install openssh-client")
 	}
 	sshd := daemonProgram(t)
 	dir := t.TempDir()

@@ -25,7 +25,7 @@ func BusyboxArchive(t testing.TB) string {
 	t.Helper()
 	program, err := exec.LookPath("busybox")
 	if err != nil {
-		t.Skip("the lab's image needs the package busybox-static")
+		t.Fatal("the lab's image needs the package busybox-static")
 	}
 	rootfs := busyboxRootfs(t, program)
 	layer, err := tarball.LayerFromOpener(func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(rootfs)), nil })
