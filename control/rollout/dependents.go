@@ -1,6 +1,8 @@
 package rollout
 
 import (
+	"slices"
+
 	gantryv1 "github.com/gantryd/gantry/api/gen/gantry/v1"
 	"github.com/gantryd/gantry/operation"
 	"github.com/gantryd/gantry/store"
@@ -13,13 +15,8 @@ func (b *batch) carryOn(g *group, was, is *gantryv1.Operation) {
 	if !operation.Active(was) || operation.Active(is) || is.Rollout.GetFrom() == 0 || is.Rollout.GetMoved() == 0 {
 		return
 	}
-	for e := range b.controller.index.needs[g.entry.key] {
-		s := e.service
-		if !progress.RestartsWith(s, g.entry.service.Name) || s.Stopped || s.Removing || operation.Active(e.op) ||
-			e.op.GetStartedAt().AsTime().After(is.StartedAt.AsTime()) {
-			continue
-		}
-		next := s.RestartGeneration
+	for _, e := range b.controller.restartedWith(g.entry, is) {
+		next := e.service.RestartGeneration
 		for _, v := range e.views {
 			next = max(next, v.Instance.RestartGeneration)
 		}
@@ -31,6 +28,21 @@ func (b *batch) carryOn(g *group, was, is *gantryv1.Operation) {
 			})
 		})
 	}
+}
+
+// restartedWith lists the services that want to be restarted with one, and with those.
+func (c *Controller) restartedWith(e *entry, op *gantryv1.Operation) []*entry {
+	out := []*entry{e}
+	for n := 0; n < len(out); n++ {
+		for d := range c.index.needs[out[n].key] {
+			s := d.service
+			if progress.RestartsWith(s, out[n].service.Name) && !s.Stopped && !s.Removing && !operation.Active(d.op) &&
+				!d.op.GetStartedAt().AsTime().After(op.StartedAt.AsTime()) && !slices.Contains(out, d) {
+				out = append(out, d)
+			}
+		}
+	}
+	return out[1:]
 }
 
 // held reports that a restart of a service has to wait: a service that it is restarted with is on its way itself. One that

@@ -13,26 +13,36 @@ import (
 // page is a service that is restarted with web.
 func page(t testing.TB, s *store.Store, restart bool) {
 	t.Helper()
+	dependent(t, s, "page", "web", restart)
+}
+
+func dependent(t testing.TB, s *store.Store, name, on string, restart bool) {
+	t.Helper()
 	spec := &gantryv1.ServiceSpec{
 		Container: &gantryv1.ContainerSpec{},
-		DependsOn: []*gantryv1.Dependency{{Service: "web", Restart: restart, Required: true}},
+		DependsOn: []*gantryv1.Dependency{{Service: on, Restart: restart, Required: true}},
 	}
 	put(t, s,
-		&gantryv1.Service{Meta: store.NewMeta("p/a/page"), Environment: "p", App: "a", Name: "page", Replicas: 1, Release: 1, Spec: spec},
-		&gantryv1.Release{Meta: store.NewMeta(ReleaseKey("p/a/page", 1)), Service: "p/a/page", Number: 1, Spec: spec})
+		&gantryv1.Service{Meta: store.NewMeta("p/a/"+name), Environment: "p", App: "a", Name: name, Replicas: 1, Release: 1, Spec: spec},
+		&gantryv1.Release{Meta: store.NewMeta(ReleaseKey("p/a/"+name, 1)), Service: "p/a/"+name, Number: 1, Spec: spec})
 }
 
 // generation is how often the only instance of page has been asked to restart.
 func generation(t testing.TB, s *store.Store) int64 {
 	t.Helper()
+	return generationOf(t, s, "page")
+}
+
+func generationOf(t testing.TB, s *store.Store, name string) int64 {
+	t.Helper()
 	var found []*gantryv1.Instance
 	for _, i := range store.List[*gantryv1.Instance](s.Snapshot(), "") {
-		if i.Service == "page" {
+		if i.Service == name {
 			found = append(found, i)
 		}
 	}
 	if len(found) != 1 || found[0].Desired != running {
-		t.Fatalf("instances of page: %v", found)
+		t.Fatalf("instances of %s: %v", name, found)
 	}
 	return found[0].RestartGeneration
 }
@@ -65,6 +75,24 @@ func TestARolloutRestartsDependents(t *testing.T) {
 				t.Errorf("restarted %d times, want %d", got, test.want)
 			}
 		})
+	}
+}
+
+// What is restarted with a dependent is restarted too, once.
+func TestARolloutRestartsDependentsOfDependents(t *testing.T) {
+	s := storetest.New(t)
+	web(t, s, 2)
+	page(t, s, true)
+	dependent(t, s, "proxy", "page", true)
+	dependent(t, s, "log", "page", false)
+	c, sub := leader(t, s)
+	settle(t, s, c, sub, 0)
+	release(t, s, 2)
+	settle(t, s, c, sub, 0)
+	for name, want := range map[string]int64{"page": 1, "proxy": 1, "log": 0} {
+		if got := generationOf(t, s, name); got != want {
+			t.Errorf("%s restarted %d times, want %d", name, got, want)
+		}
 	}
 }
 

@@ -116,14 +116,15 @@ func agents(t testing.TB, s *store.Store, bad int64) bool {
 				store.Delete[*gantryv1.Instance](tx, i.Meta.Key)
 				changed = true
 			default:
-				said = append(said, &gantryv1.InstanceStatus{Meta: store.NewMeta(i.Meta.Key), Node: i.Node, Phase: phaseOf(i, bad)})
+				said = append(said, &gantryv1.InstanceStatus{Meta: store.NewMeta(i.Meta.Key), Node: i.Node, Phase: phaseOf(i, bad), RestartGeneration: i.RestartGeneration})
 			}
 		}
 		return nil
 	})
 	for _, st := range said {
 		old, ok := store.Get[*gantryv1.InstanceStatus](snap, st.GetMeta().Key)
-		changed = changed || !ok || old.Phase != st.(*gantryv1.InstanceStatus).Phase
+		now := st.(*gantryv1.InstanceStatus)
+		changed = changed || !ok || old.Phase != now.Phase || old.RestartGeneration != now.RestartGeneration
 	}
 	s.Observe(said, nil)
 	return changed
