@@ -59,7 +59,7 @@ func (a *Agent) nodeStatus() *gantryv1.NodeStatus {
 	}
 	if a.o.FullDisk != nil {
 		if free, full := a.o.FullDisk(); full {
-			st.DiskFull, st.DiskFree = true, free
+			st.DiskFull, st.DiskFree = true, free&^(16<<20-1) // in steps: each change of it is written and told
 		}
 	}
 	return st

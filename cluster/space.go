@@ -86,6 +86,9 @@ func left(dir string) (Left, error) {
 	return l, nil
 }
 
+// errFull is that etcd's log has come to its end and has no next file.
+var errFull = errors.New("the log cannot grow")
+
 func (o Options) db() string { return filepath.Join(o.Root, "member", "snap", "db") }
 
 // room makes sure that a member which begins can write. It returns to which size its database can grow for certain.
@@ -106,7 +109,11 @@ func (o Options) room() (int64, error) {
 	return 0, nil
 }
 
+// full is why a member has no room: the disk is full, or it cannot be written at all.
 func full(dir string, err error) error {
+	if err != nil && !errors.Is(err, errFull) && !errors.Is(err, syscall.ENOSPC) && !errors.Is(err, syscall.EDQUOT) {
+		return fault.Wrap(fault.Unavailable, err, "the state under %s cannot be written", dir).WithHint("look at the disk: dmesg; mount; df -h %s", dir)
+	}
 	return fault.Wrap(fault.Exhausted, err, "the disk under the state is full").WithHint("make room on it: df -h %s; df -i %s", dir, dir)
 }
 
@@ -178,7 +185,10 @@ func (m *Member) logRoom() error {
 	if seen == nil && used < logFull {
 		return nil
 	}
-	return errors.Join(errors.New("the log cannot grow"), err, seen)
+	if err == nil && seen == nil {
+		err = errFull
+	}
+	return errors.Join(err, seen)
 }
 
 // usedBytes is where the zeros at the end of a file begin, to a megabyte.

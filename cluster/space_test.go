@@ -1,6 +1,32 @@
 package cluster
 
-import "testing"
+import (
+	"errors"
+	"fmt"
+	"io"
+	"syscall"
+	"testing"
+
+	"github.com/gantryd/gantry/fault"
+)
+
+func TestOnlyAFullDiskIsCalledFull(t *testing.T) {
+	for _, c := range []struct {
+		err  error
+		want fault.Kind
+	}{
+		{nil, fault.Exhausted}, // too little is left
+		{errFull, fault.Exhausted},
+		{fmt.Errorf("allocate: %w", syscall.ENOSPC), fault.Exhausted},
+		{syscall.EDQUOT, fault.Exhausted},
+		{syscall.EROFS, fault.Unavailable},
+		{errors.Join(syscall.EIO, io.ErrUnexpectedEOF), fault.Unavailable},
+	} {
+		if err := full("/d", c.err); !fault.Is(err, c.want) || fault.HintOf(err) == "" {
+			t.Errorf("%v: %v", c.err, err)
+		}
+	}
+}
 
 func TestShort(t *testing.T) {
 	const mb = 1 << 20

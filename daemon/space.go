@@ -54,11 +54,17 @@ func (d *daemon) keepSpare(ctx context.Context) error {
 	path := filepath.Join(d.Root, spareFile)
 	look := time.NewTicker(spareLook)
 	defer look.Stop()
+	said := ""
 	for {
 		if !d.space.Left().Short {
+			now := ""
 			if err := d.putAside(path); err != nil {
-				d.Logger.Warn("no room can be kept for a full disk", "err", err)
+				now = err.Error()
 			}
+			if now != said && now != "" {
+				d.Logger.Warn("no room can be kept for a full disk", "err", now)
+			}
+			said = now
 		}
 		select {
 		case <-look.C:
@@ -171,6 +177,7 @@ const spaceLook = time.Second
 func (r *serverRole) yield(ctx context.Context, s *serving) error {
 	look := time.NewTicker(spaceLook)
 	defer look.Stop()
+	said := ""
 	for {
 		select {
 		case <-look.C:
@@ -184,8 +191,12 @@ func (r *serverRole) yield(ctx context.Context, s *serving) error {
 		if len(to) == 0 {
 			continue
 		}
-		r.d.Logger.Warn("the disk under the state is full: another server takes the lead")
-		if err := s.member.HandOver(ctx, to...); err != nil && ctx.Err() == nil {
+		if said == "" {
+			said = "asked"
+			r.d.Logger.Warn("the disk under the state is full: another server is to take the lead")
+		}
+		if err := s.member.HandOver(ctx, to...); err != nil && ctx.Err() == nil && err.Error() != said {
+			said = err.Error()
 			r.d.Logger.Warn("the lead could not be handed over", "err", err)
 		}
 	}
@@ -194,9 +205,11 @@ func (r *serverRole) yield(ctx context.Context, s *serving) error {
 // roomy lists the members of other servers that are ready and have space.
 func (s *serving) roomy() []string {
 	var out []string
-	for id, n := range s.servers() {
-		if id != "" && id != s.member.ID() && n.status.GetState() == "ready" && !n.status.GetDiskFull() {
-			out = append(out, id)
+	byMember := s.servers()
+	for _, m := range s.member.Members() {
+		n := byMember[m.ID]
+		if !m.Learner && m.ID != s.member.ID() && n.status.GetState() == "ready" && !n.status.GetDiskFull() {
+			out = append(out, m.ID)
 		}
 	}
 	return out
