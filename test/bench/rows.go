@@ -152,7 +152,7 @@ func measureNetwork(b *bench) []line {
 	b.gantry.GantryIn(b, project, "up")
 	direct := b.gantry.AwaitReady(b, "server", 1)[0].Status.Address + ":9000"
 	quiet()
-	text := b.gantry.GantryIn(b, project, "exec", "client", "/t/traffic", "compare", "7", "server:9000", direct)
+	text := b.gantry.GantryIn(b, project, "exec", "client", "/t/traffic", "compare", "31", "server:9000", direct)
 	b.gantry.GantryIn(b, project, "down")
 	type result struct{ BytesPerSecond, ConnsPerSecond float64 }
 	var virtual, own result

@@ -16,7 +16,7 @@ import (
 )
 
 const (
-	streamTime = 1 * time.Second
+	streamTime = 300 * time.Millisecond
 	shortConns = 1000
 )
 
@@ -73,11 +73,13 @@ func serve(address string) error {
 	}
 }
 
-// compare measures the addresses in turn, round after round.
+// compare measures the addresses in turn, round after round, each second round the other way round.
 func compare(rounds int, addresses []string) error {
 	streams, conns := map[string][]float64{}, map[string][]float64{}
+	order := slices.Clone(addresses)
 	for range rounds {
-		for _, address := range addresses {
+		slices.Reverse(order)
+		for _, address := range order {
 			// Names are looked up outside the measurement: the rows are about addresses.
 			resolved, err := net.ResolveTCPAddr("tcp", address)
 			if err != nil {
