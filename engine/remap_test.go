@@ -347,8 +347,8 @@ func TestContainersFromBeforeGoOn(t *testing.T) {
 	}
 	exec(t, e, "old", "touch /mine")
 	reopen(o)
-	// containerd clears away what was of a shim that it has taken over from an earlier daemon when the shim ends, beside us: a
-	// start in that moment may fail, and its caller tries again.
+	// The engine closed above is of the same process and keeps its connection to the shim: when the shim ends, it clears away
+	// beside the new one, which a daemon that has ended cannot. A start in that moment may fail.
 	err := restart("old")
 	for tries := 0; err != nil && tries < 3; tries++ {
 		_, err = e.Start(t.Context(), "old")

@@ -113,7 +113,7 @@ func update[K comparable, V any](r *ruleset, s *nftables.Set, d delta[K, V], bel
 	list := func(m map[K]V) []nftables.SetElement {
 		var out []nftables.SetElement
 		for k, v := range m {
-			if belongs == nil || belongs(k) {
+			if belongs(k) {
 				out = append(out, element(k, v))
 			}
 		}

@@ -7,6 +7,7 @@
 package replicate
 
 import (
+	"cmp"
 	"context"
 	"log/slog"
 	"slices"
@@ -73,18 +74,11 @@ type Controller struct {
 
 // New makes a controller over the store.
 func New(s *store.Store, o Options) *Controller {
-	o.Settle, o.Grace, o.Patience = orElse(o.Settle, 10*time.Second), orElse(o.Grace, time.Minute), orElse(o.Patience, time.Minute)
+	o.Settle, o.Grace, o.Patience = cmp.Or(o.Settle, 10*time.Second), cmp.Or(o.Grace, time.Minute), cmp.Or(o.Patience, time.Minute)
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
 	return &Controller{o: o, store: s}
-}
-
-func orElse(d, usual time.Duration) time.Duration {
-	if d == 0 {
-		return usual
-	}
-	return d
 }
 
 // Figures are the controller's own; they are live.
