@@ -19,7 +19,7 @@ func Spec(r store.Reader, i *gantryv1.Instance) *gantryv1.ContainerSpec {
 
 // assignment is an instance with its spec and volumes; nil while its release is not known, which is named then.
 func assignment(r store.Reader, i *gantryv1.Instance) (as *gantryv1.Assignment, missing string) {
-	spec := i.Spec
+	spec, needs := i.Spec, []*gantryv1.Dependency(nil)
 	if i.App != "" && i.Slot > 0 {
 		key := progress.ReleaseKey(progress.Key(i), i.Release)
 		release, ok := store.Get[*gantryv1.Release](r, key)
@@ -29,11 +29,14 @@ func assignment(r store.Reader, i *gantryv1.Instance) (as *gantryv1.Assignment, 
 			}
 			release = &gantryv1.Release{Spec: &gantryv1.ServiceSpec{Container: &gantryv1.ContainerSpec{}}}
 		}
-		spec = release.Spec.Container
+		spec, needs = release.Spec.Container, release.Spec.DependsOn
 	}
 	env, _ := store.Get[*gantryv1.Environment](r, i.Environment)
 	as = &gantryv1.Assignment{
 		Instance: i, Spec: spec, AllowPrivileged: env.GetSpec().GetAllowPrivileged(), Volumes: map[string]*gantryv1.Volume{},
+	}
+	for _, d := range needs {
+		as.DependsOn = append(as.DependsOn, d.Service)
 	}
 	for _, m := range spec.GetMounts() {
 		if m.Type != gantryv1.Mount_TYPE_VOLUME || m.Source == "" {

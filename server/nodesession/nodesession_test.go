@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"testing"
 	"time"
 
@@ -96,6 +97,13 @@ func service(app, name, network string, ports ...*gantryv1.PortPublish) []store.
 		&gantryv1.Release{Meta: store.NewMeta(progress.ReleaseKey(key, 1)), Service: key, Number: 1, Spec: s},
 		&gantryv1.Network{Meta: store.NewMeta(network), Number: 1},
 	}
+}
+
+// needing adds a dependency to a service's release.
+func needing(objects []store.Object, on string) []store.Object {
+	s := objects[1].(*gantryv1.Release).Spec
+	s.DependsOn = append(s.DependsOn, &gantryv1.Dependency{Service: on, Required: true})
+	return objects
 }
 
 func instance(id, app, svc, node string) *gantryv1.Instance {
@@ -238,7 +246,7 @@ func TestNodesHearOfWhatTheirInstancesMaySee(t *testing.T) {
 	w := newWorld(t)
 	defer w.lead()()
 	w.put(machine("n1"), machine("n2"))
-	w.put(service("a", "web", "p/a/default")...)
+	w.put(needing(service("a", "web", "p/a/default"), "db")...)
 	w.put(service("a", "db", "p/a/default")...)
 	w.put(service("b", "other", "p/b/default")...)
 	one, two := w.join("n1"), w.join("n2")
@@ -247,6 +255,9 @@ func TestNodesHearOfWhatTheirInstancesMaySee(t *testing.T) {
 	two.runs("i2", "10.64.2.2")
 	two.runs("i3", "10.64.2.3")
 	one.until("its own service and the other of the app", func() bool { return one.ready("p/a/db") == 1 && one.known["p/a/web"] != nil })
+	if got := one.here["i1"].DependsOn; !slices.Equal(got, []string{"db"}) {
+		t.Errorf("web depends on %v", got)
+	}
 	if one.known["p/b/other"] != nil || one.nets["p/b/default"] || !one.nets["p/a/default"] || !one.nodes["n2"] {
 		t.Fatalf("n1 knows %v and %v", one.known, one.nets)
 	}

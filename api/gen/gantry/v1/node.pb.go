@@ -325,7 +325,9 @@ type Assignment struct {
 	Configs         map[string][]byte `protobuf:"bytes,4,rep,name=configs,proto3" json:"configs,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	AllowPrivileged bool              `protobuf:"varint,5,opt,name=allow_privileged,json=allowPrivileged,proto3" json:"allow_privileged,omitempty"`
 	// Named volumes of the spec by key.
-	Volumes       map[string]*Volume `protobuf:"bytes,6,rep,name=volumes,proto3" json:"volumes,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	Volumes map[string]*Volume `protobuf:"bytes,6,rep,name=volumes,proto3" json:"volumes,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	// Services of the app that the instance's needs: when the machine goes down, they end after it.
+	DependsOn     []string `protobuf:"bytes,7,rep,name=depends_on,json=dependsOn,proto3" json:"depends_on,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -398,6 +400,13 @@ func (x *Assignment) GetAllowPrivileged() bool {
 func (x *Assignment) GetVolumes() map[string]*Volume {
 	if x != nil {
 		return x.Volumes
+	}
+	return nil
+}
+
+func (x *Assignment) GetDependsOn() []string {
+	if x != nil {
+		return x.DependsOn
 	}
 	return nil
 }
@@ -762,7 +771,7 @@ const file_gantry_v1_node_proto_rawDesc = "" +
 	" \x03(\tR\fremovedNodes\x12\x18\n" +
 	"\aservers\x18\v \x03(\tR\aservers\x12,\n" +
 	"\acluster\x18\f \x01(\v2\x12.gantry.v1.ClusterR\acluster\x12\x12\n" +
-	"\x04more\x18\r \x01(\bR\x04more\"\x97\x04\n" +
+	"\x04more\x18\r \x01(\bR\x04more\"\xb6\x04\n" +
 	"\n" +
 	"Assignment\x12/\n" +
 	"\binstance\x18\x01 \x01(\v2\x13.gantry.v1.InstanceR\binstance\x12,\n" +
@@ -770,7 +779,9 @@ const file_gantry_v1_node_proto_rawDesc = "" +
 	"\asecrets\x18\x03 \x03(\v2\".gantry.v1.Assignment.SecretsEntryR\asecrets\x12<\n" +
 	"\aconfigs\x18\x04 \x03(\v2\".gantry.v1.Assignment.ConfigsEntryR\aconfigs\x12)\n" +
 	"\x10allow_privileged\x18\x05 \x01(\bR\x0fallowPrivileged\x12<\n" +
-	"\avolumes\x18\x06 \x03(\v2\".gantry.v1.Assignment.VolumesEntryR\avolumes\x1a:\n" +
+	"\avolumes\x18\x06 \x03(\v2\".gantry.v1.Assignment.VolumesEntryR\avolumes\x12\x1d\n" +
+	"\n" +
+	"depends_on\x18\a \x03(\tR\tdependsOn\x1a:\n" +
 	"\fSecretsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\fR\x05value:\x028\x01\x1a:\n" +
