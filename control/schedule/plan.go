@@ -81,7 +81,10 @@ func (p *planner) apply(r store.Reader, events []store.Event) {
 				p.version++
 			}
 			p.moves.node(ev)
-		case *gantryv1.Node, *gantryv1.Volume, *gantryv1.Service, *gantryv1.Release:
+		case *gantryv1.Node:
+			p.version++
+			p.moves.activated(ev)
+		case *gantryv1.Volume, *gantryv1.Service, *gantryv1.Release:
 			p.version++
 		}
 	}

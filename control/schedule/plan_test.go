@@ -534,16 +534,48 @@ func TestWhatWasPlacedByOthersPinsItsVolumes(t *testing.T) {
 }
 
 func TestRebalance(t *testing.T) {
-	w := newWorld()
-	rebalance := rules(func(p *gantryv1.Placement) { p.Rebalance, p.Preferences = true, []string{"node.labels.rack"} })
-	w.node("n1", labelled("rack", "r1"))
-	w.service("web", 5, rebalance)
-	w.service("still", 4)
-	w.settle(t)
-	w.node("n2", labelled("rack", "r2"))
-	now := time.Unix(1_800_000_000, 0)
-	moves := 0
+	rack2 := labelled("rack", "r2")
+	for name, c := range map[string]struct {
+		before, after func(*world)
+		moves         int
+		want          string
+	}{
+		"a node comes": {
+			func(*world) {}, func(w *world) { w.node("n2", rack2) }, 2, "still: n1×4; web: n1×3 n2×2",
+		},
+		"a node is activated": {
+			func(w *world) { w.node("n2", rack2, drained) }, func(w *world) { w.node("n2", rack2) }, 2, "still: n1×4; web: n1×3 n2×2",
+		},
+		"a node comes that is drained": {
+			func(*world) {}, func(w *world) { w.node("n2", rack2, drained) }, 0, "still: n1×4; web: n1×5",
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld()
+			w.node("n1", labelled("rack", "r1"))
+			c.before(w)
+			w.service("web", 5, rules(func(p *gantryv1.Placement) { p.Rebalance, p.Preferences = true, []string{"node.labels.rack"} }))
+			w.service("still", 4)
+			w.settle(t)
+			w.rebalance(t) // of what has come until now
+			c.after(w)
+			if moves, got := w.rebalance(t), w.where(); got != c.want || moves != c.moves {
+				t.Errorf("after %d moves: %s", moves, got)
+			}
+		})
+	}
+}
+
+func drained(n *gantryv1.Node, _ *gantryv1.NodeStatus) { n.Availability = "drain" }
+
+// rebalance has all instances become ready and moves what the planner says, one at a time, until it asks no more.
+func (w *world) rebalance(t *testing.T) (moves int) {
+	t.Helper()
+	now := time.Unix(1_800_000_000, 0).Add(time.Duration(len(w.objects)) * time.Hour)
 	for range 100 {
+		for _, i := range w.instances() {
+			w.put(&gantryv1.InstanceStatus{Meta: store.NewMeta(i.Meta.Key), Phase: gantryv1.InstanceStatus_PHASE_RUNNING})
+		}
 		evict, again := w.planner.rebalance(w.reader(), now)
 		if len(evict) > 1 {
 			t.Fatalf("%d at a time", len(evict))
@@ -560,17 +592,13 @@ func TestRebalance(t *testing.T) {
 			w.instance(i.Service, i.Slot)
 			w.settle(t)
 		}
-		if again.IsZero() && moves > 0 {
-			break
-		}
-		for _, i := range w.instances() {
-			w.put(&gantryv1.InstanceStatus{Meta: store.NewMeta(i.Meta.Key), Phase: gantryv1.InstanceStatus_PHASE_RUNNING})
+		if again.IsZero() {
+			return moves
 		}
 		now = now.Add(2 * lookAgain)
 	}
-	if got := w.where(); got != "still: n1×4; web: n1×3 n2×2" || moves != 2 {
-		t.Errorf("after %d moves: %s", moves, got)
-	}
+	t.Fatal("it does not come to an end")
+	return moves
 }
 
 func TestGlobalAndSingleInstancesAreNotSentAway(t *testing.T) {

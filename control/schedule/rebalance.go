@@ -16,7 +16,7 @@ const lookAgain = time.Second
 
 // mover evens out services that allow it after a machine has come, one instance at a time.
 type mover struct {
-	due  bool // a machine has come, and not all has been looked at since
+	due  bool // a machine has come or takes instances again, and not all has been looked at since
 	next time.Time
 }
 
@@ -28,6 +28,18 @@ func (m *mover) node(ev store.Event) {
 		m.due = true
 	}
 }
+
+// activated notes a machine that takes instances again.
+func (m *mover) activated(ev store.Event) {
+	is, _ := ev.New.(*gantryv1.Node)
+	was, _ := ev.Old.(*gantryv1.Node)
+	if is != nil && was != nil && active(is) && !active(was) {
+		m.due = true
+	}
+}
+
+// active reports that a node takes instances, as far as people say.
+func active(n *gantryv1.Node) bool { return n.Availability == "" || n.Availability == "active" }
 
 // rebalance names the one instance that is to move now, if any, and when to ask again.
 func (p *planner) rebalance(r store.Reader, now time.Time) (evict []eviction, again time.Time) {
