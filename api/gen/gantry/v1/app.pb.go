@@ -1894,7 +1894,11 @@ type InstanceStatus struct {
 	// The machine's ID of root inside the container; 0 if that is root of the machine.
 	RootId uint32 `protobuf:"varint,20,opt,name=root_id,json=rootId,proto3" json:"root_id,omitempty"`
 	// Why root inside is root of the machine; empty if it is not.
-	RootReason    string `protobuf:"bytes,21,opt,name=root_reason,json=rootReason,proto3" json:"root_reason,omitempty"`
+	RootReason string `protobuf:"bytes,21,opt,name=root_reason,json=rootReason,proto3" json:"root_reason,omitempty"`
+	// The limit of processes that the current or last run has reached, so that it was refused one; 0 if it has not.
+	PidsLimitReached int64 `protobuf:"varint,22,opt,name=pids_limit_reached,json=pidsLimitReached,proto3" json:"pids_limit_reached,omitempty"`
+	// How long the last run was given to end after its stop signal before it was killed; unset if it ended within that.
+	KilledAfter   *durationpb.Duration `protobuf:"bytes,23,opt,name=killed_after,json=killedAfter,proto3" json:"killed_after,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2074,6 +2078,20 @@ func (x *InstanceStatus) GetRootReason() string {
 		return x.RootReason
 	}
 	return ""
+}
+
+func (x *InstanceStatus) GetPidsLimitReached() int64 {
+	if x != nil {
+		return x.PidsLimitReached
+	}
+	return 0
+}
+
+func (x *InstanceStatus) GetKilledAfter() *durationpb.Duration {
+	if x != nil {
+		return x.KilledAfter
+	}
+	return nil
 }
 
 // Volume is a named place for data. Key: "env/app/name" or "env/name".
@@ -3140,7 +3158,7 @@ const file_gantry_v1_app_proto_rawDesc = "" +
 	"\x13DESIRED_UNSPECIFIED\x10\x00\x12\x13\n" +
 	"\x0fDESIRED_RUNNING\x10\x01\x12\x13\n" +
 	"\x0fDESIRED_STOPPED\x10\x02\x12\x13\n" +
-	"\x0fDESIRED_REMOVED\x10\x03\"\xdc\b\n" +
+	"\x0fDESIRED_REMOVED\x10\x03\"\xc8\t\n" +
 	"\x0eInstanceStatus\x12#\n" +
 	"\x04meta\x18\x01 \x01(\v2\x0f.gantry.v1.MetaR\x04meta\x12\x12\n" +
 	"\x04node\x18\x02 \x01(\tR\x04node\x125\n" +
@@ -3167,7 +3185,9 @@ const file_gantry_v1_app_proto_rawDesc = "" +
 	"\x06streak\x18\x13 \x01(\x05R\x06streak\x12\x17\n" +
 	"\aroot_id\x18\x14 \x01(\rR\x06rootId\x12\x1f\n" +
 	"\vroot_reason\x18\x15 \x01(\tR\n" +
-	"rootReason\"\x81\x02\n" +
+	"rootReason\x12,\n" +
+	"\x12pids_limit_reached\x18\x16 \x01(\x03R\x10pidsLimitReached\x12<\n" +
+	"\fkilled_after\x18\x17 \x01(\v2\x19.google.protobuf.DurationR\vkilledAfter\"\x81\x02\n" +
 	"\x05Phase\x12\x15\n" +
 	"\x11PHASE_UNSPECIFIED\x10\x00\x12\x11\n" +
 	"\rPHASE_PENDING\x10\x01\x12\x11\n" +
@@ -3394,35 +3414,36 @@ var file_gantry_v1_app_proto_depIdxs = []int32{
 	50, // 44: gantry.v1.InstanceStatus.started_at:type_name -> google.protobuf.Timestamp
 	50, // 45: gantry.v1.InstanceStatus.finished_at:type_name -> google.protobuf.Timestamp
 	49, // 46: gantry.v1.InstanceStatus.ports:type_name -> gantry.v1.PortPublish
-	46, // 47: gantry.v1.Volume.meta:type_name -> gantry.v1.Meta
-	44, // 48: gantry.v1.Volume.driver_options:type_name -> gantry.v1.Volume.DriverOptionsEntry
-	46, // 49: gantry.v1.Network.meta:type_name -> gantry.v1.Meta
-	46, // 50: gantry.v1.Secret.meta:type_name -> gantry.v1.Meta
-	46, // 51: gantry.v1.Config.meta:type_name -> gantry.v1.Meta
-	46, // 52: gantry.v1.Node.meta:type_name -> gantry.v1.Meta
-	46, // 53: gantry.v1.NodeStatus.meta:type_name -> gantry.v1.Meta
-	50, // 54: gantry.v1.NodeStatus.last_seen:type_name -> google.protobuf.Timestamp
-	45, // 55: gantry.v1.NodeStatus.devices:type_name -> gantry.v1.NodeStatus.DevicesEntry
-	50, // 56: gantry.v1.NodeStatus.clock:type_name -> google.protobuf.Timestamp
-	50, // 57: gantry.v1.NodeStatus.certificate_end:type_name -> google.protobuf.Timestamp
-	48, // 58: gantry.v1.NodeStatus.slow_disk:type_name -> google.protobuf.Duration
-	46, // 59: gantry.v1.Cluster.meta:type_name -> gantry.v1.Meta
-	48, // 60: gantry.v1.Cluster.certificate_life:type_name -> google.protobuf.Duration
-	48, // 61: gantry.v1.Cluster.suspect_after:type_name -> google.protobuf.Duration
-	48, // 62: gantry.v1.Cluster.down_after:type_name -> google.protobuf.Duration
-	46, // 63: gantry.v1.JoinToken.meta:type_name -> gantry.v1.Meta
-	50, // 64: gantry.v1.JoinToken.expires_at:type_name -> google.protobuf.Timestamp
-	46, // 65: gantry.v1.Leadership.meta:type_name -> gantry.v1.Meta
-	9,  // 66: gantry.v1.AppSpec.ServicesEntry.value:type_name -> gantry.v1.ServiceSpec
-	6,  // 67: gantry.v1.AppSpec.NetworksEntry.value:type_name -> gantry.v1.NetworkSpec
-	7,  // 68: gantry.v1.AppSpec.VolumesEntry.value:type_name -> gantry.v1.VolumeSpec
-	8,  // 69: gantry.v1.AppSpec.SecretsEntry.value:type_name -> gantry.v1.FileSpec
-	8,  // 70: gantry.v1.AppSpec.ConfigsEntry.value:type_name -> gantry.v1.FileSpec
-	71, // [71:71] is the sub-list for method output_type
-	71, // [71:71] is the sub-list for method input_type
-	71, // [71:71] is the sub-list for extension type_name
-	71, // [71:71] is the sub-list for extension extendee
-	0,  // [0:71] is the sub-list for field type_name
+	48, // 47: gantry.v1.InstanceStatus.killed_after:type_name -> google.protobuf.Duration
+	46, // 48: gantry.v1.Volume.meta:type_name -> gantry.v1.Meta
+	44, // 49: gantry.v1.Volume.driver_options:type_name -> gantry.v1.Volume.DriverOptionsEntry
+	46, // 50: gantry.v1.Network.meta:type_name -> gantry.v1.Meta
+	46, // 51: gantry.v1.Secret.meta:type_name -> gantry.v1.Meta
+	46, // 52: gantry.v1.Config.meta:type_name -> gantry.v1.Meta
+	46, // 53: gantry.v1.Node.meta:type_name -> gantry.v1.Meta
+	46, // 54: gantry.v1.NodeStatus.meta:type_name -> gantry.v1.Meta
+	50, // 55: gantry.v1.NodeStatus.last_seen:type_name -> google.protobuf.Timestamp
+	45, // 56: gantry.v1.NodeStatus.devices:type_name -> gantry.v1.NodeStatus.DevicesEntry
+	50, // 57: gantry.v1.NodeStatus.clock:type_name -> google.protobuf.Timestamp
+	50, // 58: gantry.v1.NodeStatus.certificate_end:type_name -> google.protobuf.Timestamp
+	48, // 59: gantry.v1.NodeStatus.slow_disk:type_name -> google.protobuf.Duration
+	46, // 60: gantry.v1.Cluster.meta:type_name -> gantry.v1.Meta
+	48, // 61: gantry.v1.Cluster.certificate_life:type_name -> google.protobuf.Duration
+	48, // 62: gantry.v1.Cluster.suspect_after:type_name -> google.protobuf.Duration
+	48, // 63: gantry.v1.Cluster.down_after:type_name -> google.protobuf.Duration
+	46, // 64: gantry.v1.JoinToken.meta:type_name -> gantry.v1.Meta
+	50, // 65: gantry.v1.JoinToken.expires_at:type_name -> google.protobuf.Timestamp
+	46, // 66: gantry.v1.Leadership.meta:type_name -> gantry.v1.Meta
+	9,  // 67: gantry.v1.AppSpec.ServicesEntry.value:type_name -> gantry.v1.ServiceSpec
+	6,  // 68: gantry.v1.AppSpec.NetworksEntry.value:type_name -> gantry.v1.NetworkSpec
+	7,  // 69: gantry.v1.AppSpec.VolumesEntry.value:type_name -> gantry.v1.VolumeSpec
+	8,  // 70: gantry.v1.AppSpec.SecretsEntry.value:type_name -> gantry.v1.FileSpec
+	8,  // 71: gantry.v1.AppSpec.ConfigsEntry.value:type_name -> gantry.v1.FileSpec
+	72, // [72:72] is the sub-list for method output_type
+	72, // [72:72] is the sub-list for method input_type
+	72, // [72:72] is the sub-list for extension type_name
+	72, // [72:72] is the sub-list for extension extendee
+	0,  // [0:72] is the sub-list for field type_name
 }
 
 func init() { file_gantry_v1_app_proto_init() }

@@ -346,8 +346,10 @@ func (x *ListInstancesResponse) GetNodes() []*NodeBrief {
 }
 
 type InstanceActionResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Id    string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	// Of a stop: how long the process was given to end before it was killed; unset if it ended within that.
+	KilledAfter   *durationpb.Duration `protobuf:"bytes,2,opt,name=killed_after,json=killedAfter,proto3" json:"killed_after,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -387,6 +389,13 @@ func (x *InstanceActionResponse) GetId() string {
 		return x.Id
 	}
 	return ""
+}
+
+func (x *InstanceActionResponse) GetKilledAfter() *durationpb.Duration {
+	if x != nil {
+		return x.KilledAfter
+	}
+	return nil
 }
 
 type StopInstanceRequest struct {
@@ -2153,9 +2162,10 @@ const file_gantry_v1_instances_proto_rawDesc = "" +
 	"\x03all\x18\x03 \x01(\bR\x03all\"z\n" +
 	"\x15ListInstancesResponse\x125\n" +
 	"\tinstances\x18\x01 \x03(\v2\x17.gantry.v1.InstanceViewR\tinstances\x12*\n" +
-	"\x05nodes\x18\x02 \x03(\v2\x14.gantry.v1.NodeBriefR\x05nodes\"(\n" +
+	"\x05nodes\x18\x02 \x03(\v2\x14.gantry.v1.NodeBriefR\x05nodes\"f\n" +
 	"\x16InstanceActionResponse\x12\x0e\n" +
-	"\x02id\x18\x01 \x01(\tR\x02id\"\x86\x01\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12<\n" +
+	"\fkilled_after\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\vkilledAfter\"\x86\x01\n" +
 	"\x13StopInstanceRequest\x121\n" +
 	"\x06target\x18\x01 \x01(\v2\x19.gantry.v1.InstanceTargetR\x06target\x12<\n" +
 	"\fgrace_period\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\vgracePeriod\"z\n" +
@@ -2374,74 +2384,75 @@ var file_gantry_v1_instances_proto_depIdxs = []int32{
 	27, // 1: gantry.v1.CreateInstanceRequest.labels:type_name -> gantry.v1.CreateInstanceRequest.LabelsEntry
 	32, // 2: gantry.v1.ListInstancesResponse.instances:type_name -> gantry.v1.InstanceView
 	11, // 3: gantry.v1.ListInstancesResponse.nodes:type_name -> gantry.v1.NodeBrief
-	0,  // 4: gantry.v1.StopInstanceRequest.target:type_name -> gantry.v1.InstanceTarget
-	33, // 5: gantry.v1.StopInstanceRequest.grace_period:type_name -> google.protobuf.Duration
-	0,  // 6: gantry.v1.RemoveInstanceRequest.target:type_name -> gantry.v1.InstanceTarget
-	0,  // 7: gantry.v1.KillRequest.target:type_name -> gantry.v1.InstanceTarget
-	34, // 8: gantry.v1.LogsRequest.since:type_name -> google.protobuf.Timestamp
-	34, // 9: gantry.v1.LogsRequest.until:type_name -> google.protobuf.Timestamp
-	34, // 10: gantry.v1.LogEntry.time:type_name -> google.protobuf.Timestamp
-	10, // 11: gantry.v1.LogEntry.failure:type_name -> gantry.v1.NodeFailure
-	0,  // 12: gantry.v1.ExecStart.target:type_name -> gantry.v1.InstanceTarget
-	14, // 13: gantry.v1.ExecInput.start:type_name -> gantry.v1.ExecStart
-	28, // 14: gantry.v1.ExecInput.resize:type_name -> gantry.v1.ExecInput.Resize
-	19, // 15: gantry.v1.StatsResponse.stats:type_name -> gantry.v1.InstanceStats
-	10, // 16: gantry.v1.StatsResponse.failures:type_name -> gantry.v1.NodeFailure
-	34, // 17: gantry.v1.InstanceStats.time:type_name -> google.protobuf.Timestamp
-	35, // 18: gantry.v1.TopResponse.processes:type_name -> gantry.v1.StringList
-	29, // 19: gantry.v1.DiffResponse.entries:type_name -> gantry.v1.DiffResponse.Entry
-	0,  // 20: gantry.v1.CopyStart.target:type_name -> gantry.v1.InstanceTarget
-	22, // 21: gantry.v1.CopyChunk.start:type_name -> gantry.v1.CopyStart
-	0,  // 22: gantry.v1.CopyFromRequest.target:type_name -> gantry.v1.InstanceTarget
-	34, // 23: gantry.v1.EventsRequest.since:type_name -> google.protobuf.Timestamp
-	34, // 24: gantry.v1.EventsRequest.until:type_name -> google.protobuf.Timestamp
-	34, // 25: gantry.v1.Event.time:type_name -> google.protobuf.Timestamp
-	30, // 26: gantry.v1.Event.attributes:type_name -> gantry.v1.Event.AttributesEntry
-	1,  // 27: gantry.v1.InstanceService.Create:input_type -> gantry.v1.CreateInstanceRequest
-	3,  // 28: gantry.v1.InstanceService.List:input_type -> gantry.v1.ListInstancesRequest
-	0,  // 29: gantry.v1.InstanceService.Inspect:input_type -> gantry.v1.InstanceTarget
-	0,  // 30: gantry.v1.InstanceService.Start:input_type -> gantry.v1.InstanceTarget
-	6,  // 31: gantry.v1.InstanceService.Stop:input_type -> gantry.v1.StopInstanceRequest
-	6,  // 32: gantry.v1.InstanceService.Restart:input_type -> gantry.v1.StopInstanceRequest
-	7,  // 33: gantry.v1.InstanceService.Remove:input_type -> gantry.v1.RemoveInstanceRequest
-	8,  // 34: gantry.v1.InstanceService.Kill:input_type -> gantry.v1.KillRequest
-	0,  // 35: gantry.v1.InstanceService.Pause:input_type -> gantry.v1.InstanceTarget
-	0,  // 36: gantry.v1.InstanceService.Unpause:input_type -> gantry.v1.InstanceTarget
-	0,  // 37: gantry.v1.InstanceService.Wait:input_type -> gantry.v1.InstanceTarget
-	12, // 38: gantry.v1.InstanceService.Logs:input_type -> gantry.v1.LogsRequest
-	15, // 39: gantry.v1.InstanceService.Exec:input_type -> gantry.v1.ExecInput
-	15, // 40: gantry.v1.InstanceService.Attach:input_type -> gantry.v1.ExecInput
-	17, // 41: gantry.v1.InstanceService.Stats:input_type -> gantry.v1.StatsRequest
-	0,  // 42: gantry.v1.InstanceService.Top:input_type -> gantry.v1.InstanceTarget
-	0,  // 43: gantry.v1.InstanceService.Diff:input_type -> gantry.v1.InstanceTarget
-	23, // 44: gantry.v1.InstanceService.CopyTo:input_type -> gantry.v1.CopyChunk
-	24, // 45: gantry.v1.InstanceService.CopyFrom:input_type -> gantry.v1.CopyFromRequest
-	25, // 46: gantry.v1.InstanceService.Events:input_type -> gantry.v1.EventsRequest
-	2,  // 47: gantry.v1.InstanceService.Create:output_type -> gantry.v1.CreateInstanceResponse
-	4,  // 48: gantry.v1.InstanceService.List:output_type -> gantry.v1.ListInstancesResponse
-	32, // 49: gantry.v1.InstanceService.Inspect:output_type -> gantry.v1.InstanceView
-	5,  // 50: gantry.v1.InstanceService.Start:output_type -> gantry.v1.InstanceActionResponse
-	5,  // 51: gantry.v1.InstanceService.Stop:output_type -> gantry.v1.InstanceActionResponse
-	5,  // 52: gantry.v1.InstanceService.Restart:output_type -> gantry.v1.InstanceActionResponse
-	5,  // 53: gantry.v1.InstanceService.Remove:output_type -> gantry.v1.InstanceActionResponse
-	5,  // 54: gantry.v1.InstanceService.Kill:output_type -> gantry.v1.InstanceActionResponse
-	5,  // 55: gantry.v1.InstanceService.Pause:output_type -> gantry.v1.InstanceActionResponse
-	5,  // 56: gantry.v1.InstanceService.Unpause:output_type -> gantry.v1.InstanceActionResponse
-	9,  // 57: gantry.v1.InstanceService.Wait:output_type -> gantry.v1.WaitResponse
-	13, // 58: gantry.v1.InstanceService.Logs:output_type -> gantry.v1.LogEntry
-	16, // 59: gantry.v1.InstanceService.Exec:output_type -> gantry.v1.ExecOutput
-	16, // 60: gantry.v1.InstanceService.Attach:output_type -> gantry.v1.ExecOutput
-	18, // 61: gantry.v1.InstanceService.Stats:output_type -> gantry.v1.StatsResponse
-	20, // 62: gantry.v1.InstanceService.Top:output_type -> gantry.v1.TopResponse
-	21, // 63: gantry.v1.InstanceService.Diff:output_type -> gantry.v1.DiffResponse
-	5,  // 64: gantry.v1.InstanceService.CopyTo:output_type -> gantry.v1.InstanceActionResponse
-	23, // 65: gantry.v1.InstanceService.CopyFrom:output_type -> gantry.v1.CopyChunk
-	26, // 66: gantry.v1.InstanceService.Events:output_type -> gantry.v1.Event
-	47, // [47:67] is the sub-list for method output_type
-	27, // [27:47] is the sub-list for method input_type
-	27, // [27:27] is the sub-list for extension type_name
-	27, // [27:27] is the sub-list for extension extendee
-	0,  // [0:27] is the sub-list for field type_name
+	33, // 4: gantry.v1.InstanceActionResponse.killed_after:type_name -> google.protobuf.Duration
+	0,  // 5: gantry.v1.StopInstanceRequest.target:type_name -> gantry.v1.InstanceTarget
+	33, // 6: gantry.v1.StopInstanceRequest.grace_period:type_name -> google.protobuf.Duration
+	0,  // 7: gantry.v1.RemoveInstanceRequest.target:type_name -> gantry.v1.InstanceTarget
+	0,  // 8: gantry.v1.KillRequest.target:type_name -> gantry.v1.InstanceTarget
+	34, // 9: gantry.v1.LogsRequest.since:type_name -> google.protobuf.Timestamp
+	34, // 10: gantry.v1.LogsRequest.until:type_name -> google.protobuf.Timestamp
+	34, // 11: gantry.v1.LogEntry.time:type_name -> google.protobuf.Timestamp
+	10, // 12: gantry.v1.LogEntry.failure:type_name -> gantry.v1.NodeFailure
+	0,  // 13: gantry.v1.ExecStart.target:type_name -> gantry.v1.InstanceTarget
+	14, // 14: gantry.v1.ExecInput.start:type_name -> gantry.v1.ExecStart
+	28, // 15: gantry.v1.ExecInput.resize:type_name -> gantry.v1.ExecInput.Resize
+	19, // 16: gantry.v1.StatsResponse.stats:type_name -> gantry.v1.InstanceStats
+	10, // 17: gantry.v1.StatsResponse.failures:type_name -> gantry.v1.NodeFailure
+	34, // 18: gantry.v1.InstanceStats.time:type_name -> google.protobuf.Timestamp
+	35, // 19: gantry.v1.TopResponse.processes:type_name -> gantry.v1.StringList
+	29, // 20: gantry.v1.DiffResponse.entries:type_name -> gantry.v1.DiffResponse.Entry
+	0,  // 21: gantry.v1.CopyStart.target:type_name -> gantry.v1.InstanceTarget
+	22, // 22: gantry.v1.CopyChunk.start:type_name -> gantry.v1.CopyStart
+	0,  // 23: gantry.v1.CopyFromRequest.target:type_name -> gantry.v1.InstanceTarget
+	34, // 24: gantry.v1.EventsRequest.since:type_name -> google.protobuf.Timestamp
+	34, // 25: gantry.v1.EventsRequest.until:type_name -> google.protobuf.Timestamp
+	34, // 26: gantry.v1.Event.time:type_name -> google.protobuf.Timestamp
+	30, // 27: gantry.v1.Event.attributes:type_name -> gantry.v1.Event.AttributesEntry
+	1,  // 28: gantry.v1.InstanceService.Create:input_type -> gantry.v1.CreateInstanceRequest
+	3,  // 29: gantry.v1.InstanceService.List:input_type -> gantry.v1.ListInstancesRequest
+	0,  // 30: gantry.v1.InstanceService.Inspect:input_type -> gantry.v1.InstanceTarget
+	0,  // 31: gantry.v1.InstanceService.Start:input_type -> gantry.v1.InstanceTarget
+	6,  // 32: gantry.v1.InstanceService.Stop:input_type -> gantry.v1.StopInstanceRequest
+	6,  // 33: gantry.v1.InstanceService.Restart:input_type -> gantry.v1.StopInstanceRequest
+	7,  // 34: gantry.v1.InstanceService.Remove:input_type -> gantry.v1.RemoveInstanceRequest
+	8,  // 35: gantry.v1.InstanceService.Kill:input_type -> gantry.v1.KillRequest
+	0,  // 36: gantry.v1.InstanceService.Pause:input_type -> gantry.v1.InstanceTarget
+	0,  // 37: gantry.v1.InstanceService.Unpause:input_type -> gantry.v1.InstanceTarget
+	0,  // 38: gantry.v1.InstanceService.Wait:input_type -> gantry.v1.InstanceTarget
+	12, // 39: gantry.v1.InstanceService.Logs:input_type -> gantry.v1.LogsRequest
+	15, // 40: gantry.v1.InstanceService.Exec:input_type -> gantry.v1.ExecInput
+	15, // 41: gantry.v1.InstanceService.Attach:input_type -> gantry.v1.ExecInput
+	17, // 42: gantry.v1.InstanceService.Stats:input_type -> gantry.v1.StatsRequest
+	0,  // 43: gantry.v1.InstanceService.Top:input_type -> gantry.v1.InstanceTarget
+	0,  // 44: gantry.v1.InstanceService.Diff:input_type -> gantry.v1.InstanceTarget
+	23, // 45: gantry.v1.InstanceService.CopyTo:input_type -> gantry.v1.CopyChunk
+	24, // 46: gantry.v1.InstanceService.CopyFrom:input_type -> gantry.v1.CopyFromRequest
+	25, // 47: gantry.v1.InstanceService.Events:input_type -> gantry.v1.EventsRequest
+	2,  // 48: gantry.v1.InstanceService.Create:output_type -> gantry.v1.CreateInstanceResponse
+	4,  // 49: gantry.v1.InstanceService.List:output_type -> gantry.v1.ListInstancesResponse
+	32, // 50: gantry.v1.InstanceService.Inspect:output_type -> gantry.v1.InstanceView
+	5,  // 51: gantry.v1.InstanceService.Start:output_type -> gantry.v1.InstanceActionResponse
+	5,  // 52: gantry.v1.InstanceService.Stop:output_type -> gantry.v1.InstanceActionResponse
+	5,  // 53: gantry.v1.InstanceService.Restart:output_type -> gantry.v1.InstanceActionResponse
+	5,  // 54: gantry.v1.InstanceService.Remove:output_type -> gantry.v1.InstanceActionResponse
+	5,  // 55: gantry.v1.InstanceService.Kill:output_type -> gantry.v1.InstanceActionResponse
+	5,  // 56: gantry.v1.InstanceService.Pause:output_type -> gantry.v1.InstanceActionResponse
+	5,  // 57: gantry.v1.InstanceService.Unpause:output_type -> gantry.v1.InstanceActionResponse
+	9,  // 58: gantry.v1.InstanceService.Wait:output_type -> gantry.v1.WaitResponse
+	13, // 59: gantry.v1.InstanceService.Logs:output_type -> gantry.v1.LogEntry
+	16, // 60: gantry.v1.InstanceService.Exec:output_type -> gantry.v1.ExecOutput
+	16, // 61: gantry.v1.InstanceService.Attach:output_type -> gantry.v1.ExecOutput
+	18, // 62: gantry.v1.InstanceService.Stats:output_type -> gantry.v1.StatsResponse
+	20, // 63: gantry.v1.InstanceService.Top:output_type -> gantry.v1.TopResponse
+	21, // 64: gantry.v1.InstanceService.Diff:output_type -> gantry.v1.DiffResponse
+	5,  // 65: gantry.v1.InstanceService.CopyTo:output_type -> gantry.v1.InstanceActionResponse
+	23, // 66: gantry.v1.InstanceService.CopyFrom:output_type -> gantry.v1.CopyChunk
+	26, // 67: gantry.v1.InstanceService.Events:output_type -> gantry.v1.Event
+	48, // [48:68] is the sub-list for method output_type
+	28, // [28:48] is the sub-list for method input_type
+	28, // [28:28] is the sub-list for extension type_name
+	28, // [28:28] is the sub-list for extension extendee
+	0,  // [0:28] is the sub-list for field type_name
 }
 
 func init() { file_gantry_v1_instances_proto_init() }
