@@ -3,15 +3,12 @@ package compose_test
 import (
 	"archive/tar"
 	"bytes"
-	"fmt"
 	"os"
 	"path/filepath"
 	"regexp"
 	"strings"
 	"testing"
-	"time"
 
-	gantryv1 "github.com/gantryd/gantry/api/gen/gantry/v1"
 	"github.com/gantryd/gantry/test/lab"
 )
 
@@ -184,55 +181,4 @@ func TestSocketBelongsToItsGroup(t *testing.T) {
 	if got := n.TryExec("setpriv", "--reuid=65534", "--regid=65533", "--clear-groups", lab.Binaries(t)+"/gantry", "-H", n.Host(), "ps"); got.Code == 0 {
 		t.Errorf("a stranger may use it: %s", got.Stdout)
 	}
-}
-
-const ill = `
-name: ill
-services:
-  web:
-    image: busybox:lab
-    command: sh -c 'mkdir /w; hostname >/w/index.html; exec httpd -f -p 80 -h /w'
-    healthcheck: {test: ["CMD", "test", "!", "-e", "/tmp/ill"], interval: 1s, retries: 1}
-    stop_grace_period: 100ms
-    deploy: {replicas: 2}
-  asks: {image: "busybox:lab", command: sleep 100000, stop_grace_period: 100ms, depends_on: [web]}
-`
-
-// TestUnhealthyInstanceLeavesTheAddress counts on the virtual IP from another container.
-func TestUnhealthyInstanceLeavesTheAddress(t *testing.T) {
-	n := lab.Machines(t, 1).Node(0)
-	n.ImportBusybox(t)
-	dir := lab.Project(t, ill)
-	n.GantryIn(t, dir, "up", "--timeout", "2m")
-	n.AwaitReady(t, "web", 2)
-	sick := strings.TrimSpace(n.GantryIn(t, dir, "exec", "web.1", "hostname"))
-	served := func() (sickOnes, all int) {
-		out := n.GantryIn(t, dir, "exec", "asks", "sh", "-c", `for i in 1 2 3 4 5 6 7 8 9 10; do printf 'GET / HTTP/1.0\r\n\r\n' | nc web 80 | tail -1; done`)
-		return strings.Count(out, sick), strings.Count(out, "\n")
-	}
-	if some, all := served(); some == 0 || some == all {
-		t.Fatalf("%d of %d answers are of web.1 while both are healthy", some, all)
-	}
-	n.GantryIn(t, dir, "exec", "web.1", "touch", "/tmp/ill")
-	lab.Eventually(t, 30*time.Second, "unhealthy", func() error {
-		if view := n.Instance(t, "web.1"); view.Status.Health != gantryv1.InstanceStatus_HEALTH_UNHEALTHY {
-			return fmt.Errorf("%v", view.Status.Health)
-		}
-		return nil
-	})
-	known := time.Now()
-	lab.Eventually(t, 10*time.Second, "only the healthy one answers", func() error {
-		if some, all := served(); some != 0 || all != 10 {
-			return fmt.Errorf("%d of %d answers are of web.1", some, all)
-		}
-		return nil
-	})
-	t.Logf("ten answers of the healthy one %s after the failed check was known", time.Since(known).Round(time.Millisecond))
-	n.GantryIn(t, dir, "exec", "web.1", "rm", "/tmp/ill")
-	lab.Eventually(t, 30*time.Second, "both answer again", func() error {
-		if some, _ := served(); some == 0 {
-			return fmt.Errorf("none of web.1")
-		}
-		return nil
-	})
 }
