@@ -46,10 +46,14 @@ type Options struct {
 	Server  gantryv1connect.NodeSessionServiceClient
 	// CertificateEnd says until when this machine's certificate is good. May be nil.
 	CertificateEnd func() time.Time
+	// CertificateLife says for how long that certificate was made. May be nil.
+	CertificateLife func() time.Duration
 	// SlowDisk says how slow the disk under the cluster's state is here; 0 if it is not. May be nil.
 	SlowDisk func() time.Duration
 	// FullDisk reports whether too little is free for the cluster's state here, and how many bytes are. May be nil.
 	FullDisk func() (free int64, full bool)
+	// NoServer is why this machine, which is to be a server, is none now; nil if it is. May be nil.
+	NoServer func() error
 	// Heard is called with every update of a server, before it is acted on. May be nil.
 	Heard  func(*gantryv1.NodeUpdate)
 	Logger *slog.Logger

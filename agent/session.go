@@ -8,6 +8,7 @@ import (
 
 	"github.com/gantryd/gantry/agent/nodelink"
 	gantryv1 "github.com/gantryd/gantry/api/gen/gantry/v1"
+	"github.com/gantryd/gantry/fault"
 )
 
 // follow keeps a session with a server, for as long as ctx lives. Without one the node goes on with what it knows.
@@ -52,6 +53,9 @@ func (a *Agent) nodeStatus() *gantryv1.NodeStatus {
 	if a.o.CertificateEnd != nil {
 		st.CertificateEnd = timestamppb.New(a.o.CertificateEnd())
 	}
+	if a.o.CertificateLife != nil {
+		st.CertificateLife = durationpb.New(a.o.CertificateLife())
+	}
 	if a.o.SlowDisk != nil {
 		if slow := a.o.SlowDisk(); slow > 0 {
 			st.SlowDisk = durationpb.New(slow)
@@ -60,6 +64,11 @@ func (a *Agent) nodeStatus() *gantryv1.NodeStatus {
 	if a.o.FullDisk != nil {
 		if free, full := a.o.FullDisk(); full {
 			st.DiskFull, st.DiskFree = true, free&^(16<<20-1) // in steps: each change of it is written and told
+		}
+	}
+	if a.o.NoServer != nil {
+		if err := a.o.NoServer(); err != nil {
+			st.ServerError, st.ServerHint = err.Error(), fault.HintOf(err)
 		}
 	}
 	return st

@@ -71,6 +71,8 @@ type Member struct {
 	stop   sync.Once
 	stuck  bool
 
+	answers answers
+
 	db       string      // file
 	reserved int64       // bytes of it that the disk has room for, whoever fills it
 	dbFile   os.FileInfo // which file has that room
@@ -123,10 +125,12 @@ func Open(o Options) (*Member, error) {
 		return nil, fault.Wrap(fault.Corrupt, err, "the state in %s cannot be opened", o.Root).
 			WithHint("is another gantryd running with the same --root, or the disk read-only? If not, its files are damaged: %s", o.remedy())
 	}
+	m := &Member{etcd: e, client: v3client.New(e.Server), peers: o.Peers, db: o.db(), reserved: reserved, failure: fail}
 	if o.Peers != nil {
 		go promptPeers(peerPort(cfg), e.Server.StopNotify())
+		go m.answers.follow(e.Server.MemberID(), e.Server.StopNotify(), fail.done)
 	}
-	return &Member{etcd: e, client: v3client.New(e.Server), peers: o.Peers, db: o.db(), reserved: reserved, failure: fail}, nil
+	return m, nil
 }
 
 // damaged says what to do about a member whose files cannot be used.

@@ -227,10 +227,11 @@ func (d *daemon) agent(m *machine, ways *servers, parts agent.Parts) (*agent.Age
 	n, disk := m.Node(), &cluster.DiskWatch{}
 	return agent.New(agent.Options{
 		Node: n.Meta.Key, Name: n.Name, Root: filepath.Join(d.Root, "agent"), Info: d.info(n), Logger: d.Logger, Server: ways,
-		CertificateEnd: m.keeper.Ends,
-		SlowDisk:       func() time.Duration { return disk.Slow(time.Now()) },
-		FullDisk:       d.fullDisk(m),
-		Guarded:        []string{d.Root, d.Config.Run},
+		CertificateEnd: m.keeper.Ends, CertificateLife: m.keeper.Life,
+		SlowDisk: func() time.Duration { return disk.Slow(time.Now()) },
+		FullDisk: d.fullDisk(m),
+		NoServer: m.noServer,
+		Guarded:  []string{d.Root, d.Config.Run},
 		Heard: func(u *gantryv1.NodeUpdate) {
 			if err := m.heard(u); err != nil {
 				d.Logger.Warn("what the server said of this machine could not be kept", "err", err)

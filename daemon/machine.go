@@ -33,6 +33,7 @@ type machine struct {
 	record  *gantryv1.MachineRecord
 	known   map[string]*gantryv1.Node // machines of the cluster, as last heard
 	changed chan struct{}             // closed and replaced with every change
+	barred  error                     // why it cannot be a server now
 }
 
 const (
@@ -206,6 +207,23 @@ func (m *machine) Changed() <-chan struct{} {
 
 // isServer reports whether the cluster wants this machine to be a server.
 func (m *machine) isServer() bool { return m.Node().Role == string(identity.Server) }
+
+// noServer is why this machine, which is to be a server, cannot be one now; nil if nothing is in the way.
+func (m *machine) noServer() error {
+	if !m.isServer() {
+		return nil
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.barred
+}
+
+// bar notes what noServer says.
+func (m *machine) bar(err error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.barred = err
+}
 
 // Subnet is the range of this machine's instances.
 func (m *machine) Subnet() (netip.Prefix, error) {

@@ -80,20 +80,14 @@ func (r *serverRole) awaits(m *cluster.Member) {
 	r.waiting = m
 }
 
-// because notes why this machine cannot be a server now.
-func (r *serverRole) because(err error) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.reason = err
-}
-
 // unready is why this server does not work.
 func (r *serverRole) unready() error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	reason := r.machine.noServer()
 	switch {
-	case r.reason != nil:
-		return fault.Wrap(fault.Unavailable, r.reason, "this machine cannot be a server now; what runs goes on").WithHint("%s", fault.HintOf(r.reason))
+	case reason != nil:
+		return fault.Wrap(fault.Unavailable, reason, "this machine cannot be a server now; what runs goes on").WithHint("%s", fault.HintOf(reason))
 	case r.waiting != nil:
 		return fault.New(fault.Unavailable, "this server has not reached the others yet").WithHint("gantry cluster status")
 	}

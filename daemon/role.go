@@ -48,7 +48,6 @@ type serverRole struct {
 	now *serving // nil while there is none
 	// waiting is the member of a server that has not reached a majority yet; nil if there is none.
 	waiting *cluster.Member
-	reason  error         // why this machine cannot be a server now
 	moved   chan struct{} // closed and replaced when now changes
 	// reached has the ways to other machines by node.
 	reached map[string]reached
@@ -119,7 +118,7 @@ func (r *serverRole) outlive(ctx context.Context, err error) bool {
 	if ctx.Err() != nil || hopeless || len(r.machine.Servers()) == 0 && !mends {
 		return false
 	}
-	r.because(err)
+	r.machine.bar(err)
 	r.d.Logger.Error("this machine cannot be a server now and goes on as a node; trying again", "err", err, "hint", fault.HintOf(err))
 	again := time.After(serverRetry)
 	switch {
@@ -540,10 +539,10 @@ func memberFailed(ctx context.Context, m *cluster.Member, own *machine) error {
 func (r *serverRole) set(s *serving) {
 	r.mu.Lock()
 	r.now, r.waiting = s, nil
-	if s != nil {
-		r.reason = nil
-	}
 	r.mu.Unlock()
+	if s != nil {
+		r.machine.bar(nil)
+	}
 	r.servers.ready.Store(s != nil)
 	r.announce()
 }

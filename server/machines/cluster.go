@@ -183,27 +183,21 @@ func (h *clusterService) Status(context.Context, *connect.Request[gantryv1.Clust
 	snap := h.store.Snapshot()
 	c, _ := store.Get[*gantryv1.Cluster](snap, ClusterKey)
 	out := &gantryv1.ClusterStatusResponse{Id: c.GetId(), Revision: snap.Revision()}
-	byMember := map[string]*gantryv1.Node{}
 	nodes := store.List[*gantryv1.Node](snap, "")
-	for _, n := range nodes {
-		byMember[n.Member] = n
-		if st, ok := store.Get[*gantryv1.NodeStatus](snap, n.Meta.Key); ok && st.State == "ready" {
+	health := input(snap, nodes, out, Life(c))
+	for _, st := range health.Status {
+		if st.State == "ready" {
 			out.NodesReady++
 		}
 	}
 	out.Nodes = int32(len(nodes))
-	for _, m := range h.members.Members() {
-		n := byMember[m.ID]
-		st, _ := store.Get[*gantryv1.NodeStatus](snap, n.GetMeta().GetKey())
-		out.Members = append(out.Members, &gantryv1.MemberStatus{
-			Member: m.ID, Node: n.GetMeta().GetKey(), Name: n.GetName(), PeerUrl: m.PeerURL, Learner: m.Learner,
-			Reachable: st.GetState() == "ready" || m.ID == h.members.ID(), Version: st.GetVersion(),
-		})
-		if m.ID == h.members.Leader() {
-			out.Leader = n.GetMeta().GetKey()
+	out.Members = h.memberStatus(nodes, health.Status)
+	for _, m := range out.Members {
+		if m.Member == h.members.Leader() {
+			out.Leader = m.Node
 		}
 	}
-	out.Findings = Examine(input(snap, nodes, out, Life(c)))
+	out.Findings = Examine(health)
 	if h.o.Findings != nil {
 		out.Findings = append(out.Findings, h.o.Findings()...)
 	}
@@ -233,8 +227,6 @@ const (
 	clockTolerance = 2 * time.Second
 	// diskWarning is what etcd calls slow: as long as a heartbeat.
 	diskWarning = 100 * time.Millisecond
-	// certificateWarning is the least part that should be left of a certificate's life: machines renew after two thirds.
-	certificateWarning = 5
 )
 
 // Examine says in plain words what is wrong with a cluster and what to do. It is pure.
@@ -247,23 +239,7 @@ func Examine(h Health) []*gantryv1.Finding {
 		add("error", "cluster", "bring back the servers below, or if they are lost for good: gantry cluster recover",
 			"no server leads: changes are refused, and nodes go on with what they run")
 	}
-	voters := 0
-	for _, m := range h.Cluster.Members {
-		if !m.Learner {
-			voters++
-		}
-		if h.Cluster.Leader != "" && !m.Reachable {
-			add("error", m.Name, "start gantryd there; if the machine is lost for good: gantry node rm --force "+m.Name,
-				"server %s (%s) does not answer", m.Name, m.PeerUrl)
-		}
-		if m.Learner {
-			add("warning", m.Name, "it becomes a full server by itself once it has caught up", "server %s has no vote yet", m.Name)
-		}
-	}
-	if voters == 2 {
-		add("warning", "cluster", "add a third server: gantry cluster token create --role server",
-			"with two servers the loss of either one stops all changes")
-	}
+	out = append(out, examineMembers(h)...)
 	versions := map[string]bool{}
 	for _, n := range h.Nodes {
 		st := h.Status[n.Meta.Key]
@@ -308,11 +284,8 @@ func examineNode(n *gantryv1.Node, st *gantryv1.NodeStatus, h Health) []*gantryv
 			Hint:    "changes are refused there: make room with gantry system prune, gantry volume prune; what takes it: gantry system df",
 		})
 	}
-	if end := st.GetCertificateEnd(); end != nil && end.AsTime().Sub(h.Now) < h.Life/certificateWarning {
-		out = append(out, &gantryv1.Finding{
-			Severity: "warning", Subject: n.Name, Message: fmt.Sprintf("the certificate of node %s ends at %s", n.Name, end.AsTime().Format(time.RFC3339)),
-			Hint: "it renews itself while it reaches a server; see the log of its gantryd",
-		})
+	if f := examineCertificate(n, st, h); f != nil {
+		out = append(out, f)
 	}
 	return out
 }

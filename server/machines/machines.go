@@ -30,6 +30,8 @@ type Members interface {
 	ID() string
 	Leader() string
 	Members() []cluster.Info
+	// Answering are the IDs of the members that take part; nil where that is not known.
+	Answering() map[string]bool
 	AddLearner(ctx context.Context, name, peerURL string) (id string, initial []string, err error)
 	Promote(ctx context.Context, id string) error
 	Remove(ctx context.Context, id string) error

@@ -32,11 +32,13 @@ type council struct {
 	removed []string
 	added   string // the ID of the next member; made of its name if empty
 	moved   bool
+	answer  map[string]bool
 }
 
-func (c *council) ID() string              { return "m1" }
-func (c *council) Leader() string          { return c.leader }
-func (c *council) Members() []cluster.Info { return c.infos }
+func (c *council) ID() string                 { return "m1" }
+func (c *council) Leader() string             { return c.leader }
+func (c *council) Members() []cluster.Info    { return c.infos }
+func (c *council) Answering() map[string]bool { return c.answer }
 func (c *council) AddLearner(_ context.Context, name, url string) (string, []string, error) {
 	return cmp.Or(c.added, "m-"+name), []string{name + "=" + url}, nil
 }
@@ -354,7 +356,7 @@ func TestTakeOver(t *testing.T) {
 func TestExamine(t *testing.T) {
 	now := time.Now()
 	node := func(name string) *gantryv1.Node {
-		return &gantryv1.Node{Meta: store.NewMeta(name), Name: name, Address: "10.0.0.1"}
+		return &gantryv1.Node{Meta: store.NewMeta(name), Name: name, Role: "server", Address: "10.0.0.1"}
 	}
 	ready := func(version string) *gantryv1.NodeStatus {
 		return &gantryv1.NodeStatus{State: "ready", Version: version, LastSeen: timestamppb.New(now), Clock: timestamppb.New(now), CertificateEnd: timestamppb.New(now.Add(20 * time.Hour))}
@@ -367,6 +369,14 @@ func TestExamine(t *testing.T) {
 	full.DiskFull, full.DiskFree = true, 5<<20
 	ending := ready("1")
 	ending.CertificateEnd = timestamppb.New(now.Add(time.Hour))
+	// Made for an hour, before the cluster's life was raised: it is fresh. Made for much longer, before it was lowered.
+	raised, lowered, late, ended := ready("1"), ready("1"), ready("1"), ready("1")
+	raised.CertificateEnd, raised.CertificateLife = timestamppb.New(now.Add(50*time.Minute)), durationpb.New(time.Hour)
+	late.CertificateEnd, late.CertificateLife = timestamppb.New(now.Add(10*time.Minute)), durationpb.New(time.Hour)
+	lowered.CertificateEnd, lowered.CertificateLife = timestamppb.New(now.Add(100*time.Hour)), durationpb.New(1000*time.Hour)
+	ended.State, ended.CertificateEnd, ended.CertificateLife = "down", timestamppb.New(now.Add(-time.Minute)), durationpb.New(time.Hour)
+	damaged := ready("1")
+	damaged.ServerError, damaged.ServerHint = "its state is damaged", "gantry cluster restore BACKUP"
 	voters := func(n int) (out []*gantryv1.MemberStatus) {
 		for range n {
 			out = append(out, &gantryv1.MemberStatus{Name: "s", Reachable: true})
@@ -379,18 +389,30 @@ func TestExamine(t *testing.T) {
 		status  *gantryv1.NodeStatus
 		want    string
 	}{
-		"all is well":       {voters(3), "a", ready("1"), ""},
-		"a full disk":       {voters(3), "a", full, "is full: 5 MB are free"},
-		"no leader":         {voters(3), "", ready("1"), "no server leads"},
-		"two servers":       {voters(2), "a", ready("1"), "the loss of either one"},
-		"a server is lost":  {append(voters(2), &gantryv1.MemberStatus{Name: "s3"}), "a", ready("1"), "server s3"},
-		"a learner":         {append(voters(3), &gantryv1.MemberStatus{Name: "s4", Learner: true, Reachable: true}), "a", ready("1"), "no vote yet"},
-		"a node is down":    {voters(3), "a", &gantryv1.NodeStatus{State: "down"}, "node a (10.0.0.1) is down"},
-		"a node is unknown": {voters(3), "a", nil, "not connected"},
-		"clock":             {voters(3), "a", ahead, "clock of node a is off by 1m0s"},
-		"certificate":       {voters(3), "a", ending, "certificate of node a ends"},
-		"slow disk":         {voters(3), "a", slow, "the disk of server a needs 150ms"},
-		"versions":          {voters(3), "a", ready("2"), "2 versions"},
+		"all is well": {voters(3), "a", ready("1"), ""},
+		"a full disk": {voters(3), "a", full, "is full: 5 MB are free"},
+		"no leader":   {voters(3), "", ready("1"), "no server leads"},
+		"two servers": {voters(2), "a", ready("1"), "the loss of either one"},
+		"a server is lost": {append(voters(2), &gantryv1.MemberStatus{Name: "s3", PeerUrl: "https://s3:7451"}), "a", ready("1"),
+			"server s3 is no member that answers: nothing comes from its machine at https://s3:7451; 2 of 3 with a vote do"},
+		"a server's member is lost": {append(voters(2), &gantryv1.MemberStatus{Name: "b", Node: "b", PeerUrl: "https://b:7451"}), "a", ready("1"),
+			"server b is no member that answers: its machine is ready, but nothing comes from https://b:7451; 2 of 3"},
+		"a server's state is damaged": {append(voters(2), &gantryv1.MemberStatus{Name: "a", Node: "a"}), "b", damaged,
+			"server a is no member that answers: it says that its state is damaged; 2 of 3"},
+		"a learner is lost": {append(voters(3), &gantryv1.MemberStatus{Name: "s4", Learner: true}), "a", ready("1"),
+			"server s4 is no member that answers: nothing comes from its machine at ; 3 of 3"},
+		"a server cannot start its member": {voters(3), "b", damaged, "server a has no member yet: it says that its state is damaged"},
+		"a learner":                        {append(voters(3), &gantryv1.MemberStatus{Name: "s4", Learner: true, Reachable: true}), "a", ready("1"), "no vote yet"},
+		"a node is down":                   {voters(3), "a", &gantryv1.NodeStatus{State: "down"}, "node a (10.0.0.1) is down"},
+		"a node is unknown":                {voters(3), "a", nil, "not connected"},
+		"clock":                            {voters(3), "a", ahead, "clock of node a is off by 1m0s"},
+		"certificate":                      {voters(3), "a", ending, "certificate of node a ends"},
+		"life was raised":                  {voters(3), "a", raised, ""},
+		"and not renewed":                  {voters(3), "a", late, "certificate of node a ends"},
+		"life was lowered":                 {voters(3), "a", lowered, "certificate of node a ends"},
+		"away for too long":                {voters(3), "a", ended, "it cannot come back by itself"},
+		"slow disk":                        {voters(3), "a", slow, "the disk of server a needs 150ms"},
+		"versions":                         {voters(3), "a", ready("2"), "2 versions"},
 	} {
 		h := Health{
 			Cluster: &gantryv1.ClusterStatusResponse{Leader: c.leader, Members: c.members}, Nodes: []*gantryv1.Node{node("a"), node("b")},

@@ -2527,9 +2527,14 @@ type NodeStatus struct {
 	// Servers: too little is free on the disk under the state. As leader it refuses changes.
 	DiskFull bool `protobuf:"varint,15,opt,name=disk_full,json=diskFull,proto3" json:"disk_full,omitempty"`
 	// Servers whose disk is full: bytes that are free there.
-	DiskFree      int64 `protobuf:"varint,16,opt,name=disk_free,json=diskFree,proto3" json:"disk_free,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	DiskFree int64 `protobuf:"varint,16,opt,name=disk_free,json=diskFree,proto3" json:"disk_free,omitempty"`
+	// Servers: why this one has no part in the state now, and what to do about it; empty if it has.
+	ServerError string `protobuf:"bytes,17,opt,name=server_error,json=serverError,proto3" json:"server_error,omitempty"`
+	ServerHint  string `protobuf:"bytes,18,opt,name=server_hint,json=serverHint,proto3" json:"server_hint,omitempty"`
+	// For how long its certificate was made.
+	CertificateLife *durationpb.Duration `protobuf:"bytes,19,opt,name=certificate_life,json=certificateLife,proto3" json:"certificate_life,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
 }
 
 func (x *NodeStatus) Reset() {
@@ -2672,6 +2677,27 @@ func (x *NodeStatus) GetDiskFree() int64 {
 		return x.DiskFree
 	}
 	return 0
+}
+
+func (x *NodeStatus) GetServerError() string {
+	if x != nil {
+		return x.ServerError
+	}
+	return ""
+}
+
+func (x *NodeStatus) GetServerHint() string {
+	if x != nil {
+		return x.ServerHint
+	}
+	return ""
+}
+
+func (x *NodeStatus) GetCertificateLife() *durationpb.Duration {
+	if x != nil {
+		return x.CertificateLife
+	}
+	return nil
 }
 
 // Cluster is what all machines share. There is one, with the key "cluster".
@@ -3245,7 +3271,7 @@ const file_gantry_v1_app_proto_rawDesc = "" +
 	"\voverlay_key\x18\n" +
 	" \x01(\tR\n" +
 	"overlayKey\x12\x19\n" +
-	"\bjoin_key\x18\v \x01(\fR\ajoinKey\"\x92\x05\n" +
+	"\bjoin_key\x18\v \x01(\fR\ajoinKey\"\x9c\x06\n" +
 	"\n" +
 	"NodeStatus\x12#\n" +
 	"\x04meta\x18\x01 \x01(\v2\x0f.gantry.v1.MetaR\x04meta\x12\x14\n" +
@@ -3264,7 +3290,11 @@ const file_gantry_v1_app_proto_rawDesc = "" +
 	"\x04pids\x18\r \x01(\x03R\x04pids\x126\n" +
 	"\tslow_disk\x18\x0e \x01(\v2\x19.google.protobuf.DurationR\bslowDisk\x12\x1b\n" +
 	"\tdisk_full\x18\x0f \x01(\bR\bdiskFull\x12\x1b\n" +
-	"\tdisk_free\x18\x10 \x01(\x03R\bdiskFree\x1a:\n" +
+	"\tdisk_free\x18\x10 \x01(\x03R\bdiskFree\x12!\n" +
+	"\fserver_error\x18\x11 \x01(\tR\vserverError\x12\x1f\n" +
+	"\vserver_hint\x18\x12 \x01(\tR\n" +
+	"serverHint\x12D\n" +
+	"\x10certificate_life\x18\x13 \x01(\v2\x19.google.protobuf.DurationR\x0fcertificateLife\x1a:\n" +
 	"\fDevicesEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\x05R\x05value:\x028\x01\"\xd1\x03\n" +
@@ -3427,23 +3457,24 @@ var file_gantry_v1_app_proto_depIdxs = []int32{
 	50, // 57: gantry.v1.NodeStatus.clock:type_name -> google.protobuf.Timestamp
 	50, // 58: gantry.v1.NodeStatus.certificate_end:type_name -> google.protobuf.Timestamp
 	48, // 59: gantry.v1.NodeStatus.slow_disk:type_name -> google.protobuf.Duration
-	46, // 60: gantry.v1.Cluster.meta:type_name -> gantry.v1.Meta
-	48, // 61: gantry.v1.Cluster.certificate_life:type_name -> google.protobuf.Duration
-	48, // 62: gantry.v1.Cluster.suspect_after:type_name -> google.protobuf.Duration
-	48, // 63: gantry.v1.Cluster.down_after:type_name -> google.protobuf.Duration
-	46, // 64: gantry.v1.JoinToken.meta:type_name -> gantry.v1.Meta
-	50, // 65: gantry.v1.JoinToken.expires_at:type_name -> google.protobuf.Timestamp
-	46, // 66: gantry.v1.Leadership.meta:type_name -> gantry.v1.Meta
-	9,  // 67: gantry.v1.AppSpec.ServicesEntry.value:type_name -> gantry.v1.ServiceSpec
-	6,  // 68: gantry.v1.AppSpec.NetworksEntry.value:type_name -> gantry.v1.NetworkSpec
-	7,  // 69: gantry.v1.AppSpec.VolumesEntry.value:type_name -> gantry.v1.VolumeSpec
-	8,  // 70: gantry.v1.AppSpec.SecretsEntry.value:type_name -> gantry.v1.FileSpec
-	8,  // 71: gantry.v1.AppSpec.ConfigsEntry.value:type_name -> gantry.v1.FileSpec
-	72, // [72:72] is the sub-list for method output_type
-	72, // [72:72] is the sub-list for method input_type
-	72, // [72:72] is the sub-list for extension type_name
-	72, // [72:72] is the sub-list for extension extendee
-	0,  // [0:72] is the sub-list for field type_name
+	48, // 60: gantry.v1.NodeStatus.certificate_life:type_name -> google.protobuf.Duration
+	46, // 61: gantry.v1.Cluster.meta:type_name -> gantry.v1.Meta
+	48, // 62: gantry.v1.Cluster.certificate_life:type_name -> google.protobuf.Duration
+	48, // 63: gantry.v1.Cluster.suspect_after:type_name -> google.protobuf.Duration
+	48, // 64: gantry.v1.Cluster.down_after:type_name -> google.protobuf.Duration
+	46, // 65: gantry.v1.JoinToken.meta:type_name -> gantry.v1.Meta
+	50, // 66: gantry.v1.JoinToken.expires_at:type_name -> google.protobuf.Timestamp
+	46, // 67: gantry.v1.Leadership.meta:type_name -> gantry.v1.Meta
+	9,  // 68: gantry.v1.AppSpec.ServicesEntry.value:type_name -> gantry.v1.ServiceSpec
+	6,  // 69: gantry.v1.AppSpec.NetworksEntry.value:type_name -> gantry.v1.NetworkSpec
+	7,  // 70: gantry.v1.AppSpec.VolumesEntry.value:type_name -> gantry.v1.VolumeSpec
+	8,  // 71: gantry.v1.AppSpec.SecretsEntry.value:type_name -> gantry.v1.FileSpec
+	8,  // 72: gantry.v1.AppSpec.ConfigsEntry.value:type_name -> gantry.v1.FileSpec
+	73, // [73:73] is the sub-list for method output_type
+	73, // [73:73] is the sub-list for method input_type
+	73, // [73:73] is the sub-list for extension type_name
+	73, // [73:73] is the sub-list for extension extendee
+	0,  // [0:73] is the sub-list for field type_name
 }
 
 func init() { file_gantry_v1_app_proto_init() }
