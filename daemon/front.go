@@ -123,6 +123,9 @@ func (f *front) Operators() http.Handler {
 
 // unready is why this machine alone cannot answer.
 func (f *front) unready() error {
+	if err := f.machine.outlived(time.Now()); err != nil {
+		return err
+	}
 	if f.machine.isServer() {
 		return f.role.unready()
 	}
