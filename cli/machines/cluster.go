@@ -184,7 +184,7 @@ func (s verbs) configure() *cobra.Command {
 			return err
 		},
 	}
-	cmd.Flags().StringVar(&life, "certificate-life", "", "how long machines' certificates are good, from their next renewal on (default 30 days)")
+	cmd.Flags().StringVar(&life, "certificate-life", "", "how long machines' certificates are good; those that are there are renewed within a minute (default 30 days)")
 	cmd.Flags().StringVar(&suspect, "suspect-after", "", "silence after which a node gets no new instances (default 2s)")
 	cmd.Flags().StringVar(&down, "down-after", "", "silence after which a node's instances are replaced elsewhere (default 5s)")
 	cmd.Flags().Int32Var(&copies, "image-copies", 0, "machines that have each image a release needs; 1 copies none ahead (default 2)")

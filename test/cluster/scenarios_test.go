@@ -7,7 +7,6 @@ import (
 	"time"
 
 	"connectrpc.com/connect"
-	"google.golang.org/protobuf/types/known/durationpb"
 
 	gantryv1 "github.com/gantryd/gantry/api/gen/gantry/v1"
 	"github.com/gantryd/gantry/fault"
@@ -358,31 +357,5 @@ func TestWipedMachine(t *testing.T) {
 	tr.awaitRunning(t, 8, tr.Except(lost)...)
 	tr.Node(0).Gantry(t, "node", "rm", "--force", lost.Name())
 	lost.Rejoin(t, "node")
-	tr.settle(t)
-}
-
-// TestCertificatesInPartition cuts a machine off while its certificate has to be renewed, and longer than it is valid.
-func TestCertificatesInPartition(t *testing.T) {
-	heavy(t)
-	tr := begin(t, lab.Shape{Servers: 3, Nodes: 1})
-	tr.up(t, "web", 8)
-	const life = 2 * time.Minute
-	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
-	defer cancel()
-	_, err := tr.Node(0).Client(t).Cluster.Configure(ctx, connect.NewRequest(&gantryv1.ConfigureClusterRequest{
-		CertificateLife: durationpb.New(life),
-	}))
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, n := range []*lab.Node{tr.Node(3), tr.follower(t)} {
-		n.Isolate(t)
-		time.Sleep(life * 2 / 3)
-		n.Heal(t)
-		tr.AwaitNodes(t, 4)
-		time.Sleep(life) // what was not renewed has expired now
-		tr.AwaitNodes(t, 4)
-		tr.converge(t)
-	}
 	tr.settle(t)
 }
