@@ -294,6 +294,9 @@ func (d *daemon) parts(ctx context.Context, m *machine, ways *servers) (agent.Pa
 	}); err != nil {
 		return p, err
 	}
+	if err := p.Images.Recover(ctx); err != nil {
+		d.Logger.Warn("what the last daemon was doing with images is not cleared away", "err", err)
+	}
 	if p.Volumes, err = volume.Open(volume.Options{Root: filepath.Join(d.Root, "volumes"), Logger: d.Logger}); err != nil {
 		return p, err
 	}

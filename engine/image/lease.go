@@ -3,15 +3,18 @@ package image
 import (
 	"context"
 	"errors"
+	"strings"
 	"time"
 
 	"github.com/containerd/containerd/v2/core/leases"
+	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/errdefs"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
 const (
 	labelPull   = "gantry.dev/pull"
+	labelOnce   = "gantry.dev/once" // of an action that cannot be gone on with
 	labelExpire = "containerd.io/gc.expire"
 	// leaseLife bounds what a crash in the middle leaves behind. It must be longer than the slowest pull.
 	leaseLife = 72 * time.Hour
@@ -36,6 +39,8 @@ func (s *Service) newLease(ctx context.Context, key string, life time.Duration) 
 	labels := map[string]string{labelExpire: time.Now().Add(life).UTC().Format(time.RFC3339Nano)}
 	if key != "" {
 		labels[labelPull] = key
+	} else {
+		labels[labelOnce] = "true"
 	}
 	return s.Leases.Create(ctx, leases.WithRandomID(), leases.WithLabels(labels))
 }
@@ -95,6 +100,48 @@ func (s *Service) park(ctx context.Context, key string, l leases.Lease) error {
 		return err
 	}
 	return s.move(ctx, l, p)
+}
+
+// Recover ends what an earlier daemon was killed in. What a pull has is kept for a while, as of one that failed; all else goes at
+// once. Call it before anything else, where nobody else uses the stores.
+func (s *Service) Recover(ctx context.Context) error {
+	ctx = s.in(ctx)
+	if err := s.dropExtracts(ctx); err != nil {
+		return explain(err, "image: what was half unpacked")
+	}
+	all, err := s.Leases.List(ctx, `labels."`+labelOnce+`"`, `labels."`+labelPull+`"`)
+	if err != nil {
+		return explain(err, "image: what was going on")
+	}
+	for _, l := range all {
+		if key := l.Labels[labelPull]; key != "" && s.ResumeWindow > 0 {
+			err = s.park(ctx, key, l)
+		} else {
+			err = s.Leases.Delete(ctx, l)
+		}
+		if err != nil {
+			return explain(err, "image: end what was going on")
+		}
+	}
+	return nil
+}
+
+// dropExtracts removes layers that are half unpacked: their names are random, nobody finds them again.
+func (s *Service) dropExtracts(ctx context.Context) error {
+	if s.Snapshotter == nil {
+		return nil
+	}
+	var keys []string
+	err := s.Snapshotter.Walk(ctx, func(_ context.Context, info snapshots.Info) error {
+		if info.Kind == snapshots.KindActive && strings.HasPrefix(info.Name, snapshots.UnpackKeyPrefix+"-") {
+			keys = append(keys, info.Name)
+		}
+		return nil
+	})
+	for _, key := range keys {
+		err = errors.Join(err, s.Snapshotter.Remove(ctx, key))
+	}
+	return err
 }
 
 // collect has containerd collect garbage now and waits for it.
