@@ -188,7 +188,9 @@ func TestDamagedServer(t *testing.T) {
 	n.StartDaemon(t)
 	awaitDamaged(t, n)
 	by := tr.Except(n)[0]
+	awaitFinding(t, by, n, "is no member that answers: it says that the state in ", "is damaged", "2 of 3")
 	by.Gantry(t, "node", "demote", n.Name())
 	by.Gantry(t, "node", "promote", n.Name())
+	tr.awaitWell(t)
 	tr.settle(t)
 }

@@ -2,6 +2,7 @@ package lab
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -10,6 +11,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // disk is a file system of the machine's own, in a file; its folder is the daemon's root.
@@ -105,4 +108,27 @@ func (n *Node) FillDisk(t testing.TB) {
 func (n *Node) FreeDisk(t testing.TB) {
 	t.Helper()
 	must(t, os.Remove(filepath.Join(n.ownDisk(t).at, "ballast")))
+}
+
+// SlowDisk lets the daemon's own writes to the machine's disk begin at most that often a second; 0 for as often as they come. It
+// needs the blkio controller of cgroups v1, or v2's io.
+func (n *Node) SlowDisk(t testing.TB, writes int) {
+	t.Helper()
+	var st syscall.Stat_t
+	must(t, syscall.Stat(n.ownDisk(t).at, &st))
+	device := fmt.Sprintf("%d:%d", unix.Major(st.Dev), unix.Minor(st.Dev))
+	v1, v2 := fmt.Sprintf("%s %d", device, writes), fmt.Sprintf("%s wiops=%d", device, writes)
+	if writes == 0 {
+		v2 = device + " wiops=max"
+	}
+	for file, line := range map[string]string{
+		filepath.Join("/sys/fs/cgroup/blkio", n.cgroup(), "blkio.throttle.write_iops_device"): v1,
+		filepath.Join("/sys/fs/cgroup", n.cgroup(), "io.max"):                                 v2,
+	} {
+		if _, err := os.Stat(file); err == nil {
+			must(t, os.WriteFile(file, []byte(line), 0o644))
+			return
+		}
+	}
+	t.Fatal("lab: the host's cgroups slow no disk down: neither blkio nor io is there")
 }

@@ -22,8 +22,8 @@
 //	the cable   Node.Unplug, Plug: the interface is gone, with its addresses
 //	the daemon  Node.KillDaemon, StopDaemon, StartDaemon, PauseDaemon, ResumeDaemon
 //	the machine Node.Freeze, Thaw (as a paused virtual machine) · PowerOff, PowerOn, Reboot · Wipe, Rejoin
-//	the disk    Node.FillDisk, FreeDisk, StallDisk, ResumeDisk, for machines with Shape.Disk · what was not synced is lost at a
-//	            power cut, and Node.TearWrite, for machines with Shape.Volatile
+//	the disk    Node.FillDisk, FreeDisk, StallDisk, ResumeDisk, SlowDisk, for machines with Shape.Disk · what was not
+//	            synced is lost at a power cut, and Node.TearWrite, for machines with Shape.Volatile
 //	the clock   Node.SetClock, on amd64
 //
 // Node.Running tells what really runs on a machine, whatever its daemon says; Node.Sound whether anything is wrong with it now.
