@@ -55,7 +55,9 @@ type Options struct {
 	// NoServer is why this machine, which is to be a server, is none now; nil if it is. May be nil.
 	NoServer func() error
 	// Heard is called with every update of a server, before it is acted on. May be nil.
-	Heard  func(*gantryv1.NodeUpdate)
+	Heard func(*gantryv1.NodeUpdate)
+	// Lost is called when a session with a server has ended. May be nil.
+	Lost   func()
 	Logger *slog.Logger
 }
 

@@ -15,7 +15,7 @@ import (
 func (a *Agent) follow(ctx context.Context) error {
 	return nodelink.New(nodelink.Options{
 		Server: a.o.Server, Hello: a.hello, Status: a.nodeStatus, Take: a.take, Outbox: a.reports,
-		Refused: a.expelled, Logger: a.log,
+		Refused: a.expelled, Lost: a.o.Lost, Logger: a.log,
 	}).Run(ctx)
 }
 

@@ -232,6 +232,7 @@ func (d *daemon) agent(m *machine, ways *servers, parts agent.Parts) (*agent.Age
 		FullDisk: d.fullDisk(m),
 		NoServer: m.noServer,
 		Guarded:  []string{d.Root, d.Config.Run},
+		Lost:     m.loseLeader,
 		Heard: func(u *gantryv1.NodeUpdate) {
 			if err := m.heard(u); err != nil {
 				d.Logger.Warn("what the server said of this machine could not be kept", "err", err)
@@ -306,7 +307,7 @@ func (d *daemon) parts(ctx context.Context, m *machine, ways *servers) (agent.Pa
 	}
 	p.Builder, err = build.New(ctx, build.Options{
 		Root: filepath.Join(d.Root, "build"), Run: filepath.Join(d.Config.Run, "build"), Client: p.Engine.Client(),
-		Runc: filepath.Join(d.Helpers, "runc"), CgroupParent: d.CgroupParent, Logger: d.Logger,
+		Runc: filepath.Join(d.Helpers, "runc"), CgroupParent: filepath.Join(p.Engine.CgroupParent(), "build"), Logger: d.Logger,
 		HostGateway: p.Network.Gateway().String(), Network: buildNetwork{p.Network}, Bring: p.Images.Bring,
 	})
 	if err != nil {

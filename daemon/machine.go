@@ -34,6 +34,8 @@ type machine struct {
 	known   map[string]*gantryv1.Node // machines of the cluster, as last heard
 	changed chan struct{}             // closed and replaced with every change
 	barred  error                     // why it cannot be a server now
+
+	lost chan struct{} // has one when the session with the leader has ended
 }
 
 const (
@@ -47,7 +49,7 @@ const (
 
 // machine finds out who this is: from the record, by joining, or by founding a cluster.
 func (d *daemon) machine(ctx context.Context) (*machine, error) {
-	m := &machine{root: d.Root, known: map[string]*gantryv1.Node{}, changed: make(chan struct{})}
+	m := &machine{root: d.Root, known: map[string]*gantryv1.Node{}, changed: make(chan struct{}), lost: make(chan struct{}, 1)}
 	err := m.load()
 	switch {
 	case err == nil:

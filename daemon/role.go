@@ -291,6 +291,7 @@ func (r *serverRole) work(ctx context.Context) (err error) {
 	group.Go(func() error { return member.KeepRoom(ctx) })
 	group.Go(func() error { return srv.Run(ctx) })
 	group.Go(func() error { return r.vote(ctx, member) })
+	group.Go(func() error { return r.succeed(ctx, member) })
 	group.Go(func() error { return r.awaitNewRoots(ctx, member) })
 	group.Go(func() error {
 		return member.Lead(ctx, r.machine.Node().Meta.Key, func(ctx context.Context, epoch int64) error {

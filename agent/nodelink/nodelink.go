@@ -32,8 +32,10 @@ type Options struct {
 	Take func(context.Context, *gantryv1.NodeUpdate)
 	// Refused is called when a server says that the node does not belong to the cluster. May be nil.
 	Refused func(error)
-	Outbox  *Outbox
-	Logger  *slog.Logger
+	// Lost is called when a session has ended, with the connection or otherwise. May be nil.
+	Lost   func()
+	Outbox *Outbox
+	Logger *slog.Logger
 }
 
 // Link keeps a session. Use New.
@@ -62,6 +64,9 @@ func (l *Link) Run(ctx context.Context) error {
 		}
 		if heard {
 			failures = 0
+			if l.o.Lost != nil {
+				l.o.Lost()
+			}
 		}
 		l.complain(failures, err)
 		if fault.Is(err, fault.Denied) && l.o.Refused != nil {
