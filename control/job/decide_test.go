@@ -285,9 +285,38 @@ func TestSchedule(t *testing.T) {
 		{"missed, once", &gantryv1.JobSpec{Missed: "once"}, func(w *world) { w.now = w.now.Add(5*time.Hour + 10*time.Minute) },
 			"1 skipped 0/0 5 starts were missed while no server led; one run makes up for it; 2 running 0/1"},
 		{"some missed, the last in time", nil, func(w *world) { w.now = w.now.Add(3 * time.Hour) },
-			"1 skipped 0/0 2 starts were missed while no server led; one run makes up for it; 2 running 0/1"},
+			"1 skipped 0/0 2 starts were missed while no server led; 2 running 0/1"},
 		{"years missed", nil, func(w *world) { w.now = w.now.Add(5*365*24*time.Hour + 10*time.Minute) },
-			"1 skipped 0/0 10003 starts were missed while no server led"},
+			"1 skipped 0/0 more than 10000 starts were missed while no server led"},
+		{"years missed, the last in time", nil, func(w *world) { w.now = w.now.Add(5 * 365 * 24 * time.Hour) },
+			"1 skipped 0/0 more than 10000 starts were missed while no server led; 2 running 0/1"},
+		{"suspended for hours", &gantryv1.JobSpec{Missed: "once"}, func(w *world) {
+			w.service.Stopped = true
+			w.settle(nil)
+			w.now = w.now.Add(5*time.Hour + 10*time.Minute)
+			w.service.Stopped = false
+			w.service.RestartGeneration++
+		}, ""},
+		{"another schedule has missed nothing", &gantryv1.JobSpec{Missed: "once"}, func(w *world) {
+			w.now = w.now.Add(10*time.Minute + 30*time.Second)
+			w.service.Release, w.service.Spec.Job.Schedule = 2, "*/2 * * * *"
+		}, ""},
+		{"a clock that was an hour ahead", nil, func(w *world) {
+			w.now = w.now.Add(61 * time.Minute)
+			w.settle(nil)
+			w.end(1, 0)
+			w.settle(nil)
+			w.now = w.now.Add(-61 * time.Minute)
+			w.settle(nil)
+			w.now = w.now.Add(time.Hour)
+		}, "1 succeeded 1/1"},
+		{"a clock that was a day ahead", nil, func(w *world) {
+			w.now = w.now.Add(24 * time.Hour)
+			w.settle(nil)
+			w.now = w.now.Add(-24 * time.Hour)
+			w.settle(nil)
+			w.now = w.now.Add(time.Hour)
+		}, "1 skipped 0/0 23 starts were missed while no server led; 2 running 0/1; 3 skipped 0/0 run 2 had not ended"},
 		{"overlap forbidden", nil, func(w *world) {
 			w.now = w.now.Add(time.Hour)
 			w.step(nil)

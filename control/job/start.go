@@ -13,6 +13,9 @@ import (
 // late is how much later than scheduled a run may begin: a change of leaders takes less.
 const late = time.Minute
 
+// ahead is how far the clock may have been put back before starts that it then passes again are made again.
+const ahead = time.Hour
+
 // start begins the runs whose time has come.
 func (d *decision) start() {
 	if d.Blocked {
@@ -21,6 +24,9 @@ func (d *decision) start() {
 	resumed := d.job.Stopped
 	d.job.Stopped = false
 	if d.spec.GetSchedule() != "" {
+		if resumed || d.job.Release != d.Service.Release {
+			d.job.Handled = nil // what was suspended, or had another schedule, has missed nothing
+		}
 		d.job.Release = d.Service.Release
 		if d.job.Generation < d.Service.RestartGeneration && !resumed {
 			d.replace("a person has started it again")
@@ -59,7 +65,7 @@ func (d *decision) scheduled() {
 	if err != nil {
 		return // the API and the Compose file's reader have refused it; nothing comes due
 	}
-	if d.job.Handled == nil {
+	if d.job.Handled == nil || d.job.Handled.AsTime().Sub(d.Now) > ahead {
 		d.job.Handled = timestamppb.New(d.Now)
 	}
 	due, missed := dueBy(s, d.job.Handled.AsTime(), d.Now)
@@ -74,13 +80,13 @@ func (d *decision) scheduled() {
 
 // take decides what becomes of a start that is due, with so many before it that were not made.
 func (d *decision) take(due time.Time, missed int) {
-	begin := true
+	begin, once := true, d.spec.Missed == "once"
 	if d.Now.Sub(due) > late {
 		missed++
-		begin = d.spec.Missed == "once"
+		begin = once
 	}
 	if missed > 0 {
-		d.skip(due, missedWords(missed, begin))
+		d.skip(due, missedWords(missed, once))
 	}
 	if !begin {
 		return
@@ -103,7 +109,10 @@ func (d *decision) take(due time.Time, missed int) {
 
 func missedWords(n int, made bool) string {
 	words := "a start was missed while no server led"
-	if n > 1 {
+	switch {
+	case n > maxDue:
+		words = fmt.Sprintf("more than %d starts were missed while no server led", maxDue)
+	case n > 1:
 		words = fmt.Sprintf("%d starts were missed while no server led", n)
 	}
 	if made {
