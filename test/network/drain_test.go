@@ -1,0 +1,150 @@
+package network_test
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/gantryd/gantry/test/lab"
+)
+
+// A server of web that is told to end takes no more connections and waits for those it has, up to the grace period.
+const drained = `name: drained
+services:
+  web:
+    image: busybox:lab
+    command: sh -c 'exec /talk serve :80 /said/web-$$(hostname)'
+    environment: {GENERATION: "1"}
+    healthcheck: {test: "[ -s /said/web-$$(hostname) ]", interval: 10s, start_period: 1m, start_interval: 100ms}
+    stop_grace_period: 2s
+    deploy: {replicas: 3, placement: {constraints: ["node.hostname == SERVER"]}}
+    volumes: MOUNTS
+  asks: &asks
+    image: busybox:lab
+    command: sh -c 'exec /talk ask /said/asks-$$(hostname) web:80'
+    stop_grace_period: 100ms
+    depends_on: {web: {condition: service_started}}
+    deploy: {placement: {constraints: ["node.hostname == CLIENT"]}}
+    volumes: MOUNTS
+  holds:
+    <<: *asks
+    command: sh -c 'exec /talk hold /said/holds-$$(hostname) web:80'
+    deploy: {replicas: 6, placement: {constraints: ["node.hostname == CLIENT"]}}
+`
+
+// grace is the stop_grace_period of web.
+const grace = 2 * time.Second
+
+// TestConnectionsAreDrained takes instances away while others connect to their virtual address: no connection fails, and those
+// that are open go on through the grace period.
+func TestConnectionsAreDrained(t *testing.T) {
+	t.Run("on one machine", func(t *testing.T) {
+		n := lab.Machines(t, 1).Node(0)
+		drain(t, n, n, n)
+	})
+	// What happens there is known here only a moment later.
+	t.Run("from a machine far away", func(t *testing.T) {
+		c := lab.Form(t, lab.Shape{Servers: 1, Nodes: 2})
+		c.Node(2).Delay(t, 50*time.Millisecond)
+		drain(t, c.Node(0), c.Node(1), c.Node(2))
+	})
+}
+
+// drain scales down, up again and rolls out, as often as there is time for.
+func drain(t *testing.T, by, server, client *lab.Node) {
+	by.ImportBusybox(t)
+	talk := lab.NewTalk(t)
+	text := strings.NewReplacer("MOUNTS", talk.Mounts(), "SERVER", server.Name(), "CLIENT", client.Name()).Replace(drained)
+	dir := lab.Project(t, text)
+	by.GantryIn(t, dir, "up", "--timeout", "2m")
+	awaitSaid(t, talk, "holds-*", "held", 6)
+	awaitSaid(t, talk, "asks-*", "answer", 100)
+	rounds := 1
+	if os.Getenv("FAULTS") != "" {
+		rounds = 10
+	}
+	began := time.Now()
+	for round := range rounds {
+		before := time.Now()
+		by.GantryIn(t, dir, "scale", "web=1")
+		by.AwaitReady(t, "web", 1)
+		awaitLasted(t, talk, before)
+		by.GantryIn(t, dir, "scale", "web=3")
+		by.AwaitReady(t, "web", 3)
+
+		text = strings.Replace(text, fmt.Sprintf(`GENERATION: "%d"`, round+1), fmt.Sprintf(`GENERATION: "%d"`, round+2), 1)
+		if err := os.WriteFile(filepath.Join(dir, "compose.yaml"), []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		before = time.Now()
+		by.GantryIn(t, dir, "up", "--timeout", "2m")
+		by.AwaitReady(t, "web", 3)
+		awaitLasted(t, talk, before)
+	}
+	judgeDrain(t, talk, began, rounds*5)
+}
+
+// judgeDrain wants all connections since then to have been answered, while so many instances were told to end.
+func judgeDrain(t *testing.T, talk *lab.Talk, began time.Time, want int) {
+	t.Helper()
+	answers, failed, told := 0, 0, 0
+	for _, s := range talk.All(t, "asks-*") {
+		switch {
+		case s.At.Before(began):
+		case s.What == "answer":
+			answers++
+		default:
+			failed++
+			t.Error(s.Text)
+		}
+	}
+	for _, s := range talk.All(t, "web-*") {
+		if s.What == "told" {
+			told++
+		}
+	}
+	t.Logf("%d of %d connections failed while %d instances ended", failed, answers+failed, told)
+	if told != want || answers < 100 {
+		t.Errorf("%d instances were told to end, and %d connections answered", told, answers)
+	}
+}
+
+// awaitLasted waits until an instance that has been told to end since then was killed with a connection open, and says when
+// connections ended sooner.
+func awaitLasted(t *testing.T, talk *lab.Talk, since time.Time) {
+	t.Helper()
+	lab.Eventually(t, 30*time.Second, "connections that outlive their server's end", func() error {
+		broken := 0
+		for _, s := range talk.All(t, "holds-*") {
+			if s.What == "broken" && s.At.After(since) {
+				broken++
+				if lasted := s.At.Sub(since); lasted < grace {
+					t.Fatalf("a connection lasted %s after its server was sent away: %s", lasted, s.Text)
+				}
+			}
+		}
+		if broken == 0 {
+			return fmt.Errorf("none of them was cut")
+		}
+		return nil
+	})
+}
+
+func awaitSaid(t *testing.T, talk *lab.Talk, pattern, what string, want int) {
+	t.Helper()
+	lab.Eventually(t, time.Minute, what, func() error {
+		n := 0
+		for _, s := range talk.All(t, pattern) {
+			if s.What == what {
+				n++
+			}
+		}
+		if n < want {
+			return fmt.Errorf("%d of %d", n, want)
+		}
+		return nil
+	})
+}
