@@ -99,6 +99,7 @@ func (l *ledger) check(t *testing.T) {
 	if len(l.acked) == 0 {
 		t.Error("no change was acknowledged")
 	}
+	asked := 0
 	for _, n := range l.servers {
 		stored := map[string]int64{}
 		ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
@@ -115,6 +116,10 @@ func (l *ledger) check(t *testing.T) {
 			stored[info.Meta.Key] = info.Version
 		}
 		l.compare(t, n, stored)
+		asked++
+	}
+	if asked == 0 {
+		t.Error("no server told what it has stored")
 	}
 }
 

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -48,29 +49,49 @@ func sameStarts(t *testing.T, by *lab.Node, before map[string]time.Time) {
 	})
 }
 
-// TestPromoteAndDemote changes the number of servers from one to three and back, the first one among those that go.
+// TestPromoteAndDemote changes the number of servers from one to three, to five and back, each time with the leader among those
+// that go, while changes are made through all machines. No container starts again.
 func TestPromoteAndDemote(t *testing.T) {
-	tr := begin(t, lab.Shape{Servers: 1, Nodes: 2})
-	tr.up(t, "web", 6)
-	before := starts(t, tr.Node(0))
-	tr.Node(0).Gantry(t, "node", "promote", tr.Node(1).Name(), tr.Node(2).Name())
-	if got := members(t, tr.Node(2)); got != 3 {
-		t.Fatalf("%d servers have a vote", got)
-	}
-	tr.Node(2).Gantry(t, "node", "demote", tr.Node(0).Name())
-	tr.Node(2).Gantry(t, "node", "demote", tr.Node(1).Name())
-	if got := members(t, tr.Node(2)); got != 1 {
-		t.Fatalf("%d servers are left", got)
-	}
-	sameStarts(t, tr.Node(2), before)
-	lab.Eventually(t, time.Minute, "the former server says that it is none", func() error {
-		if _, err := tr.Node(0).TryInstances(); err == nil || !strings.Contains(err.Error(), "only runs instances") {
-			return fmt.Errorf("it answers %v", err)
+	tr := begin(t, lab.Shape{Servers: 1, Nodes: 4})
+	tr.ledger.end()
+	tr.ledger = keepLedger(t, tr.Nodes())
+	tr.up(t, "web", 10)
+	first := tr.Node(0)
+	before := starts(t, first)
+	step := func(verb string, by *lab.Node, want int, these ...*lab.Node) {
+		t.Helper()
+		began := time.Now()
+		args := []string{"node", verb}
+		for _, n := range these {
+			args = append(args, n.Name())
 		}
-		return nil
-	})
-	tr.ledger.check(t)
-	tr.slots.check(t)
+		by.Gantry(t, args...)
+		t.Logf("%s: %d servers after %s", verb, want, time.Since(began).Round(100*time.Millisecond))
+		if got := members(t, by); got != want {
+			t.Fatalf("%d servers have a vote, want %d", got, want)
+		}
+		sameStarts(t, by, before)
+	}
+	step("promote", first, 3, tr.Node(1), tr.Node(2))
+	step("promote", tr.Node(2), 5, tr.Node(3), tr.Node(4))
+	servers := tr.Nodes()
+	for len(servers) > 1 {
+		leader := tr.Leader(t, servers...)
+		i := slices.Index(servers, leader)
+		other, by := servers[(i+1)%len(servers)], servers[(i+2)%len(servers)]
+		servers = slices.DeleteFunc(slices.Clone(servers), func(n *lab.Node) bool { return n == leader || n == other })
+		step("demote", by, len(servers), leader, other)
+		for _, n := range []*lab.Node{leader, other} {
+			lab.Eventually(t, time.Minute, "a former server says that it is none", func() error {
+				if _, err := n.TryInstances(); err == nil || !strings.Contains(err.Error(), "only runs instances") {
+					return fmt.Errorf("%s answers %v", n.Name(), err)
+				}
+				return nil
+			})
+		}
+	}
+	tr.settle(t)
+	sameStarts(t, servers[0], before)
 }
 
 // members counts the servers with a vote.
