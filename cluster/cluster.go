@@ -7,7 +7,6 @@ package cluster
 
 import (
 	"context"
-	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -20,7 +19,6 @@ import (
 	"syscall"
 	"time"
 
-	"go.etcd.io/etcd/client/pkg/v3/transport"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.etcd.io/etcd/server/v3/embed"
 	"go.etcd.io/etcd/server/v3/etcdserver/api/v3client"
@@ -52,6 +50,9 @@ type Peers struct {
 	Pair, Roots string
 	// Hostname must be in the certificates of other members.
 	Hostname string
+	// Known reports whether a machine, by the common name of its certificate, belongs to the servers besides those that the state
+	// lists by name. May be nil.
+	Known func(machine string) bool
 }
 
 // ErrEnded is in the error of a Start whose member ended by itself, as one does that the others have removed.
@@ -68,6 +69,7 @@ type Member struct {
 	etcd   *embed.Etcd
 	client *clientv3.Client
 	peers  *Peers
+	door   *door // nil if nobody joins
 	stop   sync.Once
 	stuck  bool
 
@@ -115,7 +117,14 @@ func Open(o Options) (*Member, error) {
 	if err := preflight(o); err != nil {
 		return nil, err
 	}
+	d, err := newDoor(o)
+	if err != nil {
+		return nil, err
+	}
 	e, err := start(cfg, fail)
+	if err != nil {
+		d.close()
+	}
 	switch {
 	case errors.Is(err, syscall.ENOSPC):
 		return nil, full(o.Root, err)
@@ -125,7 +134,8 @@ func Open(o Options) (*Member, error) {
 		return nil, fault.Wrap(fault.Corrupt, err, "the state in %s cannot be opened", o.Root).
 			WithHint("is another gantryd running with the same --root, or the disk read-only? If not, its files are damaged: %s", o.remedy())
 	}
-	m := &Member{etcd: e, client: v3client.New(e.Server), peers: o.Peers, db: o.db(), reserved: reserved, failure: fail}
+	d.open(e)
+	m := &Member{etcd: e, client: v3client.New(e.Server), peers: o.Peers, door: d, db: o.db(), reserved: reserved, failure: fail}
 	if o.Peers != nil {
 		go promptPeers(peerPort(cfg), e.Server.StopNotify())
 		go m.answers.follow(e.Server.MemberID(), e.Server.StopNotify(), fail.done)
@@ -225,6 +235,7 @@ func (m *Member) Stop() {
 			m.end()
 		}()
 		m.stuck = !settles(ended, m.failure)
+		m.door.close()
 	})
 }
 
@@ -300,27 +311,18 @@ func peerPort(cfg *embed.Config) int {
 	return port
 }
 
-// between makes the member reachable for others.
+// between makes the member reachable for others, by its door.
 func between(cfg *embed.Config, p *Peers) error {
 	if p == nil {
 		return nil
-	}
-	listen, err := url.Parse(p.Listen)
-	if err != nil {
-		return fault.Wrap(fault.Invalid, err, "the address %q of this member cannot be read", p.Listen)
 	}
 	advertise, err := url.Parse(p.Advertise)
 	if err != nil {
 		return fault.Wrap(fault.Invalid, err, "the address %q of this member cannot be read", p.Advertise)
 	}
 	cfg.Name = p.Name
-	cfg.ListenPeerUrls, cfg.AdvertisePeerUrls = []url.URL{*listen}, []url.URL{*advertise}
-	cfg.PeerTLSInfo = transport.TLSInfo{
-		CertFile: p.Pair, KeyFile: p.Pair, TrustedCAFile: p.Roots, ClientCertAuth: true, MinVersion: tls.VersionTLS13,
-		AllowedHostnames: []string{p.Hostname},
-		// Members are known by the name above; the address they come from may be any of theirs.
-		SkipClientSANVerify: true,
-	}
+	cfg.AdvertisePeerUrls = []url.URL{*advertise}
+	cfg.PeerTLSInfo = peerTLS(p)
 	return nil
 }
 

@@ -1,12 +1,19 @@
 package cluster_test
 
 import (
+	"bufio"
 	"context"
+	"crypto/tls"
+	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
+	"net/http"
 	"os"
 	"path/filepath"
+	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -22,12 +29,13 @@ type rig struct {
 	t     *testing.T
 	ca    *identity.Authority
 	roots []byte
+	known sync.Map // names of servers to come
 }
 
 func newRig(t *testing.T) *rig {
 	ca, roots, _, err := identity.NewAuthority("test")
 	check(t, err)
-	return &rig{t, ca, roots}
+	return &rig{t: t, ca: ca, roots: roots}
 }
 
 func check(t *testing.T, err error) {
@@ -57,7 +65,10 @@ func (r *rig) options(name string, role identity.Role) cluster.Options {
 	pair, roots := k.Files()
 	return cluster.Options{
 		Root: filepath.Join(dir, "etcd"), Run: run, Logger: slog.New(slog.DiscardHandler),
-		Peers: &cluster.Peers{Name: name, Listen: url, Advertise: url, Pair: pair, Roots: roots, Hostname: identity.AnyServer},
+		Peers: &cluster.Peers{
+			Name: name, Listen: url, Advertise: url, Pair: pair, Roots: roots, Hostname: identity.AnyServer,
+			Known: func(machine string) bool { _, ok := r.known.Load(machine); return ok },
+		},
 	}
 }
 
@@ -76,6 +87,7 @@ func (r *rig) join(by *cluster.Member, name string) (*cluster.Member, cluster.Op
 	r.t.Helper()
 	o := r.options(name, identity.Server)
 	var id string
+	r.known.Store(name, true)
 	r.eventually("the member is added", func() (err error) {
 		id, o.Initial, err = by.AddLearner(r.t.Context(), name, o.Peers.Advertise)
 		return err
@@ -157,16 +169,93 @@ func TestMembersComeAndGo(t *testing.T) {
 func TestOnlyServersArePeers(t *testing.T) {
 	r := newRig(t)
 	a := r.start(r.options("a", identity.Server))
-	o := r.options("n", identity.Node)
-	_, initial, err := a.AddLearner(t.Context(), "n", o.Peers.Advertise)
-	check(t, err)
-	o.Initial = initial
-	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
-	defer cancel()
-	if m, err := cluster.Start(ctx, o); err == nil {
-		m.Stop()
-		t.Error("a machine with a node's certificate became a member")
+	r.known.Store("n", true)
+	for name, role := range map[string]identity.Role{"n": identity.Node, "stranger": identity.Server} {
+		o := r.options(name, role)
+		id, initial, err := a.AddLearner(t.Context(), name, o.Peers.Advertise)
+		check(t, err)
+		o.Initial = initial
+		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+		defer cancel()
+		if m, err := cluster.Start(ctx, o); err == nil {
+			m.Stop()
+			t.Errorf("%s, with the certificate of a %s, became a member", name, role)
+		}
+		check(t, a.Remove(t.Context(), id))
 	}
+}
+
+// at is what a peer port answers to a machine, and the connection, which stays open if it is let in.
+func (r *rig) at(o, as cluster.Options, path string) (string, net.Conn) {
+	r.t.Helper()
+	pair, err := tls.LoadX509KeyPair(as.Peers.Pair, as.Peers.Pair)
+	check(r.t, err)
+	conn, err := tls.Dial("tcp", strings.TrimPrefix(o.Peers.Advertise, "https://"), &tls.Config{
+		InsecureSkipVerify: true, Certificates: []tls.Certificate{pair}, // whom it asks is not what is tested
+	})
+	check(r.t, err)
+	r.t.Cleanup(func() { _ = conn.Close() })
+	check(r.t, conn.SetDeadline(time.Now().Add(time.Minute)))
+	_, err = fmt.Fprintf(conn, "GET %s HTTP/1.1\r\nHost: a\r\n\r\n", path)
+	check(r.t, err)
+	resp, err := http.ReadResponse(bufio.NewReader(conn), nil)
+	if err != nil {
+		return err.Error(), nil
+	}
+	defer resp.Body.Close()
+	_, err = io.Copy(io.Discard, resp.Body)
+	check(r.t, err)
+	return resp.Status, conn
+}
+
+// TestFormerServersAreNoPeers: the certificate of a member that was removed is good, and opens nothing any more; what it has open
+// is closed. The others, who start alone, are let in.
+func TestFormerServersAreNoPeers(t *testing.T) {
+	r := newRig(t)
+	oa := r.options("a", identity.Server)
+	a := r.start(oa)
+	b, ob := r.join(a, "b")
+	c, _ := r.join(a, "c")
+	stolen := r.options("c", identity.Server) // what an old copy of its disk has
+	r.known.Clear()                           // the state itself lists all three
+	got, open := r.at(oa, stolen, "/members")
+	if got != "200 OK" {
+		t.Fatalf("a member is answered %s", got)
+	}
+	r.eventually("one is removed", func() error { return a.Remove(t.Context(), c.ID()) })
+	select {
+	case <-c.Stopped(): // the others have told it so, and nothing else
+	case <-time.After(time.Minute):
+		t.Error("a member that was removed goes on")
+	}
+	for _, o := range []cluster.Options{oa, ob} {
+		r.eventually("it is refused", func() error {
+			for _, path := range []string{"/members", "/raft", "/raft/probing", "/raft/stream/message/" + a.ID(), "/version"} {
+				if got, _ := r.at(o, stolen, path); got != "403 Forbidden" {
+					return fmt.Errorf("%s of %s: %s", path, o.Peers.Name, got)
+				}
+			}
+			return nil
+		})
+	}
+	if _, err := open.Read(make([]byte, 1)); err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("its connection is open still: %v", err)
+	}
+	c.Stop()
+	a.Stop()
+	b.Stop()
+	oa.Initial, ob.Initial = nil, nil
+	again, err := cluster.Open(oa)
+	check(t, err)
+	t.Cleanup(again.Stop)
+	if got, _ := r.at(oa, stolen, "/members"); got != "403 Forbidden" {
+		t.Errorf("a server that starts alone answers one that was removed: %s", got)
+	}
+	if got, _ := r.at(oa, ob, "/members"); got != "200 OK" {
+		t.Errorf("a server that starts alone answers another one: %s", got)
+	}
+	second := r.start(ob)
+	check(t, put(t.Context(), second, "k", "together"))
 }
 
 func TestLead(t *testing.T) {

@@ -368,8 +368,21 @@ func (r *serverRole) memberOptions() cluster.Options {
 	pair, roots := r.machine.keeper.Files()
 	o.Peers = &cluster.Peers{
 		Name: rec.Node.Meta.Key, Listen: d.peerURL(), Advertise: d.peerURL(), Pair: pair, Roots: roots, Hostname: identity.AnyServer,
+		Known: r.isPeer,
 	}
 	return o
+}
+
+// isPeer reports whether a machine is a server, as the state here says, or the leader has told this machine in its session: one
+// that became a server while this one was away may be the one that this one has to hear first.
+func (r *serverRole) isPeer(node string) bool {
+	if s, _ := r.current(); s != nil {
+		if n, ok := store.Get[*gantryv1.Node](s.store.Live(), node); ok && n.Role == string(identity.Server) {
+			return true
+		}
+	}
+	role, ok := r.machine.knows(identity.Caller{Node: node})
+	return ok && role == identity.Server
 }
 
 // sealer opens the key of the secrets; a new one is made only while nothing is sealed with another.
