@@ -2,8 +2,10 @@ package agent
 
 import (
 	"context"
+	"errors"
 	"io"
 	"sync"
+	"sync/atomic"
 
 	"connectrpc.com/connect"
 
@@ -21,6 +23,8 @@ type terminal struct {
 	stdin  *io.PipeWriter
 	resize chan engine.Size
 	signal chan string
+	// The process keeps its input when the caller goes away without closing it: somebody else may come.
+	keeps atomic.Bool
 }
 
 // Write of an output sends one of the streams of a process.
@@ -68,25 +72,36 @@ func open(ctx context.Context, stream *interactiveStream) (*terminal, *gantryv1.
 		t.resize <- engine.Size{Rows: start.Rows, Columns: start.Columns}
 	}
 	input := make(chan []byte, inputQueue)
-	go feed(ctx, input, t.stdin)
+	go t.feed(ctx, input)
 	go t.receive(ctx, start.Stdin, input)
-	context.AfterFunc(ctx, func() { _ = r.CloseWithError(io.ErrClosedPipe) })
+	context.AfterFunc(ctx, t.letGo)
 	return t, start, streams, nil
 }
+
+// letGo ends the input without the caller's word. What ends with an error is not closed for the process.
+func (t *terminal) letGo() {
+	if t.keeps.Load() {
+		_ = t.stdin.CloseWithError(errCallerGone)
+		return
+	}
+	_ = t.stdin.Close()
+}
+
+var errCallerGone = errors.New("the caller is gone")
 
 // inputQueue is how many messages of input wait for a process that does not read, so that signals still get past them.
 const inputQueue = 256
 
 // feed writes input to a process until there is no more or the process has closed its end.
-func feed(ctx context.Context, input <-chan []byte, stdin *io.PipeWriter) {
-	defer stdin.Close()
+func (t *terminal) feed(ctx context.Context, input <-chan []byte) {
 	for {
 		select {
 		case b, more := <-input:
 			if !more {
+				_ = t.stdin.Close()
 				return
 			}
-			if _, err := stdin.Write(b); err != nil {
+			if _, err := t.stdin.Write(b); err != nil {
 				return // what is left is dropped, as by a pipe
 			}
 		case <-ctx.Done():
@@ -95,7 +110,7 @@ func feed(ctx context.Context, input <-chan []byte, stdin *io.PipeWriter) {
 	}
 }
 
-// receive passes input on until the caller closes it.
+// receive passes input on until the caller closes it, or is gone.
 func (t *terminal) receive(ctx context.Context, stdin bool, input chan<- []byte) {
 	open := true
 	end := func() {
@@ -104,9 +119,11 @@ func (t *terminal) receive(ctx context.Context, stdin bool, input chan<- []byte)
 			open = false
 		}
 	}
-	defer end()
 	for {
 		m, err := t.stream.Receive()
+		if errors.Is(err, io.EOF) {
+			end()
+		}
 		if err != nil {
 			return
 		}
@@ -152,7 +169,7 @@ func (h *nodeService) Exec(ctx context.Context, stream *interactiveStream) error
 	}
 	req := engine.ExecRequest{
 		Command: start.Command, Env: start.Env, WorkingDir: start.WorkingDir, User: start.User, Tty: start.Tty,
-		Privileged: start.Privileged, Signals: t.signal,
+		Privileged: start.Privileged, Signals: t.signal, Size: engine.Size{Rows: start.Rows, Columns: start.Columns},
 	}
 	if start.Detach {
 		return h.execDetached(ctx, t, start.GetTarget().GetTarget(), req)
@@ -196,6 +213,13 @@ func (h *nodeService) Attach(ctx context.Context, stream *interactiveStream) err
 	}
 	go h.signals(ctx, t, id)
 	waiting := w.status().StartedAt == nil
+	// A process without a terminal that runs for this caller, as `gantry run -i` has it, ends with its input.
+	t.keeps.Store(start.Tty || !waiting)
+	if waiting && start.Rows > 0 {
+		if err := h.a.Engine.SetSize(id, engine.Size{Rows: start.Rows, Columns: start.Columns}); err != nil {
+			return err
+		}
+	}
 	attached := make(chan error, 1)
 	go func() { attached <- h.a.Engine.Attach(ctx, id, streams, start.Logs || waiting) }()
 	w.attach()

@@ -46,6 +46,28 @@ func (e *Engine) Attach(ctx context.Context, id string, streams IO, replay bool)
 	return errors.Join(err, g.Wait())
 }
 
+// SetSize says how large a container's terminal is when its process starts the next time.
+func (e *Engine) SetSize(id string, s Size) error {
+	c, err := e.container(id)
+	if err != nil {
+		return err
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.size = s
+	return nil
+}
+
+// sizeTerminal gives a process that is made and not started the size that somebody has said.
+func (e *Engine) sizeTerminal(ctx context.Context, c *container) {
+	c.mu.Lock()
+	s := c.size
+	c.mu.Unlock()
+	if c.Tty && s != (Size{}) {
+		e.resize(ctx, c.ID, "", s)
+	}
+}
+
 func (e *Engine) openTap(c *container, replay bool, write func(jsonlog.Chunk) error) (*jsonlog.Tap, error) {
 	if err := c.log.Pump(); err != nil {
 		return nil, fault.Wrap(diskFault(err), err, "container %s: log", c.ID)

@@ -90,6 +90,7 @@ type container struct {
 	log   *jsonlog.Log
 	began chan struct{} // closed when the next run begins; nil while nobody waits for it
 	stats sample
+	size  Size // of the terminal when a run begins; zero if nobody has said
 }
 
 // run is one task of a container, from Start until its exit has been dealt with.

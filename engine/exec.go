@@ -46,6 +46,8 @@ type ExecRequest struct {
 	// WorkingDir and User are the container's if empty.
 	WorkingDir, User string
 	Tty              bool
+	// Size of the terminal when the process starts, if it is known.
+	Size Size
 	// Privileged gives the process all capabilities.
 	Privileged bool
 	// Signals are sent to the process, by name.
@@ -98,6 +100,7 @@ func (e *Engine) execProcess(ctx context.Context, c *container, r *run, req Exec
 	p.Env = ocispec.MergeEnv(p.Env, req.Env)
 	if req.Tty {
 		p.Env = ocispec.MergeEnv([]string{"TERM=xterm"}, p.Env)
+		p.ConsoleSize = &specs.Box{Height: uint(req.Size.Rows), Width: uint(req.Size.Columns)}
 	}
 	if req.WorkingDir != "" {
 		p.Cwd = path.Join("/", p.Cwd, req.WorkingDir)

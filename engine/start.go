@@ -64,6 +64,7 @@ func (e *Engine) Start(ctx context.Context, id string) (pid uint32, err error) {
 	}
 	letGo()
 	e.begin(c, r)
+	e.sizeTerminal(ctx, c)
 	if _, err := e.client.TaskService().Start(ctx, &tasks.StartRequest{ContainerID: id}); err != nil {
 		e.abandon(ctx, c, r, true)
 		return 0, startFault(c, errgrpc.ToNative(err))

@@ -236,9 +236,11 @@ func (s *Server) build(ctx context.Context, stream *connect.BidiStream[gantryv1.
 func forward[In, Out any](from *connect.BidiStream[In, Out], to *connect.BidiStreamForClient[In, Out]) {
 	for {
 		m, err := from.Receive()
-		if err != nil {
+		if errors.Is(err, io.EOF) {
 			_ = to.CloseRequest() // nothing more comes, and the answer tells the rest
-			return
+		}
+		if err != nil {
+			return // a caller that is gone has ended the context, and with it the other stream
 		}
 		if to.Send(m) != nil {
 			return
