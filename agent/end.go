@@ -82,5 +82,6 @@ func (w *worker) endWithMachine(ctx context.Context) error {
 	w.rec.StopRequested = w.rec.StopRequested || policyOf(as).condition != gantryv1.RestartPolicy_CONDITION_NO
 	w.mu.Unlock()
 	w.phase(gantryv1.InstanceStatus_PHASE_STOPPING)
+	w.drain(ctx, as)
 	return w.a.Engine.Stop(ctx, w.id, grace(as))
 }

@@ -34,6 +34,7 @@ type endpointState struct {
 	ports    map[string]error                      // what kept a service's ports from being published
 	filled   map[string][]*gantryv1.PortPublish    // their ports, with those of the host filled in
 	told     bool                                  // a server has said how things are; before, the kernel keeps what it has
+	news     chan struct{}                         // closed and replaced when a server says something
 	asked    uint64                                // changes made
 	done     uint64                                // changes that the kernel has
 
@@ -45,6 +46,7 @@ type localEndpoint struct {
 	service  string
 	app      string
 	endpoint *gantryv1.Endpoint
+	left     time.Time // when it ceased to serve; zero if it does, or never has
 }
 
 func newEndpointState(n *network.Network, d *discovery.Server, node string) *endpointState {
@@ -52,7 +54,7 @@ func newEndpointState(n *network.Network, d *discovery.Server, node string) *end
 		node: node, network: n, discovery: d,
 		services: map[string]*gantryv1.ServiceEndpoints{}, networks: map[string]*gantryv1.Network{},
 		nodes: map[string]*gantryv1.Node{}, dns: map[string][]string{}, local: map[string]*localEndpoint{}, ports: map[string]error{},
-		merged: map[string]*gantryv1.ServiceEndpoints{},
+		merged: map[string]*gantryv1.ServiceEndpoints{}, news: make(chan struct{}),
 	}
 }
 
@@ -86,6 +88,8 @@ func (e *endpointState) update(u *gantryv1.NodeUpdate) {
 		delete(e.nodes, key)
 	}
 	e.told = true
+	close(e.news)
+	e.news = make(chan struct{})
 	e.asked++
 }
 
@@ -99,10 +103,18 @@ func (e *endpointState) setLocal(i *gantryv1.Instance, st *gantryv1.InstanceStat
 	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	if old := e.local[i.Meta.Key]; old != nil && proto.Equal(old.endpoint, ep) {
+	old := e.local[i.Meta.Key]
+	if old != nil && proto.Equal(old.endpoint, ep) {
 		return false
 	}
-	e.local[i.Meta.Key] = &localEndpoint{service: serviceKey(i), app: i.App, endpoint: ep}
+	l := &localEndpoint{service: serviceKey(i), app: i.App, endpoint: ep}
+	if old != nil && !ep.Ready {
+		l.left = old.left
+		if old.endpoint.Ready {
+			l.left = time.Now()
+		}
+	}
+	e.local[i.Meta.Key] = l
 	delete(e.merged, serviceKey(i))
 	e.asked++
 	return true
