@@ -30,6 +30,7 @@ type worker struct {
 
 	failures  int       // failed attempts in a row
 	notBefore time.Time // of the next attempt
+	heldSince time.Time // that the container waits for its client; used by the worker's own goroutine only
 
 	interrupt context.CancelFunc // of the step under way
 
@@ -380,20 +381,12 @@ func (w *worker) stale(as *gantryv1.Assignment, st engine.State) bool {
 // relaunch starts a container that was made before this step.
 func (w *worker) relaunch(ctx context.Context, as *gantryv1.Assignment, st engine.State) (time.Duration, error) {
 	if w.held(as) {
-		w.phase(gantryv1.InstanceStatus_PHASE_CREATED)
-		return 0, nil
+		return w.hold(as)
 	}
 	if err := w.refresh(ctx, as); err != nil {
 		return 0, err
 	}
 	return w.launch(ctx, as, st)
-}
-
-// held reports that the process waits for a client to be attached.
-func (w *worker) held(as *gantryv1.Assignment) bool {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	return as.Instance.WaitAttach && !w.attached && w.rec.Status.StartedAt == nil
 }
 
 // launch starts the process. What is about to be started is recorded first: after a crash the engine's count of runs tells
@@ -403,8 +396,7 @@ func (w *worker) launch(ctx context.Context, as *gantryv1.Assignment, st engine.
 		return 0, err
 	}
 	if w.held(as) {
-		w.progress(inPhase(gantryv1.InstanceStatus_PHASE_CREATED))
-		return 0, nil
+		return w.hold(as)
 	}
 	if err := w.noteStart(as.Instance.RestartGeneration, int32(st.Runs+1)); err != nil {
 		return 0, err
