@@ -105,6 +105,7 @@ func Open(ctx context.Context, o Options) (*Engine, error) {
 	if err := e.recover(e.Context(ctx), ended); err != nil {
 		return nil, errors.Join(err, e.Close())
 	}
+	e.group.Go(e.watchPids)
 	return e, nil
 }
 
@@ -180,6 +181,9 @@ func (e *Engine) Client() *containerd.Client { return e.client }
 
 // Address returns the path of containerd's gRPC socket.
 func (e *Engine) Address() string { return e.server.Address() }
+
+// CgroupParent returns the control group below which those of the machine's containers are.
+func (e *Engine) CgroupParent() string { return e.o.CgroupParent }
 
 // Context returns ctx with Gantry's containerd namespace.
 func (e *Engine) Context(ctx context.Context) context.Context {
