@@ -232,6 +232,7 @@ func (d *daemon) agent(m *machine, ways *servers, parts agent.Parts) (*agent.Age
 		FullDisk: d.fullDisk(m),
 		NoServer: m.noServer,
 		Guarded:  []string{d.Root, d.Config.Run},
+		Lost:     m.loseLeader,
 		Heard: func(u *gantryv1.NodeUpdate) {
 			if err := m.heard(u); err != nil {
 				d.Logger.Warn("what the server said of this machine could not be kept", "err", err)
