@@ -79,6 +79,8 @@ func (tr *trial) dies(t *testing.T, dead *lab.Node, suspect, down time.Duration)
 	within(t, "all replacements ran: after down", ready.Sub(states["down"]), 0, 2*time.Second+own)
 	t.Logf("a start of its own took up to %s before", own.Round(time.Millisecond))
 
+	awaitFinding(t, by, dead, fmt.Sprintf("node %s (%s) is down", dead.Name(), dead.Address()))
+	awaitFinding(t, by, dead, "is no member that answers: nothing comes from its machine", "2 of 3")
 	dead.PowerOn(t)
 	tr.AwaitNodes(t, len(tr.Nodes()))
 	tr.converge(t)

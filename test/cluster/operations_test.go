@@ -152,6 +152,7 @@ func TestRemovedNode(t *testing.T) {
 	tr := begin(t, lab.Shape{Servers: 1, Nodes: 1})
 	tr.up(t, "web", 4)
 	gone := tr.Node(1)
+	removed := time.Now()
 	tr.Node(0).Gantry(t, "node", "rm", "--force", gone.Name())
 	lab.Eventually(t, time.Minute, "the removed node runs nothing", func() error {
 		if got := ids(gone); len(got) > 0 {
@@ -159,6 +160,7 @@ func TestRemovedNode(t *testing.T) {
 		}
 		return nil
 	})
+	t.Logf("it runs nothing %s after it was removed", time.Since(removed).Round(100*time.Millisecond))
 	tr.Retire(t, gone)
 	tr.settle(t)
 }

@@ -299,7 +299,9 @@ func TestWrongClocks(t *testing.T) {
 			n.StartDaemon(t)
 			tr.AwaitNodes(t, 3)
 			tr.converge(t)
+			awaitFinding(t, tr.Except(n)[0], n, "the clock of node "+n.Name()+" is off by ")
 			n.SetClock(t, 0)
+			tr.awaitWell(t)
 		}
 	}
 	tr.settle(t)
