@@ -6,7 +6,6 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"net"
 	"net/http"
@@ -185,27 +184,30 @@ func TestOnlyServersArePeers(t *testing.T) {
 	}
 }
 
-// at is what a peer port answers to a machine, and the connection, which stays open if it is let in.
-func (r *rig) at(o, as cluster.Options, path string) (string, net.Conn) {
+// dial is a connection to a peer port with the certificate of a machine.
+func (r *rig) dial(to, as cluster.Options) net.Conn {
 	r.t.Helper()
 	pair, err := tls.LoadX509KeyPair(as.Peers.Pair, as.Peers.Pair)
 	check(r.t, err)
-	conn, err := tls.Dial("tcp", strings.TrimPrefix(o.Peers.Advertise, "https://"), &tls.Config{
+	conn, err := tls.Dial("tcp", strings.TrimPrefix(to.Peers.Advertise, "https://"), &tls.Config{
 		InsecureSkipVerify: true, Certificates: []tls.Certificate{pair}, // whom it asks is not what is tested
 	})
 	check(r.t, err)
 	r.t.Cleanup(func() { _ = conn.Close() })
 	check(r.t, conn.SetDeadline(time.Now().Add(time.Minute)))
-	_, err = fmt.Fprintf(conn, "GET %s HTTP/1.1\r\nHost: a\r\n\r\n", path)
+	return conn
+}
+
+// get is what a peer port answers to a machine.
+func (r *rig) get(to, as cluster.Options, path string) *http.Response {
+	r.t.Helper()
+	conn := r.dial(to, as)
+	_, err := fmt.Fprintf(conn, "GET %s HTTP/1.1\r\nHost: a\r\n\r\n", path)
 	check(r.t, err)
 	resp, err := http.ReadResponse(bufio.NewReader(conn), nil)
-	if err != nil {
-		return err.Error(), nil
-	}
-	defer resp.Body.Close()
-	_, err = io.Copy(io.Discard, resp.Body)
 	check(r.t, err)
-	return resp.Status, conn
+	_ = resp.Body.Close()
+	return resp
 }
 
 // TestFormerServersAreNoPeers: the certificate of a member that was removed is good, and opens nothing any more; what it has open
@@ -218,10 +220,16 @@ func TestFormerServersAreNoPeers(t *testing.T) {
 	c, _ := r.join(a, "c")
 	stolen := r.options("c", identity.Server) // what an old copy of its disk has
 	r.known.Clear()                           // the state itself lists all three
-	got, open := r.at(oa, stolen, "/members")
-	if got != "200 OK" {
-		t.Fatalf("a member is answered %s", got)
+	member := r.get(oa, stolen, "/members")
+	if member.StatusCode != http.StatusOK {
+		t.Fatalf("a member is answered %s", member.Status)
 	}
+	open := r.dial(oa, stolen) // a message that takes long
+	_, err := fmt.Fprintf(open, "POST /raft HTTP/1.1\r\nHost: a\r\nX-Etcd-Cluster-ID: %s\r\nX-Server-Version: 3.7.0\r\n"+
+		"X-Min-Cluster-Version: 3.0.0\r\nContent-Length: 100000\r\n\r\n", member.Header.Get("X-Etcd-Cluster-ID"))
+	check(t, err)
+	half := func() error { _, err := open.Write([]byte{0}); return err }
+	check(t, half())
 	r.eventually("one is removed", func() error { return a.Remove(t.Context(), c.ID()) })
 	select {
 	case <-c.Stopped(): // the others have told it so, and nothing else
@@ -231,16 +239,19 @@ func TestFormerServersAreNoPeers(t *testing.T) {
 	for _, o := range []cluster.Options{oa, ob} {
 		r.eventually("it is refused", func() error {
 			for _, path := range []string{"/members", "/raft", "/raft/probing", "/raft/stream/message/" + a.ID(), "/version"} {
-				if got, _ := r.at(o, stolen, path); got != "403 Forbidden" {
-					return fmt.Errorf("%s of %s: %s", path, o.Peers.Name, got)
+				if got := r.get(o, stolen, path); got.StatusCode != http.StatusForbidden {
+					return fmt.Errorf("%s of %s: %s", path, o.Peers.Name, got.Status)
 				}
 			}
 			return nil
 		})
 	}
-	if _, err := open.Read(make([]byte, 1)); err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
-		t.Errorf("its connection is open still: %v", err)
-	}
+	r.eventually("its connection is closed", func() error {
+		if err := half(); err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
+			return fmt.Errorf("what it says is read still: %v", err)
+		}
+		return nil
+	})
 	c.Stop()
 	a.Stop()
 	b.Stop()
@@ -248,11 +259,11 @@ func TestFormerServersAreNoPeers(t *testing.T) {
 	again, err := cluster.Open(oa)
 	check(t, err)
 	t.Cleanup(again.Stop)
-	if got, _ := r.at(oa, stolen, "/members"); got != "403 Forbidden" {
-		t.Errorf("a server that starts alone answers one that was removed: %s", got)
+	if got := r.get(oa, stolen, "/members"); got.StatusCode != http.StatusForbidden {
+		t.Errorf("a server that starts alone answers one that was removed: %s", got.Status)
 	}
-	if got, _ := r.at(oa, ob, "/members"); got != "200 OK" {
-		t.Errorf("a server that starts alone answers another one: %s", got)
+	if got := r.get(oa, ob, "/members"); got.StatusCode != http.StatusOK {
+		t.Errorf("a server that starts alone answers another one: %s", got.Status)
 	}
 	second := r.start(ob)
 	check(t, put(t.Context(), second, "k", "together"))

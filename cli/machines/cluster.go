@@ -1,6 +1,8 @@
 package machines
 
 import (
+	"context"
+	"fmt"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -11,6 +13,7 @@ import (
 	"github.com/gantryd/gantry/cli/table"
 	"github.com/gantryd/gantry/cli/verb"
 	"github.com/gantryd/gantry/client"
+	"github.com/gantryd/gantry/fault"
 )
 
 // Cluster is `gantry cluster`.
@@ -76,42 +79,91 @@ func (s verbs) printStatus(st *gantryv1.ClusterStatusResponse) error {
 }
 
 func (s verbs) token() *cobra.Command {
-	return verb.Group("token", "Tokens that let machines join", s.tokenCreate(), s.tokenLs(), s.tokenRm())
+	return verb.Group("token", "Tokens that let machines join", s.tokenCreate(), s.tokenRotate(), s.tokenLs(), s.tokenRm())
 }
 
 func (s verbs) tokenCreate() *cobra.Command {
+	return s.makesToken(&cobra.Command{
+		Use: "create", Short: "Make a token and print the command for the joining machine", Args: verb.Between(0, 0),
+	}, nil)
+}
+
+func (s verbs) tokenRotate() *cobra.Command {
+	return s.makesToken(&cobra.Command{
+		Use: "rotate", Short: "Revoke all tokens of a role, make a new one and print the command with it", Args: verb.Between(0, 0),
+	}, s.revokeAll)
+}
+
+// makesToken adds to a command the flags of a token, and what makes and prints it; before that it does what comes first, if
+// anything.
+func (s verbs) makesToken(cmd *cobra.Command, first func(ctx context.Context, c *client.Client, role string) error) *cobra.Command {
 	var role, life string
 	var quiet bool
-	cmd := &cobra.Command{
-		Use: "create", Short: "Make a token and print the command for the joining machine", Args: verb.Between(0, 0),
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			d, err := human.ParseDuration(life)
-			if err != nil {
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		d, err := human.ParseDuration(life)
+		if err != nil {
+			return err
+		}
+		if role != "node" && role != "server" {
+			return fault.New(fault.Invalid, "there is no role %q", role).WithHint("--role node or --role server")
+		}
+		c, err := s.Client()
+		if err != nil {
+			return err
+		}
+		if first != nil {
+			if err := first(cmd.Context(), c, role); err != nil {
 				return err
 			}
-			c, err := s.Client()
-			if err != nil {
-				return err
-			}
-			t, err := client.Call(cmd.Context(), c.Cluster.CreateToken, &gantryv1.CreateTokenRequest{Role: role, Life: durationpb.New(d)})
-			switch {
-			case err != nil:
-				return err
-			case s.Output == "json":
-				return verb.One(s.Session, t)
-			case quiet:
-				s.Put("%s", t.GetToken())
-			default:
-				s.Put("gantry join %s --token %s", t.GetAddress(), t.GetToken())
-				s.Say("run this as root on the machine that is to join; it is good until %s", t.GetExpiresAt().AsTime().Local().Format(time.DateTime))
-			}
-			return nil
-		},
+		}
+		t, err := client.Call(cmd.Context(), c.Cluster.CreateToken, &gantryv1.CreateTokenRequest{Role: role, Life: durationpb.New(d)})
+		switch {
+		case err != nil:
+			return err
+		case s.Output == "json":
+			return verb.One(s.Session, t)
+		case quiet:
+			s.Put("%s", t.GetToken())
+		default:
+			s.Put("%s", joinCommand(t, role))
+			s.Say("run this as root on the machine that is to join; it is good until %s", t.GetExpiresAt().AsTime().Local().Format(time.DateTime))
+		}
+		return nil
 	}
 	cmd.Flags().StringVar(&role, "role", "node", "what the machine becomes: node, or server, which also holds the cluster's state")
 	cmd.Flags().StringVar(&life, "life", "24h", "how long the token is good")
 	cmd.Flags().BoolVarP(&quiet, "quiet", "q", false, "print the token only")
 	return s.OutputFlag(cmd, "table")
+}
+
+// joinCommand is what the joining machine runs.
+func joinCommand(t *gantryv1.CreateTokenResponse, role string) string {
+	line := fmt.Sprintf("gantry join %s --token %s", t.GetAddress(), t.GetToken())
+	if role == "server" {
+		line += " --server"
+	}
+	return line
+}
+
+// revokeAll revokes the tokens of a role.
+func (s verbs) revokeAll(ctx context.Context, c *client.Client, role string) error {
+	got, err := client.Call(ctx, c.Cluster.ListTokens, &gantryv1.ListTokensRequest{})
+	if err != nil {
+		return err
+	}
+	revoked := 0
+	for _, t := range got.GetTokens() {
+		if t.GetRole() != role {
+			continue
+		}
+		_, err := client.Call(ctx, c.Cluster.RevokeToken, &gantryv1.RevokeTokenRequest{Id: t.GetMeta().GetKey()})
+		if err != nil && !fault.Is(err, fault.NotFound) {
+			return fault.Wrap(fault.KindOf(err), err, "token %s is good still, and no new one was made", t.GetMeta().GetKey()).WithHint("try again")
+		}
+		revoked++
+	}
+	s.Say("revoked %s", verb.Count(revoked, role+" token"))
+	return nil
 }
 
 func (s verbs) tokenLs() *cobra.Command {

@@ -148,8 +148,22 @@ func (f fakeCluster) CreateToken(_ context.Context, r *connect.Request[gantryv1.
 	return connect.NewResponse(&gantryv1.CreateTokenResponse{Id: "t1", Token: "gantry-" + r.Msg.Role + "-secret", Address: "10.0.0.1:7450"}), nil
 }
 
+func (f fakeCluster) ListTokens(context.Context, *connect.Request[gantryv1.ListTokensRequest]) (*connect.Response[gantryv1.ListTokensResponse], error) {
+	out := &gantryv1.ListTokensResponse{}
+	for id, role := range map[string]string{"n1": "node", "n2": "node", "gone": "node", "s1": "server", "stuck": "server"} {
+		out.Tokens = append(out.Tokens, &gantryv1.JoinToken{Meta: &gantryv1.Meta{Key: id}, Role: role})
+	}
+	return connect.NewResponse(out), nil
+}
+
 func (f fakeCluster) RevokeToken(_ context.Context, r *connect.Request[gantryv1.RevokeTokenRequest]) (*connect.Response[gantryv1.RevokeTokenResponse], error) {
 	f.note("RevokeToken %s", r.Msg.Id)
+	switch r.Msg.Id {
+	case "gone": // another has revoked it meanwhile
+		return nil, wire.Encode(fault.New(fault.NotFound, "there is no token %q", r.Msg.Id))
+	case "stuck":
+		return nil, wire.Encode(fault.New(fault.Unavailable, "the cluster has no leader now"))
+	}
 	return connect.NewResponse(&gantryv1.RevokeTokenResponse{}), nil
 }
 
