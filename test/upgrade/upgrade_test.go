@@ -56,7 +56,8 @@ func previous(t *testing.T) string {
 	return build(t, []edit{field("Host ports given"), field("Virtual address of")}, nil)
 }
 
-// TestVersionsSideBySide has a cluster go to a version that lacks a field and back, machine by machine.
+// TestVersionsSideBySide has a cluster of three servers and a node go to a version that lacks a field and back, machine by
+// machine, each in the middle of a rollout.
 func TestVersionsSideBySide(t *testing.T) {
 	if os.Getenv("FAULTS") == "" {
 		t.Skip("takes minutes: make faults")
@@ -72,13 +73,16 @@ func TestVersionsSideBySide(t *testing.T) {
 			programs, lacking := test.programs(t), test.lacking(t)
 			w := begin(t, programs)
 			w.check(t, test.kept)
-			for _, i := range []int{0, 1, 2} {
+			w.skew(t, false)
+			for _, i := range []int{0, 1, 2, 3} {
 				w.replace(t, w.Node(i), lacking)
 				w.check(t, test.kept)
+				w.skew(t, i < 3)
 			}
-			for _, i := range []int{2, 1, 0} {
+			for _, i := range []int{3, 2, 1, 0} {
 				w.replace(t, w.Node(i), programs)
 				w.check(t, test.kept)
+				w.skew(t, i > 0)
 			}
 		})
 	}
@@ -96,7 +100,7 @@ type world struct {
 
 func begin(t *testing.T, programs string) *world {
 	t.Helper()
-	w := &world{Lab: lab.Form(t, lab.Shape{Servers: 3, Programs: programs}), dir: lab.Project(t, "")}
+	w := &world{Lab: lab.Form(t, lab.Shape{Servers: 3, Nodes: 1, Programs: programs}), dir: lab.Project(t, "")}
 	first := w.Node(0)
 	first.ImportBusybox(t)
 	w.up(t, first)
@@ -112,7 +116,7 @@ func begin(t *testing.T, programs string) *world {
 				return fmt.Errorf("%s has not converged", s.Service.Name)
 			}
 			for _, i := range s.Instances {
-				w.first[i.Instance.Meta.Key] = s.Service.Name != "fresh"
+				w.first[i.Instance.Meta.Key] = s.Service.Name == "web" || s.Service.Name == "work"
 				if s.Service.Name == "web" {
 					w.port = s.Service.Published[0].HostPort
 					w.web[i.Instance.Meta.Key] = process(i)
@@ -132,8 +136,8 @@ func process(i *gantryv1.InstanceView) string {
 	return fmt.Sprintf("%s on %s since %s", i.Status.Phase, i.Instance.Node, i.Status.StartedAt.AsTime())
 }
 
-// up brings the application to the state of this step through a machine.
-func (w *world) up(t *testing.T, by *lab.Node) {
+// write writes the application as it is in this step.
+func (w *world) write(t *testing.T) {
 	t.Helper()
 	text := fmt.Sprintf(`name: shop
 services:
@@ -145,29 +149,120 @@ services:
     deploy: {replicas: 3}
   work: {image: %[1]s, command: sleep 100000, stop_grace_period: 1s}
   fresh: {image: %[1]s, command: sleep 100000, stop_grace_period: 1s, environment: {STEP: "%[2]d"}}
-`, lab.Busybox, w.steps)
+  rolling:
+    image: %[1]s
+    command: sleep 100000
+    stop_grace_period: 1s
+    environment: {STEP: "%[2]d"}
+    deploy: {replicas: %[3]d, update_config: {parallelism: 1, delay: 500ms}}
+`, lab.Busybox, w.steps, rolling)
 	if err := os.WriteFile(w.dir+"/compose.yaml", []byte(text), 0o644); err != nil {
 		t.Fatal(err)
 	}
+}
+
+// rolling is the number of instances of the service that is rolled out while a machine is upgraded.
+const rolling = 4
+
+// up brings the application to the state of this step through a machine.
+func (w *world) up(t *testing.T, by *lab.Node) {
+	t.Helper()
+	w.write(t)
 	by.GantryIn(t, w.dir, "up", "--timeout", "3m")
 }
 
-// replace ends a machine's daemon the hard way, starts another version of it, and has all sorts of changes made there.
+// roll begins the next step through a machine and returns when some instances, and not all, are of its release.
+func (w *world) roll(t *testing.T, by *lab.Node) {
+	t.Helper()
+	old, _ := w.rolled(t)
+	w.steps++
+	w.write(t)
+	by.GantryIn(t, w.dir, "up", "--detach")
+	lab.Eventually(t, time.Minute, "the rollout is under way", func() error {
+		if _, n := w.rolled(t); n[old] == rolling || len(n) != 2 {
+			return fmt.Errorf("instances by release: %v", n)
+		}
+		return nil
+	})
+}
+
+// awaitRolled waits until all instances are of one release that is newer.
+func (w *world) awaitRolled(t *testing.T, old int64) {
+	t.Helper()
+	lab.Eventually(t, 2*time.Minute, "the rollout has come to its end", func() error {
+		if now, n := w.rolled(t); now <= old || n[now] != rolling || len(n) != 1 {
+			return fmt.Errorf("instances by release: %v, before it was %d", n, old)
+		}
+		return nil
+	})
+}
+
+// rolled is the newest release of the service that is rolled out, and how many instances of each release are ready.
+func (w *world) rolled(t *testing.T) (newest int64, ready map[int64]int) {
+	t.Helper()
+	ready = map[int64]int{}
+	v, err := w.view(t)
+	if err != nil {
+		return 0, ready
+	}
+	for _, s := range v.Services {
+		for _, i := range s.Instances {
+			if s.Service.Name == "rolling" && lab.Ready(i) {
+				ready[i.Instance.Release]++
+				newest = max(newest, i.Instance.Release)
+			}
+		}
+	}
+	return newest, ready
+}
+
+// skew wants the status of the cluster to say, or not to say, that versions differ.
+func (w *world) skew(t *testing.T, want bool) {
+	t.Helper()
+	lab.Eventually(t, time.Minute, "what the status says of versions", func() error {
+		st, err := w.Node(0).Status()
+		if err != nil {
+			return err
+		}
+		for _, f := range st.Findings {
+			if strings.Contains(f.Message, "2 versions of gantryd run side by side") && f.Hint != "" {
+				if want {
+					return nil
+				}
+				return fmt.Errorf("it says: %s", f.Message)
+			}
+		}
+		if want {
+			return fmt.Errorf("it does not say that they differ: %v", st.Findings)
+		}
+		return nil
+	})
+}
+
+// replace ends a machine's daemon the hard way in the middle of a rollout, starts another version of it, and has all sorts of
+// changes made there, or through a server if it is none.
 func (w *world) replace(t *testing.T, n *lab.Node, programs string) {
 	t.Helper()
+	old, _ := w.rolled(t)
+	w.roll(t, w.Except(n)[0])
 	n.KillDaemon(t)
 	n.SetPrograms(programs)
 	n.StartDaemon(t)
-	w.AwaitNodes(t, 3)
+	w.AwaitNodes(t, 4)
+	w.awaitRolled(t, old)
+	by := n
+	if n == w.Node(3) {
+		by = w.Node(0)
+	}
 	w.steps++
-	n.GantryIn(t, w.dir, "scale", "web=4")
-	n.AwaitReady(t, "web", 4)
-	w.up(t, n)
-	n.AwaitReady(t, "web", 3)
-	n.GantryIn(t, w.dir, "restart", "work")
-	n.AwaitReady(t, "work", 1)
-	n.Gantry(t, "node", "label", w.Node(0).Name(), fmt.Sprintf("step=%d", w.steps))
-	if out := n.GantryIn(t, w.dir, "exec", "fresh.1", "sh", "-c", "echo $STEP"); strings.TrimSpace(out) != fmt.Sprint(w.steps) {
+	by.GantryIn(t, w.dir, "scale", "web=4")
+	by.AwaitReady(t, "web", 4)
+	w.up(t, by)
+	by.AwaitReady(t, "web", 3)
+	by.GantryIn(t, w.dir, "restart", "work")
+	by.AwaitReady(t, "work", 1)
+	by.Gantry(t, "node", "label", w.Node(0).Name(), fmt.Sprintf("step=%d", w.steps))
+	if out := by.GantryIn(t, w.dir, "exec", "fresh.1", "sh", "-c", "echo $STEP"); strings.TrimSpace(out) != fmt.Sprint(w.steps) {
 		t.Errorf("step %d: fresh.1 says %s", w.steps, out)
 	}
 }
@@ -222,7 +317,7 @@ func (w *world) stamps(t *testing.T, v *gantryv1.AppView) {
 		}
 	}
 	views, err := w.Node(0).Machines()
-	if err != nil || len(views) != 3 {
+	if err != nil || len(views) != 4 {
 		t.Fatal(views, err)
 	}
 	for _, n := range views {
