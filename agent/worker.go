@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	gantryv1 "github.com/gantryd/gantry/api/gen/gantry/v1"
@@ -407,7 +408,7 @@ func (w *worker) launch(ctx context.Context, as *gantryv1.Assignment, st engine.
 		return 0, err
 	}
 	w.a.figures.Starts.Since(begun)
-	w.running(as, pid, time.Now())
+	w.running(as, engine.State{Pid: pid, StartedAt: time.Now()})
 	w.a.pokeJoined(as.Instance)
 	return 0, nil
 }
@@ -442,18 +443,19 @@ func (w *worker) refresh(ctx context.Context, as *gantryv1.Assignment) error {
 	return w.a.Engine.SetFiles(w.id, contents)
 }
 
-func (w *worker) running(as *gantryv1.Assignment, pid uint32, since time.Time) {
+func (w *worker) running(as *gantryv1.Assignment, st engine.State) {
 	ports := w.a.state.published(serviceKey(as.Instance))
 	check := w.healthcheck()
 	w.lived(func(s *gantryv1.InstanceStatus) {
-		fresh := s.Pid != pid
-		s.Phase, s.Error, s.Hint, s.Pid = gantryv1.InstanceStatus_PHASE_RUNNING, "", "", pid
+		fresh := s.Pid != st.Pid
+		s.Phase, s.Error, s.Hint, s.Pid = gantryv1.InstanceStatus_PHASE_RUNNING, "", "", st.Pid
+		s.PidsLimitReached = st.PidsReached
 		s.RestartGeneration = as.Instance.RestartGeneration
 		s.Ports = ports
 		if fresh {
-			s.StartedAt, s.FinishedAt = timestamppb.New(since), nil
+			s.StartedAt, s.FinishedAt = timestamppb.New(st.StartedAt), nil
 			s.Health, s.HealthOutput, s.FailingStreak = gantryv1.InstanceStatus_HEALTH_UNSPECIFIED, "", 0
-			s.OomKilled, s.ExitCode = false, 0
+			s.OomKilled, s.ExitCode, s.KilledAfter = false, 0, nil
 			if check != nil {
 				s.Health = gantryv1.InstanceStatus_HEALTH_STARTING
 			}
@@ -475,7 +477,7 @@ func (w *worker) tend(ctx context.Context, as *gantryv1.Assignment, st engine.St
 		w.phase(gantryv1.InstanceStatus_PHASE_PAUSED)
 		return 0, nil
 	}
-	w.running(as, st.Pid, st.StartedAt)
+	w.running(as, st)
 	return 0, nil
 }
 
@@ -518,10 +520,19 @@ func (w *worker) exited(st engine.State, phase gantryv1.InstanceStatus_Phase) {
 	w.lived(func(s *gantryv1.InstanceStatus) {
 		s.Phase = phase
 		s.Error, s.Hint, s.Pid = "", "", 0
-		s.ExitCode, s.OomKilled = st.ExitCode, st.OOMKilled
+		s.ExitCode, s.OomKilled, s.PidsLimitReached = st.ExitCode, st.OOMKilled, st.PidsReached
+		s.KilledAfter = killedAfter(st)
 		s.FinishedAt = timestamppb.New(st.FinishedAt)
 		s.Health, s.HealthOutput = gantryv1.InstanceStatus_HEALTH_UNSPECIFIED, ""
 	})
+}
+
+// killedAfter is how long the process was given to end before it was killed; nil if it ended within that.
+func killedAfter(st engine.State) *durationpb.Duration {
+	if st.KilledAfter == 0 {
+		return nil
+	}
+	return durationpb.New(st.KilledAfter)
 }
 
 // halt stops the process and keeps the container.
@@ -556,7 +567,19 @@ func (w *worker) stop(ctx context.Context, as *gantryv1.Assignment) error {
 	w.rec.StopRequested = true
 	w.mu.Unlock()
 	w.phase(gantryv1.InstanceStatus_PHASE_STOPPING)
-	return w.a.Engine.Stop(ctx, w.id, grace(as))
+	return w.endProcess(ctx, as)
+}
+
+// endProcess returns when the process has ended, and says if it had to be killed, while the run and the instance are known.
+func (w *worker) endProcess(ctx context.Context, as *gantryv1.Assignment) error {
+	w.drain(ctx, as)
+	if err := w.a.Engine.Stop(ctx, w.id, grace(as)); err != nil {
+		return err
+	}
+	if st, err := w.a.Engine.State(ctx, w.id); err == nil && st.KilledAfter > 0 {
+		w.setStatus(func(s *gantryv1.InstanceStatus) { s.KilledAfter = killedAfter(st) })
+	}
+	return nil
 }
 
 const defaultGrace = 10 * time.Second
@@ -578,7 +601,7 @@ func (w *worker) remove(ctx context.Context, exists bool) error {
 	if exists {
 		w.phase(gantryv1.InstanceStatus_PHASE_STOPPING)
 		if st, err := w.a.Engine.State(ctx, w.id); err == nil && st.Status != engine.StatusExited && st.Status != engine.StatusCreated {
-			if err := w.a.Engine.Stop(ctx, w.id, grace(as)); err != nil {
+			if err := w.endProcess(ctx, as); err != nil {
 				return err
 			}
 		}

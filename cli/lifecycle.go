@@ -163,7 +163,10 @@ func (s *session) setStopped(ctx context.Context, l lifecycle, words []string, s
 	}
 	return s.ForEach(t.instances, func(name string) error {
 		if stopped {
-			_, err := client.Call(ctx, c.Instances.Stop, &gantryv1.StopInstanceRequest{Target: s.Target(t.app, name), GracePeriod: grace})
+			got, err := client.Call(ctx, c.Instances.Stop, &gantryv1.StopInstanceRequest{Target: s.Target(t.app, name), GracePeriod: grace})
+			if got.GetKilledAfter() != nil {
+				s.Say("%s did not end within %s and was killed", name, got.KilledAfter.AsDuration())
+			}
 			return err
 		}
 		_, err := client.Call(ctx, c.Instances.Start, s.Target(t.app, name))
@@ -284,7 +287,7 @@ func (s *session) rmCommand() *cobra.Command {
 	})
 	cmd.Flags().BoolVarP(&force, "force", "f", false, "stop them first if they run")
 	cmd.Flags().BoolVarP(&stop, "stop", "s", false, "the same by Compose's name")
-	cmd.Flags().BoolVarP(&volumes, "volumes", "v", false, "remove their anonymous volumes too")
+	cmd.Flags().BoolVarP(&volumes, "volumes", "v", false, "Docker's; anonymous volumes go with their instance in any case")
 	return cmd
 }
 

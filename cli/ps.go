@@ -230,20 +230,30 @@ func status(v *gantryv1.InstanceView, at time.Time) string {
 		if st.GetHealth() != gantryv1.InstanceStatus_HEALTH_UNSPECIFIED {
 			text += " (" + healthWord(st.GetHealth()) + ")"
 		}
-		return text
+		return text + limits(st)
 	case gantryv1.InstanceStatus_PHASE_EXITED:
-		text := fmt.Sprintf("Exited (%d) %s ago", st.GetExitCode(), since(st.GetFinishedAt()))
-		if st.GetOomKilled() {
-			text += ", out of memory"
-		}
-		return text
+		return fmt.Sprintf("Exited (%d) %s ago", st.GetExitCode(), since(st.GetFinishedAt())) + limits(st)
 	case gantryv1.InstanceStatus_PHASE_RESTARTING:
-		return fmt.Sprintf("Restarting (%d) after %d", st.GetExitCode(), st.GetRestarts())
+		return fmt.Sprintf("Restarting (%d) after %d", st.GetExitCode(), st.GetRestarts()) + limits(st)
 	case gantryv1.InstanceStatus_PHASE_FAILED:
 		return "Failed: " + st.GetError()
 	}
 	word := appwait.PhaseWord(st)
 	return strings.ToUpper(word[:1]) + word[1:]
+}
+
+// limits says what an instance has run into: memory, processes, the time to end in.
+func limits(st *gantryv1.InstanceStatus) (text string) {
+	if st.GetOomKilled() {
+		text += ", out of memory"
+	}
+	if n := st.GetPidsLimitReached(); n > 0 {
+		text += fmt.Sprintf(", reached its limit of %d processes", n)
+	}
+	if st.GetKilledAfter() != nil {
+		text += fmt.Sprintf(", did not end within %s", st.KilledAfter.AsDuration())
+	}
+	return text
 }
 
 func healthWord(h gantryv1.InstanceStatus_Health) string {

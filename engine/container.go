@@ -40,6 +40,10 @@ type State struct {
 	// ExitCode of the last run, 128 plus the signal's number for one that was killed.
 	ExitCode  int32
 	OOMKilled bool // the last run met the memory limit
+	// PidsReached is the limit of processes for which the current or last run was refused one; 0 if it was not.
+	PidsReached int64
+	// KilledAfter is the grace period within which the last run did not end, so that it was killed; 0 if it did.
+	KilledAfter time.Duration
 	// Lost says that the end was not seen: the machine or the shim went away. ExitCode is LostExitCode then.
 	Lost       bool
 	CreatedAt  time.Time
@@ -95,7 +99,11 @@ type container struct {
 
 // run is one task of a container, from Start until its exit has been dealt with.
 type run struct {
-	pid     uint32
+	pid uint32
+	// pidsLimit is the limit of processes, set before it runs; pidsTold that it has been reached, for watchPids only.
+	pidsLimit int64
+	pidsTold  bool
+
 	started chan struct{} // the start has succeeded or failed
 	failed  bool          // valid after started
 	ended   chan struct{} // closed when the process has exited
@@ -137,6 +145,15 @@ func (c *container) lastRun() *run {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.run
+}
+
+// outlived records that a run did not end within its grace period. How it ends in fact, finish says.
+func (c *container) outlived(r *run, grace time.Duration) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.run == r {
+		c.state.KilledAfter = grace
+	}
 }
 
 // nextRun returns a channel that is closed when another run begins. The caller holds c.mu.

@@ -105,6 +105,7 @@ func Open(ctx context.Context, o Options) (*Engine, error) {
 	if err := e.recover(e.Context(ctx), ended); err != nil {
 		return nil, errors.Join(err, e.Close())
 	}
+	e.group.Go(e.watchPids)
 	return e, nil
 }
 

@@ -14,6 +14,8 @@ const (
 	EventStart EventKind = "start"
 	EventExit  EventKind = "exit"
 	EventOOM   EventKind = "oom"
+	// EventPids says that a container was refused a process by its limit. It comes once in a run.
+	EventPids EventKind = "pids"
 )
 
 // Event is something that happened to a container.

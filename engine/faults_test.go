@@ -33,8 +33,12 @@ func TestStop(t *testing.T) {
 			if err := e.Stop(t.Context(), id, c.grace); err != nil {
 				t.Fatal(err)
 			}
-			if s := enginetest.AwaitExit(t, e, id); s.ExitCode != c.exit {
+			s := enginetest.AwaitExit(t, e, id)
+			if s.ExitCode != c.exit {
 				t.Errorf("exit code %d, want %d", s.ExitCode, c.exit)
+			}
+			if killed := s.KilledAfter == c.grace; killed != (c.exit == 137) || !killed && s.KilledAfter != 0 {
+				t.Errorf("killed after %s, exit code %d", s.KilledAfter, s.ExitCode)
 			}
 			if err := e.Stop(t.Context(), id, c.grace); err != nil {
 				t.Errorf("stopped twice: %v", err)
@@ -63,16 +67,31 @@ func TestForkBombStaysInItsContainer(t *testing.T) {
 	image := enginetest.BusyboxImage(t, e)
 	spec := enginetest.Spec(image, `echo up; b() { b | b & }; (while :; do b; sleep 0.05; done) & exec sleep 1000`)
 	spec.Resources = &gantryv1.Resources{Pids: 20}
+	events := e.Events(t.Context())
 	id := enginetest.Run(t, e, "bomb", spec)
-	awaitLine(t, e, id, "up\n")
+	for ev := range events {
+		if ev.Kind == engine.EventPids && ev.ID == id {
+			break
+		}
+	}
+	if s, err := e.State(t.Context(), id); err != nil || s.Status != engine.StatusRunning || s.PidsReached != 20 {
+		t.Errorf("%v, state %+v", err, s)
+	}
 	// Others start meanwhile. The bomb is not the first process: a shell ends when it cannot fork.
-	other := enginetest.Run(t, e, "other", enginetest.Spec(image, "exit 0"))
-	enginetest.AwaitExit(t, e, other)
+	calm := enginetest.Spec(image, "exit 0")
+	calm.Resources = spec.Resources
+	other := enginetest.Run(t, e, "other", calm)
+	if s := enginetest.AwaitExit(t, e, other); s.PidsReached != 0 {
+		t.Errorf("the neighbour is said to have reached its limit: %+v", s)
+	}
 	if s, err := e.Stats(t.Context(), id); err != nil || s.Pids > 20 {
 		t.Errorf("%v, %d processes", err, s.GetPids())
 	}
 	if err := e.Stop(t.Context(), id, 0); err != nil {
 		t.Fatal(err)
+	}
+	if s := enginetest.AwaitExit(t, e, id); s.PidsReached != 20 {
+		t.Errorf("after its end: %+v", s)
 	}
 	if err := e.Remove(t.Context(), id); err != nil {
 		t.Fatal(err)

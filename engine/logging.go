@@ -9,6 +9,7 @@ import (
 
 	gantryv1 "github.com/gantryd/gantry/api/gen/gantry/v1"
 	"github.com/gantryd/gantry/engine/jsonlog"
+	"github.com/gantryd/gantry/engine/syslog"
 	"github.com/gantryd/gantry/fault"
 )
 
@@ -23,7 +24,7 @@ type logConfig struct {
 	Driver   string
 	MaxSize  int64
 	MaxFiles int
-	Syslog   syslogConfig
+	Syslog   syslog.Config
 }
 
 func parseLogging(l *gantryv1.Logging) (logConfig, error) {
@@ -37,7 +38,7 @@ func parseLogging(l *gantryv1.Logging) (logConfig, error) {
 		err = c.jsonOptions(l.GetOptions())
 	case "none":
 	case "syslog":
-		c.Syslog, err = parseSyslog(l.GetOptions())
+		c.Syslog, err = syslog.Parse(l.GetOptions())
 	default:
 		err = fault.New(fault.Unsupported, "logging driver %q is not supported", c.Driver).
 			WithHint("use json-file, syslog or none")
@@ -78,7 +79,7 @@ func (e *Engine) openLog(c *container) error {
 	}
 	o := jsonlog.Options{MaxSize: c.Log.MaxSize, MaxFiles: c.Log.MaxFiles, Logger: e.log, Discard: c.Log.Driver == "none"}
 	if c.Log.Driver == "syslog" {
-		o.Sink = newSyslog(c.Log.Syslog, c.config).send
+		o.Sink = syslog.New(c.Log.Syslog, c.Name, c.ID).Send
 	}
 	var err error
 	c.log, err = jsonlog.Open(filepath.Join(e.dir(c.ID), "log"), o)

@@ -95,7 +95,7 @@ func (e *Engine) adoptTask(ctx context.Context, c *container, task *tasktypes.Pr
 	}
 	e.shims.adopted(c, embedded.Shim(e.o.Run, Namespace, c.ID))
 	r := newRun()
-	r.pid = task.Pid
+	r.pid, r.pidsLimit = task.Pid, e.cgroup.pidsLimit(c.ID)
 	close(r.started)
 	if !wasRunning { // started, but killed before that was written down
 		c.state.Runs++

@@ -236,9 +236,12 @@ func (e *Engine) abandon(ctx context.Context, c *container, r *run, created bool
 // started records that the process runs and says so.
 func (e *Engine) started(c *container, r *run) {
 	now := time.Now()
+	limit := e.cgroup.pidsLimit(c.ID)
 	c.mu.Lock()
+	r.pidsLimit = limit
 	c.state.Status, c.state.Pid, c.state.StartedAt = StatusRunning, r.pid, now
 	c.state.ExitCode, c.state.OOMKilled, c.state.Lost, c.state.FinishedAt = 0, false, false, time.Time{}
+	c.state.PidsReached, c.state.KilledAfter = 0, 0
 	c.state.Runs++
 	c.mu.Unlock()
 	e.saveState(c)
@@ -310,7 +313,7 @@ func (e *Engine) handleExit(id string, pid uint32, code int32, at time.Time) {
 
 // finish records the end of a run, says so, and then clears away what is left of it.
 func (e *Engine) finish(c *container, r *run, code int32, at time.Time) {
-	oom := e.cgroup.oomKilled(c.ID) // asked before the control group goes
+	oom, pids := e.cgroup.oomKilled(c.ID), e.cgroup.pidsReached(c.ID) // asked before the control group goes
 	if at.IsZero() || at.Unix() <= 0 {
 		at = time.Now()
 	}
@@ -320,6 +323,10 @@ func (e *Engine) finish(c *container, r *run, code int32, at time.Time) {
 	}
 	c.state.Status, c.state.Pid, c.state.ExitCode = StatusExited, 0, code
 	c.state.OOMKilled, c.state.FinishedAt = oom, at
+	c.state.PidsReached = max(c.state.PidsReached, pids)
+	if code != killedCode {
+		c.state.KilledAfter = 0 // it ended by itself at the last moment
+	}
 	c.mu.Unlock()
 	e.saveState(c)
 	close(r.ended)

@@ -1,11 +1,8 @@
 package engine
 
 import (
-	"bufio"
-	"bytes"
 	"context"
 	"os"
-	"path/filepath"
 	"strconv"
 	"strings"
 	"time"
@@ -13,7 +10,7 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	gantryv1 "github.com/gantryd/gantry/api/gen/gantry/v1"
-	"github.com/gantryd/gantry/engine/userns"
+	"github.com/gantryd/gantry/engine/procinfo"
 )
 
 // sample is what a rate is computed from.
@@ -43,10 +40,10 @@ func (e *Engine) Stats(_ context.Context, id string) (*gantryv1.InstanceStats, e
 		e.cgroup.statsV1(id, s)
 	}
 	if s.MemoryLimit == 0 || s.MemoryLimit > unlimited {
-		s.MemoryLimit = machineMemory()
+		s.MemoryLimit = procinfo.MachineMemory()
 	}
 	if !c.NetworkHost {
-		s.NetworkRx, s.NetworkTx = networkBytes(r.pid)
+		s.NetworkRx, s.NetworkTx = procinfo.NetworkBytes(r.pid)
 	}
 	s.CpuPercent = c.cpuPercent(now, s.CpuUsage)
 	return s, nil
@@ -114,38 +111,6 @@ func (g cgroups) statsV2(id string, s *gantryv1.InstanceStats) {
 	}
 }
 
-func machineMemory() uint64 {
-	b, err := os.ReadFile("/proc/meminfo")
-	if err != nil {
-		return 0
-	}
-	f := strings.Fields(string(b)) // "MemTotal: 123 kB"
-	if len(f) < 2 {
-		return 0
-	}
-	kb, _ := strconv.ParseUint(f[1], 10, 64)
-	return kb << 10
-}
-
-// networkBytes sums up what went through the interfaces of a process's network namespace, loopback left out.
-func networkBytes(pid uint32) (rx, tx uint64) {
-	b, err := os.ReadFile(filepath.Join("/proc", itoa(pid), "net/dev"))
-	if err != nil {
-		return 0, 0
-	}
-	for s := bufio.NewScanner(bytes.NewReader(b)); s.Scan(); {
-		name, counters, ok := strings.Cut(s.Text(), ":")
-		f := strings.Fields(counters)
-		if !ok || strings.TrimSpace(name) == "lo" || len(f) < 9 {
-			continue
-		}
-		r, _ := strconv.ParseUint(f[0], 10, 64)
-		t, _ := strconv.ParseUint(f[8], 10, 64)
-		rx, tx = rx+r, tx+t
-	}
-	return rx, tx
-}
-
 // Top lists the processes of a running container, with IDs as the host sees them.
 func (e *Engine) Top(_ context.Context, id string) (*gantryv1.TopResponse, error) {
 	c, err := e.container(id)
@@ -155,59 +120,11 @@ func (e *Engine) Top(_ context.Context, id string) (*gantryv1.TopResponse, error
 	if _, err := c.running(); err != nil {
 		return nil, err
 	}
-	out := &gantryv1.TopResponse{Titles: []string{"UID", "PID", "PPID", "STATE", "TIME", "RSS", "COMMAND"}}
+	out := &gantryv1.TopResponse{Titles: procinfo.Titles()}
 	for _, pid := range e.cgroup.pids(id) {
-		if row := processRow(pid, c.IDBase); row != nil {
+		if row := procinfo.Row(pid, c.IDBase); row != nil {
 			out.Processes = append(out.Processes, &gantryv1.StringList{Values: row})
 		}
 	}
 	return out, nil
-}
-
-// clockTicks is how many units a second the kernel counts processor time in, on every architecture Go runs on.
-const clockTicks = 100
-
-// processRow describes one process; nil if it has ended meanwhile.
-func processRow(pid int, base uint32) []string {
-	dir := filepath.Join("/proc", strconv.Itoa(pid))
-	stat, err := os.ReadFile(filepath.Join(dir, "stat"))
-	if err != nil {
-		return nil
-	}
-	// The name in parentheses may itself have spaces and parentheses.
-	name, rest := string(stat[bytes.IndexByte(stat, '(')+1:bytes.LastIndexByte(stat, ')')]), stat[bytes.LastIndexByte(stat, ')')+1:]
-	f := strings.Fields(string(rest))
-	if len(f) < 22 {
-		return nil
-	}
-	user, _ := strconv.ParseUint(f[11], 10, 64)
-	system, _ := strconv.ParseUint(f[12], 10, 64)
-	pages, _ := strconv.ParseUint(f[21], 10, 64)
-	busy := time.Duration(user+system) * time.Second / clockTicks
-	command := "[" + name + "]"
-	if b, err := os.ReadFile(filepath.Join(dir, "cmdline")); err == nil && len(b) > 0 {
-		command = strings.TrimSpace(strings.ReplaceAll(string(b), "\x00", " "))
-	}
-	return []string{
-		processUID(dir, base), strconv.Itoa(pid), f[1], f[0], busy.Round(10 * time.Millisecond).String(),
-		strconv.FormatUint(pages*uint64(os.Getpagesize())>>10, 10) + "K", command,
-	}
-}
-
-// processUID is the user of a process as its container has it.
-func processUID(dir string, base uint32) string {
-	b, err := os.ReadFile(filepath.Join(dir, "status"))
-	if err != nil {
-		return "?"
-	}
-	for line := range strings.Lines(string(b)) {
-		if rest, ok := strings.CutPrefix(line, "Uid:"); ok {
-			uid, err := strconv.ParseUint(strings.Fields(rest)[0], 10, 32)
-			if err == nil && uint32(uid)-base < userns.Size {
-				return itoa(uint32(uid) - base)
-			}
-			return strings.Fields(rest)[0]
-		}
-	}
-	return "?"
 }

@@ -16,6 +16,9 @@ import (
 	"github.com/gantryd/gantry/fault"
 )
 
+// killedCode is the exit code of a process that SIGKILL has ended.
+const killedCode = 128 + int32(syscall.SIGKILL)
+
 // killLimit is how long the kernel has to end a process that was sent SIGKILL before that is reported.
 const killLimit = 10 * time.Second
 
@@ -110,6 +113,7 @@ func (e *Engine) stopPolitely(ctx context.Context, c *container, r *run, grace t
 	case <-r.ended:
 		return true, nil
 	case <-timer.C:
+		c.outlived(r, grace)
 		return false, nil
 	case <-ctx.Done():
 		return false, fault.Wrap(fault.Canceled, ctx.Err(), "container %s: stop was given up, its stop signal is sent", c.ID)

@@ -126,6 +126,12 @@ func (l *eventLog) statusEvents(snap *store.ReadTx, i *gantryv1.Instance, old, n
 		}
 		add("die", death(i, now))
 	}
+	if now.KilledAfter != nil && (old == nil && l.happened(now.FinishedAt, old) || old != nil && old.KilledAfter == nil) {
+		add("kill", map[string]string{"signal": "SIGKILL", "cause": fmt.Sprintf("it did not end within %s", now.KilledAfter.AsDuration())})
+	}
+	if now.PidsLimitReached > old.GetPidsLimitReached() && l.happened(now.StartedAt, old) {
+		add("pids_limit", map[string]string{"cause": fmt.Sprintf("it reached its limit of %d processes", now.PidsLimitReached)})
+	}
 	if now.Phase == gantryv1.InstanceStatus_PHASE_RUNNING && l.happened(now.StartedAt, old) && (old == nil || old.Pid != now.Pid) {
 		add("start", origin(i.Meta))
 	}

@@ -34,9 +34,14 @@ func (h *instances) Stop(ctx context.Context, req *connect.Request[gantryv1.Stop
 		i.Desired, i.StopGrace = gantryv1.Instance_DESIRED_STOPPED, req.Msg.GracePeriod
 		return nil
 	})
-	return h.afterwards(ctx, resp, err, func(v *gantryv1.InstanceView) bool {
+	if err != nil {
+		return nil, err
+	}
+	st, err := h.await(ctx, resp.Msg.Id, func(v *gantryv1.InstanceView) bool {
 		return ended(v) || v.Status.GetPhase() == gantryv1.InstanceStatus_PHASE_CREATED
 	})
+	resp.Msg.KilledAfter = st.GetKilledAfter()
+	return resp, err
 }
 
 // Restart implements the API. It answers when the new process runs, or could not be started.

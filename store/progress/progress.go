@@ -104,11 +104,11 @@ func failure(st *gantryv1.InstanceStatus) string {
 		return ": " + st.Error
 	case gantryv1.InstanceStatus_PHASE_EXITED:
 		if st.ExitCode != 0 {
-			return fmt.Sprintf(" exited with code %d%s", st.ExitCode, oom(st))
+			return fmt.Sprintf(" exited with code %d%s", st.ExitCode, limit(st))
 		}
 	case gantryv1.InstanceStatus_PHASE_RESTARTING:
 		if st.Streak >= crashLoop {
-			return fmt.Sprintf(" keeps exiting, last with code %d%s, after %d restarts in a row", st.ExitCode, oom(st), st.Streak)
+			return fmt.Sprintf(" keeps exiting, last with code %d%s, after %d restarts in a row", st.ExitCode, limit(st), st.Streak)
 		}
 	case gantryv1.InstanceStatus_PHASE_RUNNING:
 		if st.Health == gantryv1.InstanceStatus_HEALTH_UNHEALTHY {
@@ -118,9 +118,13 @@ func failure(st *gantryv1.InstanceStatus) string {
 	return ""
 }
 
-func oom(st *gantryv1.InstanceStatus) string {
-	if st.OomKilled {
+// limit says which limit an instance has met.
+func limit(st *gantryv1.InstanceStatus) string {
+	switch {
+	case st.OomKilled:
 		return " (out of memory)"
+	case st.PidsLimitReached > 0:
+		return fmt.Sprintf(" (it reached its limit of %d processes)", st.PidsLimitReached)
 	}
 	return ""
 }

@@ -44,6 +44,7 @@ func TestServiceIsJudged(t *testing.T) {
 		"completed":           {&gantryv1.InstanceStatus{Phase: exited}, 0, true, ""},
 		"ended with an error": {&gantryv1.InstanceStatus{Phase: exited, ExitCode: 3}, 0, false, "exited with code 3"},
 		"out of memory":       {&gantryv1.InstanceStatus{Phase: exited, ExitCode: 137, OomKilled: true}, 0, false, "out of memory"},
+		"out of processes":    {&gantryv1.InstanceStatus{Phase: exited, ExitCode: 2, PidsLimitReached: 50}, 0, false, "reached its limit of 50 processes"},
 		"restarted once":      {&gantryv1.InstanceStatus{Phase: restarting, Restarts: 1, ExitCode: 1}, 0, false, ""},
 		"crash loop":          {&gantryv1.InstanceStatus{Phase: restarting, Restarts: 3, Streak: 3, ExitCode: 1}, 0, false, "keeps exiting"},
 		"many good runs":      {&gantryv1.InstanceStatus{Phase: restarting, Restarts: 30, Streak: 1, ExitCode: 1}, 0, false, ""},

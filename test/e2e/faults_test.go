@@ -2,6 +2,7 @@ package e2e_test
 
 import (
 	"bytes"
+	"cmp"
 	"errors"
 	"fmt"
 	"net"
@@ -160,13 +161,35 @@ func TestSIGTERMIgnored(t *testing.T) {
 	n := machine(t)
 	n.Gantry(t, "run", "-d", "--name", "deaf", lab.Busybox, "sh", "-c", `trap "" TERM; while :; do sleep 1; done`)
 	began := time.Now()
-	n.Gantry(t, "stop", "-t", "2", "deaf")
+	stopped := n.Try("stop", "-t", "2", "deaf")
 	if took := time.Since(began); took < 1900*time.Millisecond || took > 6*time.Second {
 		t.Errorf("stop -t 2 took %s", took)
 	}
-	if view := n.Instance(t, "deaf"); view == nil || view.Status.ExitCode != 137 {
-		t.Errorf("want exit code 137, got %v", view)
+	if view := n.Instance(t, "deaf"); view == nil || view.Status.ExitCode != 137 || view.Status.KilledAfter.AsDuration() != 2*time.Second {
+		t.Errorf("want exit code 137 after 2 s, got %v", view)
 	}
+	for what, said := range map[string]string{
+		"stop": stopped.Stderr, "ps": n.Gantry(t, "ps", "-a"), "inspect": n.Gantry(t, "inspect", "deaf"), "events": recentEvents(t, n),
+	} {
+		want := map[string]string{"stop": "deaf did not end within 2s and was killed", "inspect": `"killedAfter": "2s"`}[what]
+		if want = cmp.Or(want, "did not end within 2s"); !strings.Contains(said, want) {
+			t.Errorf("gantry %s does not say %q:\n%s", what, want, said)
+		}
+	}
+	// One that ends in time is not said to have been killed.
+	n.Gantry(t, "run", "-d", "--name", "meek", "--stop-signal", "KILL", lab.Busybox, "sleep", "100000")
+	if said := n.Try("stop", "-t", "20", "meek"); strings.Contains(said.Stderr, "killed") {
+		t.Errorf("stop said %q", said.Stderr)
+	}
+	if view := n.Instance(t, "meek"); view == nil || view.Status.ExitCode != 137 || view.Status.KilledAfter != nil {
+		t.Errorf("want exit code 137 by its own stop signal, got %v", view)
+	}
+}
+
+// recentEvents are the events of the last ten minutes.
+func recentEvents(t *testing.T, n *lab.Node) string {
+	t.Helper()
+	return n.Gantry(t, "events", "--since", "10m", "--until", "0s")
 }
 
 func TestForkBomb(t *testing.T) {
@@ -177,16 +200,42 @@ services:
   bomb:
     image: busybox:lab
     pids_limit: 50
-    command: sh -c 'b() { b | b & }; b; sleep 100000'
-  neighbour: {image: "busybox:lab", command: sleep 100000}
+    command: sh -c 'b() { b | b & }; (while :; do b; sleep 0.05; done) & exec sleep 100000'
+    stop_grace_period: 1s
+  neighbour:
+    image: busybox:lab
+    pids_limit: 50
+    command: sh -c 'mkdir /w; echo well >/w/index.html; exec httpd -f -p 80 -h /w'
+    ports: ["8090:80"]
+    healthcheck: {test: ["CMD", "true"], interval: 1s, timeout: 10s}
 `)
 	n.GantryIn(t, dir, "up", "-d")
-	n.AwaitReady(t, "neighbour", 1)
-	time.Sleep(2 * time.Second)
+	before := n.AwaitReady(t, "neighbour", 1)[0]
+	lab.Eventually(t, time.Minute, "the limit is reached", func() error {
+		if got := n.AwaitReady(t, "bomb", 1)[0].Status.GetPidsLimitReached(); got != 50 {
+			return fmt.Errorf("the limit that was reached is said to be %d", got)
+		}
+		return nil
+	})
 	if count := strings.Count(n.Exec(t, "ps", "axo", "args"), "\n"); count > 150 {
 		t.Errorf("%d processes on the machine, 50 were allowed in the container", count)
 	}
+	for what, said := range map[string]string{
+		"ps": n.GantryIn(t, dir, "ps"), "inspect": n.GantryIn(t, dir, "inspect", "bomb.1"), "events": recentEvents(t, n),
+	} {
+		want := map[string]string{"inspect": `"pidsLimitReached": "50"`}[what]
+		if want = cmp.Or(want, "reached its limit of 50 processes"); !strings.Contains(said, want) {
+			t.Errorf("gantry %s does not say %q:\n%s", what, want, said)
+		}
+	}
 	works(t, n)
+	if page, err := n.HTTPGet(":8090/"); err != nil || page != "well\n" {
+		t.Errorf("the neighbour does not answer: %q, %v", page, err)
+	}
+	after := n.Instance(t, "neighbour.1")
+	if !lab.Ready(after) || after.Status.Restarts != 0 || after.Status.Pid != before.Status.Pid || after.Status.PidsLimitReached != 0 {
+		t.Errorf("the neighbour suffered: %v", after)
+	}
 	n.GantryIn(t, dir, "down")
 	awaitNothing(t, n)
 }

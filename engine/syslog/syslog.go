@@ -1,4 +1,6 @@
-package engine
+// Package syslog sends the lines of one container to a syslog server. Parse what a container asks for, then make a Client; its
+// Send is safe in parallel.
+package syslog
 
 import (
 	"bytes"
@@ -13,20 +15,21 @@ import (
 	"github.com/gantryd/gantry/fault"
 )
 
-// syslogConfig says where and how a container's lines go to syslog.
-type syslogConfig struct {
+// Config says where and how a container's lines go to syslog.
+type Config struct {
 	Network, Address string
 	Tag              string
 	Facility         int
 }
 
-const syslogDaemon = 3 // the facility of system services
+const daemon = 3 // the facility of system services
 
-// syslogTimeout bounds a connection attempt and a write.
-const syslogTimeout = 2 * time.Second
+// timeout bounds a connection attempt and a write.
+const timeout = 2 * time.Second
 
-func parseSyslog(options map[string]string) (syslogConfig, error) {
-	c := syslogConfig{Network: "unixgram", Address: "/dev/log", Facility: syslogDaemon}
+// Parse reads the options of the driver "syslog".
+func Parse(options map[string]string) (Config, error) {
+	c := Config{Network: "unixgram", Address: "/dev/log", Facility: daemon}
 	for key, value := range options {
 		switch key {
 		case "syslog-address":
@@ -40,7 +43,7 @@ func parseSyslog(options map[string]string) (syslogConfig, error) {
 		case "tag":
 			c.Tag = value
 		case "syslog-facility":
-			n, ok := syslogFacilities()[value]
+			n, ok := facilities()[value]
 			if !ok {
 				return c, fault.New(fault.Invalid, "logging option syslog-facility: %q is unknown", value)
 			}
@@ -54,7 +57,7 @@ func parseSyslog(options map[string]string) (syslogConfig, error) {
 	return c, nil
 }
 
-func (c *syslogConfig) setAddress(u *url.URL) error {
+func (c *Config) setAddress(u *url.URL) error {
 	switch u.Scheme {
 	case "unix", "unixgram":
 		c.Network, c.Address = "unixgram", u.Path
@@ -69,7 +72,7 @@ func (c *syslogConfig) setAddress(u *url.URL) error {
 	return nil
 }
 
-func syslogFacilities() map[string]int {
+func facilities() map[string]int {
 	m := map[string]int{}
 	for i, name := range strings.Fields("kern user mail daemon auth syslog lpr news uucp cron authpriv ftp") {
 		m[name] = i
@@ -80,32 +83,33 @@ func syslogFacilities() map[string]int {
 	return m
 }
 
-// syslog sends lines in the form of RFC 3164, which every syslog server reads.
-type syslog struct {
-	c    syslogConfig
+// Client sends lines in the form of RFC 3164, which every syslog server reads.
+type Client struct {
+	c    Config
 	tag  string
 	host string
 	mu   sync.Mutex
 	conn net.Conn
 }
 
-func newSyslog(c syslogConfig, container config) *syslog {
+// New makes a client for the container of that name and ID. It connects when there is a line to send.
+func New(c Config, name, id string) *Client {
 	tag := c.Tag
 	if tag == "" || strings.Contains(tag, "{{") { // Docker's templates: the two that people use
-		tag = strings.NewReplacer("{{.Name}}", container.Name, "{{.ID}}", container.ID).Replace(tag)
+		tag = strings.NewReplacer("{{.Name}}", name, "{{.ID}}", id).Replace(tag)
 	}
 	if tag == "" {
-		tag = container.Name
+		tag = name
 	}
 	host, err := os.Hostname()
 	if err != nil {
 		host = "localhost"
 	}
-	return &syslog{c: c, tag: tag, host: host}
+	return &Client{c: c, tag: tag, host: host}
 }
 
-// send sends one line. On an error the line is kept and sent again later.
-func (s *syslog) send(stream string, line []byte, at time.Time) error {
+// Send sends one line. On an error the line is kept and sent again later.
+func (s *Client) Send(stream string, line []byte, at time.Time) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	severity := 6 // informational
@@ -115,13 +119,13 @@ func (s *syslog) send(stream string, line []byte, at time.Time) error {
 	msg := fmt.Sprintf("<%d>%s %s %s[%d]: %s\n", s.c.Facility*8+severity, at.Format(time.Stamp), s.host, s.tag, os.Getpid(),
 		bytes.TrimRight(line, "\r\n"))
 	if s.conn == nil {
-		conn, err := net.DialTimeout(s.c.Network, s.c.Address, syslogTimeout)
+		conn, err := net.DialTimeout(s.c.Network, s.c.Address, timeout)
 		if err != nil {
 			return err
 		}
 		s.conn = conn
 	}
-	if err := s.conn.SetWriteDeadline(time.Now().Add(syslogTimeout)); err != nil {
+	if err := s.conn.SetWriteDeadline(time.Now().Add(timeout)); err != nil {
 		return err
 	}
 	if _, err := s.conn.Write([]byte(msg)); err != nil {
