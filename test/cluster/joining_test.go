@@ -1,0 +1,178 @@
+package cluster_test
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"connectrpc.com/connect"
+
+	gantryv1 "github.com/gantryd/gantry/api/gen/gantry/v1"
+	"github.com/gantryd/gantry/api/gen/gantry/v1/gantryv1connect"
+	"github.com/gantryd/gantry/cluster/identity"
+	"github.com/gantryd/gantry/engine/image/peer"
+	"github.com/gantryd/gantry/test/lab"
+)
+
+// setUp runs a command line of gantry on a machine itself, as one who sets it up does: init and join.
+func setUp(t *testing.T, n *lab.Node, line string) lab.Result {
+	t.Helper()
+	where := fmt.Sprintf(" --root %s --run %s --listen %s --group root", n.Root(), n.Run(), n.Host())
+	return n.TryExec("sh", "-c", "PATH="+lab.Binaries(t)+":$PATH; "+line+where)
+}
+
+// printed is the line that a command has printed for the next machine.
+func printed(t *testing.T, n *lab.Node, args ...string) string {
+	t.Helper()
+	return strings.TrimSpace(n.Gantry(t, args...))
+}
+
+// awaitRoles waits until exactly those machines are ready, in those roles.
+func awaitRoles(t *testing.T, by *lab.Node, want map[*lab.Node]string) {
+	t.Helper()
+	lab.Eventually(t, 2*time.Minute, fmt.Sprintf("%d machines are ready", len(want)), func() error {
+		views, err := by.Machines()
+		if err != nil {
+			return err
+		}
+		roles := map[string]string{}
+		for _, view := range views {
+			roles[view.Node.Name] = view.Node.Role + " " + view.Status.GetState()
+		}
+		for n, role := range want {
+			if roles[n.Name()] != role+" ready" || len(roles) != len(want) {
+				return fmt.Errorf("the machines are %v", roles)
+			}
+		}
+		return nil
+	})
+}
+
+// TestJoining sets machines up with the lines that init and token print, and holds real daemons against tokens that admit
+// nobody; then it removes a server, of whose disk somebody has a copy.
+func TestJoining(t *testing.T) {
+	l := lab.Network(t)
+	first, node, server := l.AddNode(t, ""), l.AddNode(t, ""), l.AddNode(t, "")
+	begun := setUp(t, first, "gantry init")
+	line := strings.TrimSpace(begun.Stdout)
+	if begun.Code != 0 || !strings.HasPrefix(line, "gantry join "+first.Address()+":7450 --token gantry-node-") {
+		t.Fatalf("init: %d %q\n%s", begun.Code, line, begun.Stderr)
+	}
+
+	refused := func(why, line, want string) {
+		t.Helper()
+		got := setUp(t, node, line)
+		if got.Code == 0 || !strings.Contains(got.Stderr, want) || !strings.Contains(got.Stderr, "hint: ") {
+			t.Errorf("%s: exit %d\n%s%s", why, got.Code, got.Stdout, got.Stderr)
+		}
+	}
+	const invalid = "the token is not valid: it is unknown, has expired or was revoked"
+	revoked := printed(t, first, "cluster", "token", "create")
+	first.Gantry(t, "cluster", "token", "rm", strings.Split(revoked, "-")[4])
+	refused("a token that was revoked", revoked, invalid)
+	expired := printed(t, first, "cluster", "token", "create", "--life", "1s")
+	time.Sleep(1100 * time.Millisecond)
+	refused("a token that has expired", expired, invalid)
+	refused("a node's token for a server", line+" --server", "the token and --server do not agree")
+	refused("one that says that it is a server's", strings.Replace(line, "gantry-node-", "gantry-server-", 1)+" --server", invalid)
+	fresh := printed(t, first, "cluster", "token", "rotate")
+	refused("a token from before the rotation", line, invalid)
+	awaitRoles(t, first, map[*lab.Node]string{first: "server"})
+
+	if got := setUp(t, node, fresh); got.Code != 0 {
+		t.Fatalf("%s: exit %d\n%s", fresh, got.Code, got.Stderr)
+	}
+	line = printed(t, first, "cluster", "token", "create", "--role", "server")
+	if got := setUp(t, server, line); got.Code != 0 || !strings.HasSuffix(line, " --server") {
+		t.Fatalf("%s: exit %d\n%s", line, got.Code, got.Stderr)
+	}
+	awaitRoles(t, first, map[*lab.Node]string{first: "server", node: "node", server: "server"})
+	removedServerIsRefused(t, server, first, node)
+}
+
+// removedServerIsRefused takes a server out, with the other machines as they are, and tries what a copy of its identity opens.
+func removedServerIsRefused(t *testing.T, gone, server, node *lab.Node) {
+	t.Helper()
+	dir := filepath.Join(t.TempDir(), "identity")
+	if err := os.CopyFS(dir, os.DirFS(filepath.Join(gone.Root(), "identity"))); err != nil {
+		t.Fatal(err)
+	}
+	thief, err := identity.OpenKeeper(dir)
+	if err != nil || thief.Role() != identity.Server {
+		t.Fatalf("what was stolen is of a %s: %v", thief.Role(), err)
+	}
+	blob := peer.Path + "sha256:" + strings.Repeat("0", 64)
+	for _, want := range []struct {
+		of   *lab.Node
+		port int
+		path string
+		code int
+	}{
+		{server, 7450, "/metrics", http.StatusOK}, {node, 7450, "/metrics", http.StatusOK}, {server, 7450, blob, http.StatusNotFound},
+		{server, 7451, "/members", http.StatusOK}, {server, 7451, "/raft", http.StatusMethodNotAllowed},
+	} {
+		lab.Eventually(t, time.Minute, "a server is let in", func() error {
+			if code, text := knock(thief, want.of, want.port, want.path); code != want.code {
+				return fmt.Errorf("%s at %d answers a server: %d %s", want.path, want.port, code, text)
+			}
+			return nil
+		})
+	}
+	lab.Eventually(t, time.Minute, "it is removed", func() error { // not before it has been heard for some seconds
+		if got := server.Try("node", "rm", "--force", gone.Name()); got.Code != 0 {
+			return fmt.Errorf("%s", got.Stderr)
+		}
+		return nil
+	})
+	for _, at := range []struct {
+		of   *lab.Node
+		port int
+		path string
+	}{
+		{server, 7450, "/metrics"}, {server, 7450, blob}, {server, 7451, "/members"}, {server, 7451, "/raft"}, {node, 7450, "/metrics"}, {node, 7450, blob},
+	} {
+		began := time.Now()
+		lab.Eventually(t, time.Minute, "it is refused", func() error {
+			if code, text := knock(thief, at.of, at.port, at.path); code != http.StatusForbidden && code != http.StatusServiceUnavailable {
+				return fmt.Errorf("%s at %d of %s: %d %s", at.path, at.port, at.of.Name(), code, text)
+			}
+			return nil
+		})
+		t.Logf("%s at %d of %s: refused within %s", at.path, at.port, at.of.Name(), time.Since(began).Round(time.Millisecond))
+	}
+	if err := session(thief, server); connect.CodeOf(err) != connect.CodePermissionDenied {
+		t.Errorf("a session of a machine that was removed: %v", err)
+	}
+}
+
+// knock asks a machine with the certificate of another.
+func knock(as *identity.Keeper, of *lab.Node, port int, path string) (int, string) {
+	config := as.ClientTLS(identity.AnyMachine)
+	config.NextProtos = nil
+	c := &http.Client{Timeout: 10 * time.Second, Transport: &http.Transport{TLSClientConfig: config, DisableKeepAlives: true}}
+	resp, err := c.Get(fmt.Sprintf("https://%s:%d%s", of.Address(), port, path))
+	if err != nil {
+		return 0, err.Error()
+	}
+	defer resp.Body.Close()
+	text, _ := io.ReadAll(io.LimitReader(resp.Body, 300))
+	return resp.StatusCode, string(text)
+}
+
+// session opens a session of the machine whose certificate it is.
+func session(as *identity.Keeper, with *lab.Node) error {
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	defer cancel()
+	client := as.Client(identity.AnyServer)
+	defer client.CloseIdleConnections()
+	s := gantryv1connect.NewNodeSessionServiceClient(client, "https://"+with.Address()+":7450").Session(ctx)
+	_ = s.Send(&gantryv1.NodeReport{Hello: &gantryv1.NodeHello{Node: as.Node()}})
+	_, err := s.Receive()
+	return err
+}
