@@ -130,7 +130,7 @@ func (r *serverRole) admits(s *serving) func(store.Origin) error {
 }
 
 func noSpace(f *fault.Error) error {
-	return f.WithHint("make room there: gantry system df, gantry system prune, gantry volume prune; removing and stopping is not refused")
+	return f.WithHint("make room there: gantry system df, gantry system prune, gantry volume prune -a; removing and stopping is not refused")
 }
 
 // roomless names the servers whose disks are full, and tells whether too few others are left for a majority.

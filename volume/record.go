@@ -106,7 +106,7 @@ func storageFault(err error, format string, args ...any) error {
 	case fault.KindOf(err) != fault.Unknown:
 		kind = fault.KindOf(err)
 	case errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT):
-		kind, hint = fault.Exhausted, "free some space: gantry system prune, gantry volume prune"
+		kind, hint = fault.Exhausted, "free some space: gantry system prune, gantry volume prune -a"
 	case errors.Is(err, syscall.EROFS):
 		kind, hint = fault.Unavailable, "the file system is read-only; mount it read-write or choose another --root"
 	case errors.Is(err, os.ErrPermission):

@@ -174,6 +174,9 @@ func PruneVolumes(ctx context.Context, s *verb.Session, all bool) error {
 		s.Put("%s", s.InEnv(name))
 	}
 	s.Say("%s removed, %s reclaimed", verb.Count(len(got.GetRemoved()), "volume"), human.Size(got.GetReclaimed()))
+	if !all {
+		s.Say("anonymous volumes go with their instances; gantry volume prune -a removes named ones that nothing uses")
+	}
 	return s.Missing(got.GetFailures())
 }
 

@@ -281,7 +281,7 @@ func examineNode(n *gantryv1.Node, st *gantryv1.NodeStatus, h Health) []*gantryv
 		out = append(out, &gantryv1.Finding{
 			Severity: "error", Subject: n.Name,
 			Message: fmt.Sprintf("the disk under the state on server %s is full: %d MB are free", n.Name, st.DiskFree>>20),
-			Hint:    "changes are refused there: make room with gantry system prune, gantry volume prune; what takes it: gantry system df",
+			Hint:    "changes are refused there: make room with gantry system prune, gantry volume prune -a; what takes it: gantry system df",
 		})
 	}
 	if f := examineCertificate(n, st, h); f != nil {
