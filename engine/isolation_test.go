@@ -6,6 +6,8 @@ import (
 	"strings"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	gantryv1 "github.com/gantryd/gantry/api/gen/gantry/v1"
 	"github.com/gantryd/gantry/engine"
 	"github.com/gantryd/gantry/engine/enginetest"
@@ -33,7 +35,7 @@ func TestDefaultsConfine(t *testing.T) {
 	image := enginetest.BusyboxImage(t, e)
 	script := `grep -E 'NoNewPrivs|Seccomp:|CapEff' /proc/self/status
 		cat /proc/1/comm; ip -o link | wc -l; hostname; echo $FROM_IMAGE
-		mount -t tmpfs none /mnt 2>&1; echo x 2>&1 >/proc/sys/kernel/hostname; cat /proc/keys | wc -c
+		mount -t tmpfs none /mnt 2>&1; echo x 2>&1 >/proc/sys/kernel/hostname
 		mknod /tmp/sda b 8 0 && head -c1 /tmp/sda 2>&1; df -k /dev/shm | tail -1 | awk '{print $2}'; cat /proc/self/cgroup | sort -u -t: -k3 | head -1`
 	out := output(t, e, engine.CreateRequest{ID: "c0ffee", Spec: enginetest.Spec(image, script)})
 	for _, want := range []string{
@@ -47,6 +49,84 @@ func TestDefaultsConfine(t *testing.T) {
 	if !strings.Contains(out, ":/\n") {
 		t.Errorf("the control group is not private:\n%s", out)
 	}
+}
+
+// hiddenPaths prints how much of each path of the kernel's a container sees: bytes of a file, entries of a directory.
+const hiddenPaths = `for p in /proc/acpi /proc/interrupts /proc/kcore /proc/keys /proc/latency_stats /proc/sched_debug /proc/scsi \
+	/proc/timer_list /sys/firmware; do
+	if [ -d $p ]; then n=$(ls -A $p | wc -l); elif [ -e $p ]; then n=$(head -c 9 $p | wc -c); else n=0; fi; echo seen $p $n; done; `
+
+func TestPathsOfTheKernel(t *testing.T) {
+	e := enginetest.Open(t)
+	image := enginetest.BusyboxImage(t, e)
+	for _, mode := range []string{"", "host"} {
+		r := engine.CreateRequest{ID: "c", Spec: enginetest.Spec(image, hiddenPaths+"cat /proc/mounts; exec 2>&1; echo x >/proc/sys/kernel/hostname")}
+		r.Spec.UsernsMode = mode
+		out := output(t, e, r)
+		for line := range strings.Lines(out) {
+			if path, seen := strings.CutPrefix(line, "seen "); seen && !strings.HasSuffix(path, " 0\n") {
+				t.Errorf("userns %q: not hidden: %s", mode, path)
+			}
+		}
+		for _, path := range []string{"/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"} {
+			if _, err := os.Stat(path); err == nil && !strings.Contains(out, "proc "+path+" proc ro,") {
+				t.Errorf("userns %q: %s is not read-only:\n%s", mode, path, out)
+			}
+		}
+		if !strings.Contains(out, "sysfs /sys sysfs ro,") || !strings.Contains(out, "Read-only file system") {
+			t.Errorf("userns %q: /sys or /proc/sys can be written:\n%s", mode, out)
+		}
+	}
+	// The paths are there, and a privileged container sees them.
+	r := engine.CreateRequest{ID: "c", Spec: enginetest.Spec(image, hiddenPaths)}
+	r.Spec.Privileged = true
+	if out := output(t, e, r); strings.Contains(out, "/proc/interrupts 0\n") || strings.Contains(out, "/proc/timer_list 0\n") {
+		t.Errorf("privileged:\n%s", out)
+	}
+}
+
+// TestDeviceRules has root of the machine make device nodes, so that nothing but the rules keeps it from the devices.
+func TestDeviceRules(t *testing.T) {
+	e := enginetest.Open(t)
+	image := enginetest.BusyboxImage(t, e)
+	const nodes = `mknod /tmp/loop b 7 0 && mknod /tmp/fuse c 10 229 && echo made
+		for d in loop fuse; do true </tmp/$d && echo $d read; true >>/tmp/$d && echo $d written; done 2>&1
+		`
+	const refused = "made\nsh: can't open /tmp/loop: Operation not permitted\nsh: can't create /tmp/loop: Operation not permitted\n" +
+		"sh: can't open /tmp/fuse: Operation not permitted\nsh: can't create /tmp/fuse: Operation not permitted\n"
+	run := func(script string, change func(*gantryv1.ContainerSpec)) string {
+		r := engine.CreateRequest{ID: "c", Spec: enginetest.Spec(image, script)}
+		r.Spec.UsernsMode = "host"
+		change(r.Spec)
+		return output(t, e, r)
+	}
+	t.Run("no device but the usual", func(t *testing.T) {
+		out := run(nodes+`for d in null zero full random urandom tty ptmx; do [ -c /dev/$d ] || echo no $d; done
+			echo x >/dev/null && head -c1 /dev/zero /dev/full /dev/random /dev/urandom >/dev/null && echo usual; ls /dev | grep -c -E 'sd|vd|loop|mem|kmsg'`,
+			func(*gantryv1.ContainerSpec) {})
+		if out != refused+"usual\n0\n" {
+			t.Errorf("output %q", out)
+		}
+	})
+	t.Run("a rule", func(t *testing.T) {
+		out := run(nodes, func(s *gantryv1.ContainerSpec) { s.DeviceCgroupRules = []string{"b 7:* r"} })
+		if strings.Contains(out, "can't open /tmp/loop: Operation not permitted") || !strings.Contains(out, "can't create /tmp/loop: Operation not permitted") ||
+			!strings.Contains(out, "can't open /tmp/fuse: Operation not permitted") {
+			t.Errorf("b 7:* may be read and nothing else: %q", out)
+		}
+	})
+	t.Run("a device to read", func(t *testing.T) {
+		node := filepath.Join(t.TempDir(), "loop")
+		if err := unix.Mknod(node, unix.S_IFBLK|0o600, int(unix.Mkdev(7, 0))); err != nil {
+			t.Fatal(err)
+		}
+		out := run("exec 2>&1; true </dev/l; true >>/dev/l", func(s *gantryv1.ContainerSpec) {
+			s.Devices = []*gantryv1.Device{{Source: node, Target: "/dev/l", Permissions: "r"}}
+		})
+		if strings.Contains(out, "can't open /dev/l: Operation not permitted") || !strings.Contains(out, "can't create /dev/l: Operation not permitted") {
+			t.Errorf("output %q", out)
+		}
+	})
 }
 
 func TestSpecReachesTheContainer(t *testing.T) {
