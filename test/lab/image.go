@@ -23,26 +23,50 @@ const Busybox = "busybox:lab"
 // BusyboxArchive writes the image Busybox as a docker-archive and returns its path.
 func BusyboxArchive(t testing.TB) string {
 	t.Helper()
+	path := filepath.Join(t.TempDir(), "busybox.tar")
+	WriteImage(t, path, Busybox, nil)
+	return path
+}
+
+// WriteImage writes a docker-archive of an image like Busybox by another name, with further files in a layer of their own.
+func WriteImage(t testing.TB, path, reference string, files map[string][]byte) {
+	t.Helper()
 	program, err := exec.LookPath("busybox")
 	if err != nil {
 		t.Fatal("the lab's image needs the package busybox-static")
 	}
-	rootfs := busyboxRootfs(t, program)
-	layer, err := tarball.LayerFromOpener(func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(rootfs)), nil })
-	must(t, err)
-	image, err := mutate.AppendLayers(empty.Image, layer)
-	must(t, err)
+	layers := [][]byte{busyboxRootfs(t, program)}
+	if files != nil {
+		layers = append(layers, layerOf(t, files))
+	}
+	image := empty.Image
+	for _, text := range layers {
+		layer, err := tarball.LayerFromOpener(func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(text)), nil })
+		must(t, err)
+		image, err = mutate.AppendLayers(image, layer)
+		must(t, err)
+	}
 	image, err = mutate.ConfigFile(image, &v1.ConfigFile{
 		OS: "linux", Architecture: "amd64",
 		RootFS: rootfsOf(t, image),
 		Config: v1.Config{Cmd: []string{"sh"}, Env: []string{"PATH=/bin"}},
 	})
 	must(t, err)
-	path := filepath.Join(t.TempDir(), "busybox.tar")
-	tag, err := name.NewTag(Busybox)
+	tag, err := name.NewTag(reference)
 	must(t, err)
 	must(t, tarball.WriteToFile(path, tag, image))
-	return path
+}
+
+func layerOf(t testing.TB, files map[string][]byte) []byte {
+	var out bytes.Buffer
+	w := tar.NewWriter(&out)
+	for name, body := range files {
+		must(t, w.WriteHeader(&tar.Header{Name: name, Typeflag: tar.TypeReg, Mode: 0o644, Size: int64(len(body))}))
+		_, err := w.Write(body)
+		must(t, err)
+	}
+	must(t, w.Close())
+	return out.Bytes()
 }
 
 func rootfsOf(t testing.TB, image v1.Image) v1.RootFS {
