@@ -1,14 +1,19 @@
 package e2e_test
 
 import (
+	crand "crypto/rand"
 	"fmt"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
 
+	"connectrpc.com/connect"
+
+	gantryv1 "github.com/gantryd/gantry/api/gen/gantry/v1"
 	"github.com/gantryd/gantry/test/lab"
 )
 
@@ -52,38 +57,253 @@ services:
 	})
 }
 
-// TestDaemonKilledAtAnyPoint kills the daemon at random moments of up, scale and down, and wants the end to be right.
+// deed is something that a person asks for and, where the daemon was killed meanwhile, asks for again.
+type deed struct {
+	name    string
+	prepare func(round int) // gives the deed of this round something to do; nil if it always has
+	dir     string
+	args    func() []string
+	done    func(round int) // wants that it has come about; nil if there is nothing to see
+}
+
+// crashed is a machine whose daemon is killed in the middle of deeds.
+type crashed struct {
+	*lab.Node
+	t            *testing.T
+	churn, built string // folders of apps
+	boxes        int    // wanted instances of box
+	asked        map[string]time.Duration
+}
+
+const churn = `
+name: churn
+services:
+  count: {image: "busybox:lab", command: ["sh", "-c", "` + counter + `"]}
+  box:
+    image: busybox:lab
+    command: sleep 100000
+    stop_grace_period: 500ms
+    environment: {ROUND: "%d"}
+    deploy: {update_config: {parallelism: 2}}
+`
+
+const built = `
+name: built
+services:
+  app: {build: ., command: sleep 200000, stop_grace_period: 500ms}
+`
+
+// TestDaemonKilledAtAnyPoint kills the daemon at random moments of whatever it may be doing. After each restart what was asked
+// for comes about, nothing runs twice or lacks a line of its log, and nothing half-made is left.
 func TestDaemonKilledAtAnyPoint(t *testing.T) {
-	n := machine(t)
+	c := &crashed{Node: machine(t), t: t, built: lab.Project(t, built), boxes: 2, asked: map[string]time.Duration{}}
+	c.churn = lab.Project(t, "")
+	c.writeChurn(0)
+	c.GantryIn(t, c.churn, "up", "--scale", "box=2")
+	c.leaveOrphan()
 	seed := uint64(time.Now().UnixNano())
 	t.Logf("seed %d", seed)
 	random := rand.New(rand.NewPCG(seed, 0))
-	dir := lab.Project(t, `
-name: churn
-services:
-  box: {image: "busybox:lab", command: sleep 100000, stop_grace_period: 1s}
-`)
-	wanted := []int{3, 1, 5, 0, 2, 4, 1, 3}
-	n.GantryIn(t, dir, "up")
-	for round, want := range wanted {
-		n.GantryIn(t, dir, "scale", "-d", fmt.Sprintf("box=%d", want))
-		time.Sleep(time.Duration(random.IntN(400)) * time.Millisecond)
-		n.KillDaemon(t)
-		time.Sleep(time.Duration(random.IntN(100)) * time.Millisecond)
-		n.StartDaemon(t)
-		n.AwaitReady(t, "box", want)
-		if got := strings.Count(n.Exec(t, "ps", "axo", "args"), "sleep 100000\n"); got != want {
-			t.Fatalf("round %d: %d processes for %d instances", round, got, want)
+	kills := 1
+	if os.Getenv("FAULTS") != "" {
+		kills = 12
+	}
+	round := 0
+	for kill := range kills + 1 {
+		for _, d := range c.deeds() {
+			round++
+			if kill == 0 {
+				c.undisturbed(d, round)
+			} else {
+				c.killedDuring(d, round, random.Float64())
+			}
+			c.sound(fmt.Sprintf("round %d, %s", round, d.name))
 		}
 	}
-	n.GantryIn(t, dir, "down")
-	lab.Eventually(t, 30*time.Second, "clean machine", func() error {
-		if left := n.Leftovers(t); !poolOnly(left) {
-			return fmt.Errorf("left: %s", strings.Join(left, ", "))
+	c.GantryIn(t, c.churn, "down")
+	c.boxes = 0
+	awaitNothing(t, c.Node)
+	awaitNoStrays(t, c.Node)
+	c.nothingIsStored()
+}
+
+const orphan = "orphan"
+
+// leaveOrphan asks for what `gantry run --rm` asks for, and is gone before it starts.
+func (c *crashed) leaveOrphan() {
+	c.t.Helper()
+	_, err := c.Client(c.t).Instances.Create(c.t.Context(), connect.NewRequest(&gantryv1.CreateInstanceRequest{
+		Environment: "production", Name: orphan, Spec: &gantryv1.ContainerSpec{Image: lab.Busybox}, AutoRemove: true, WaitAttach: true,
+	}))
+	if err != nil {
+		c.t.Fatal(err)
+	}
+}
+
+// undisturbed does a deed in peace and notes how long the daemon takes for it.
+func (c *crashed) undisturbed(d deed, round int) {
+	if d.prepare != nil {
+		d.prepare(round)
+	}
+	began := time.Now()
+	c.GantryIn(c.t, d.dir, d.args()...)
+	c.asked[d.name] = time.Since(began)
+	if d.done != nil {
+		d.done(round)
+	}
+}
+
+// killedDuring kills the daemon when a part of the time has passed that the deed takes, and asks for the deed once more.
+func (c *crashed) killedDuring(d deed, round int, part float64) {
+	if d.prepare != nil {
+		d.prepare(round)
+	}
+	ended := make(chan lab.Result, 1)
+	go func() { ended <- c.TryWithin(2*time.Minute, d.dir, d.args()...) }()
+	after := time.Duration(part * float64(c.asked[d.name]))
+	time.Sleep(after)
+	c.KillDaemon(c.t)
+	result := <-ended
+	c.t.Logf("round %d: killed %s into %s of %s: exit %d", round, after.Round(time.Millisecond), d.name,
+		c.asked[d.name].Round(time.Millisecond), result.Code)
+	c.StartDaemon(c.t)
+	c.GantryIn(c.t, d.dir, d.args()...)
+	if d.done != nil {
+		d.done(round)
+	}
+}
+
+// sound wants what must hold after every round.
+func (c *crashed) sound(when string) {
+	c.t.Helper()
+	c.AwaitReady(c.t, "box", c.boxes)
+	c.AwaitReady(c.t, "count", 1)
+	// What a command has left to the daemon, such as the end of old instances, takes its time.
+	lab.Eventually(c.t, time.Minute, when, func() error {
+		if got := c.processes("sleep 100000"); got != c.boxes {
+			return fmt.Errorf("%d processes for %d instances of box", got, c.boxes)
+		}
+		if got := c.processes("sh -c " + counter); got != 1 {
+			return fmt.Errorf("the counter runs %d times", got)
 		}
 		return nil
 	})
-	works(t, n)
+	consecutive(c.t, c.GantryIn(c.t, c.churn, "logs", "--no-log-prefix", "count"))
+	awaitNoStrays(c.t, c.Node)
+}
+
+// nothingIsStored throws away all images and the builds' cache, and wants no snapshot, lease or blob on the disk then.
+func (c *crashed) nothingIsStored() {
+	c.t.Helper()
+	c.Gantry(c.t, "system", "prune", "--all", "--force")
+	lab.Eventually(c.t, time.Minute, "everything is thrown away", func() error {
+		left, err := c.Stored()
+		if err == nil && left != nil {
+			err = fmt.Errorf("left: %s", strings.Join(left, "\n"))
+		}
+		return err
+	})
+	c.ImportBusybox(c.t)
+	works(c.t, c.Node)
+}
+
+// processes counts the machine's processes with that command line.
+func (c *crashed) processes(args string) int {
+	c.t.Helper()
+	count := 0
+	for line := range strings.Lines(c.Exec(c.t, "ps", "-ww", "axo", "args")) {
+		if strings.TrimSpace(line) == args {
+			count++
+		}
+	}
+	return count
+}
+
+func (c *crashed) write(path, text string) {
+	c.t.Helper()
+	if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
+		c.t.Fatal(err)
+	}
+}
+
+func (c *crashed) writeChurn(round int) {
+	c.write(filepath.Join(c.churn, "compose.yaml"), fmt.Sprintf(strings.ReplaceAll(churn, "$", "$$"), round))
+}
+
+func (c *crashed) deeds() []deed {
+	archive := filepath.Join(c.t.TempDir(), "image.tar")
+	return []deed{
+		{name: "up --build", dir: c.built, prepare: c.writeDockerfile, args: asking("up", "--build"), done: c.newBuildRuns},
+		{name: "run --rm", args: asking("run", "--rm", lab.Busybox, "sh", "-c", "echo began; sleep 0.3; echo ended"), done: c.onlyServices},
+		{name: "image import", prepare: func(round int) { c.writeImage(archive, round) }, args: asking("image", "import", archive), done: c.imageIsWhole},
+		{
+			name: "scale", dir: c.churn, prepare: func(int) { c.boxes = 1 + (c.boxes+1)%4 },
+			args: func() []string { return []string{"scale", fmt.Sprintf("box=%d", c.boxes)} },
+		},
+		{
+			name: "rollout", dir: c.churn, prepare: c.writeChurn,
+			args: func() []string { return []string{"up", "--scale", fmt.Sprintf("box=%d", c.boxes)} }, done: c.newReleaseRuns,
+		},
+		{name: "down", dir: c.built, prepare: func(int) { c.GantryIn(c.t, c.built, "up") }, args: asking("down"), done: c.appIsGone},
+	}
+}
+
+func asking(args ...string) func() []string { return func() []string { return args } }
+
+func (c *crashed) writeDockerfile(round int) {
+	c.write(filepath.Join(c.built, "Dockerfile"), fmt.Sprintf(`FROM busybox:lab
+RUN echo %d >/round; dd if=/dev/urandom of=/fill bs=64k count=64 2>&1; sleep 0.3
+COPY compose.yaml /
+RUN sleep 0.2; echo more >>/fill
+`, round))
+}
+
+func (c *crashed) newBuildRuns(round int) {
+	c.AwaitReady(c.t, "app", 1)
+	if got := c.GantryIn(c.t, c.built, "exec", "app", "cat", "/round"); strings.TrimSpace(got) != strconv.Itoa(round) {
+		c.t.Errorf("what runs was built in round %q, not %d", got, round)
+	}
+}
+
+// onlyServices wants no instance of `gantry run`.
+func (c *crashed) onlyServices(int) {
+	lab.Eventually(c.t, time.Minute, "run --rm removes what it has made", func() error {
+		for _, view := range c.Instances(c.t) {
+			if view.Instance.App == "" && lab.Name(view) != orphan {
+				return fmt.Errorf("%s is there: %v", lab.Name(view), view.Status)
+			}
+		}
+		return nil
+	})
+}
+
+func (c *crashed) writeImage(path string, round int) {
+	random := make([]byte, 8<<20)
+	_, _ = crand.Read(random) // never fails
+	lab.WriteImage(c.t, path, fmt.Sprintf("crash:%d", round), map[string][]byte{"round": []byte(strconv.Itoa(round)), "fill": random})
+}
+
+func (c *crashed) imageIsWhole(round int) {
+	if got := c.Gantry(c.t, "run", "--rm", fmt.Sprintf("crash:%d", round), "sh", "-c", "cat /round; wc -c </fill"); got != fmt.Sprintf("%d%d\n", round, 8<<20) {
+		c.t.Errorf("the image of round %d says %q", round, got)
+	}
+}
+
+func (c *crashed) newReleaseRuns(round int) {
+	for _, view := range c.AwaitReady(c.t, "box", c.boxes) {
+		if got := c.GantryIn(c.t, c.churn, "exec", lab.Name(view), "sh", "-c", "echo $ROUND"); strings.TrimSpace(got) != strconv.Itoa(round) {
+			c.t.Errorf("%s is of round %q, not %d", lab.Name(view), got, round)
+		}
+	}
+}
+
+func (c *crashed) appIsGone(int) {
+	lab.Eventually(c.t, time.Minute, "app is gone", func() error {
+		if got, view := c.processes("sleep 200000"), c.Instance(c.t, "app.1"); got != 0 || view != nil {
+			return fmt.Errorf("%d processes, instance %v", got, view)
+		}
+		return nil
+	})
 }
 
 func TestReboot(t *testing.T) {

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"regexp"
 	"strconv"
 	"strings"
 	"testing"
@@ -111,12 +110,7 @@ func TestRun(t *testing.T) {
 		}
 		n.Gantry(t, "rm", "-f", "web")
 	})
-	lab.Eventually(t, 20*time.Second, "clean machine", func() error {
-		if left := n.Leftovers(t); left != nil && !poolOnly(left) {
-			return fmt.Errorf("left: %s", strings.Join(left, ", "))
-		}
-		return nil
-	})
+	awaitNoStrays(t, n)
 }
 
 // awaitNothing waits until no instance is left: containers are removed after the command that ended them has answered.
@@ -130,23 +124,16 @@ func awaitNothing(t *testing.T, n *lab.Node) {
 	})
 }
 
-// idleShim is a shim that the daemon has started ahead; all of one daemon have names that begin alike.
-var idleShim = regexp.MustCompile(`^process .*containerd-shim-runc-v2 .*-id ([A-Z2-7]{8})-[A-Z2-7]{12} `)
-
-// poolOnly reports whether all that is left is kept ready for the next containers: network namespaces, links, two shims.
-func poolOnly(left []string) bool {
-	shims, daemon := 0, ""
-	for _, what := range left {
-		if idle := idleShim.FindStringSubmatch(what); idle != nil && (daemon == "" || daemon == idle[1]) {
-			daemon = idle[1]
-			shims++
-			continue
+// awaitNoStrays waits until all that is on the machine because of containers belongs to an instance, or is kept ready for the next.
+func awaitNoStrays(t *testing.T, n *lab.Node) {
+	t.Helper()
+	lab.Eventually(t, time.Minute, "nothing half-made is left", func() error {
+		strays, err := n.Strays()
+		if err == nil && strays != nil {
+			err = fmt.Errorf("%d strays:\n%s", len(strays), strings.Join(strays, "\n"))
 		}
-		if strings.HasPrefix(what, "process") || strings.Contains(what, "rootfs") {
-			return false
-		}
-	}
-	return shims <= 2
+		return err
+	})
 }
 
 const twoServices = `
