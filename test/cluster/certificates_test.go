@@ -216,3 +216,51 @@ func TestCertificateEndsInPartition(t *testing.T) {
 	away.Rejoin(t, "node")
 	tr.settle(t)
 }
+
+// TestCertificatesEndTogether has all servers away for longer than their certificates are good: none can let another in. One goes
+// on alone, and the others join it again.
+func TestCertificatesEndTogether(t *testing.T) {
+	heavy(t)
+	tr := begin(t, three)
+	tr.up(t, "web", 6)
+	const life = time.Minute
+	had, first := certificates(t, tr.Nodes()), tr.Node(2) // the last one that is killed has every change
+	first.Gantry(t, "cluster", "configure", "--certificate-life", life.String())
+	awaitRenewed(t, first, had, life)
+	for _, n := range tr.Nodes() {
+		n.KillDaemon(t)
+	}
+	for _, c := range certificates(t, tr.Nodes()) {
+		time.Sleep(time.Until(c.NotAfter.Add(time.Second)))
+	}
+	tr.StartDaemons(t)
+	for _, n := range tr.Nodes() {
+		lab.Eventually(t, time.Minute, "it says what is wrong and what to do", func() error {
+			got := n.Try("ps")
+			if got.Code == 0 || !strings.Contains(got.Stderr, "this machine's certificate ended at") || !strings.Contains(got.Stderr, "gantry cluster recover") {
+				return fmt.Errorf("%s: %d: %s", n.Name(), got.Code, got.Stderr)
+			}
+			return nil
+		})
+	}
+	running := ids(first)
+	first.Gantry(t, "cluster", "recover", "--force")
+	lab.Eventually(t, time.Minute, "it goes on alone, with a new certificate", func() error {
+		if c, err := certificateOf(first); err != nil || time.Now().After(c.NotAfter) {
+			return fmt.Errorf("%v", err)
+		}
+		_, err := first.Machines()
+		return err
+	})
+	for id := range running {
+		if !ids(first)[id] {
+			t.Errorf("%s did not outlive it", id)
+		}
+	}
+	for _, n := range tr.Except(first) {
+		n.Wipe(t)
+		first.Gantry(t, "node", "rm", "--force", n.Name())
+		n.Rejoin(t, "server")
+	}
+	tr.settle(t)
+}
