@@ -6,6 +6,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strconv"
 	"strings"
 	"testing"
@@ -30,10 +31,13 @@ services:
 `)
 	n.GantryIn(t, dir, "up")
 	before := n.AwaitReady(t, "count", 1)[0]
+	kernelTable(t, n, "")
+	n.Exec(t, "mount", "-t", "tmpfs", "tmpfs", "/dev/net") // a machine without TUN devices, from now on
 	for range 5 {
 		n.KillDaemon(t)
 		n.StartDaemon(t)
 	}
+	kernelTable(t, n, "TUN devices")
 	after := n.AwaitReady(t, "count", 1)[0]
 	if before.Instance.Meta.Key != after.Instance.Meta.Key || before.Status.Pid != after.Status.Pid {
 		t.Errorf("the container did not survive: %v, then %v", before.Status, after.Status)
@@ -52,6 +56,93 @@ services:
 	lab.Eventually(t, 20*time.Second, "health check goes on", func() error {
 		if view := n.Instance(t, "sick.1"); view != nil && lab.Ready(view) {
 			return fmt.Errorf("still healthy")
+		}
+		return nil
+	})
+}
+
+// kernelTable wants that the daemon has said at its last start what the machine has and what the absence of the rest costs, as
+// it tells the API; the machine lacks one feature at least, if that is named.
+func kernelTable(t *testing.T, n *lab.Node, lacks string) {
+	t.Helper()
+	log := n.DaemonLog()
+	head := strings.LastIndex(log, "FEATURE ")
+	if head < 0 {
+		t.Fatalf("the daemon's log has no table of the kernel's features:\n%s", log)
+	}
+	rows := map[string][]string{}
+	for line := range strings.Lines(log[head:]) {
+		cells := regexp.MustCompile(` {2,}`).Split(strings.TrimSpace(line), -1)
+		rows[cells[0]] = cells[1:]
+	}
+	info, err := n.Client(t).System.Info(t.Context(), connect.NewRequest(&gantryv1.InfoRequest{}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, check := range info.Msg.Checks {
+		row := rows[check.Feature]
+		switch {
+		case row == nil && check.Feature == "remapped root of containers": // known when the daemon has tried it
+		case check.Present && (len(row) == 0 || row[0] != "yes"):
+			t.Errorf("the table says of %s, which is here: %q", check.Feature, row)
+		case !check.Present && (len(row) < 2 || row[0] != "no" || check.Cost == "" || row[len(row)-1] != check.Cost):
+			t.Errorf("the table says of %s, which is missing and costs %q: %q", check.Feature, check.Cost, row)
+		}
+		if check.Feature == lacks && check.Present {
+			t.Errorf("the daemon believes that there are %s", lacks)
+		}
+		if check.Feature == lacks {
+			lacks = ""
+		}
+	}
+	if lacks != "" {
+		t.Errorf("%s is not in the table", lacks)
+	}
+}
+
+// TestRestartsGoOn lets one process die while the daemon is away and another after it has come back. Both are restarted once, and
+// it is counted; a third does not notice.
+func TestRestartsGoOn(t *testing.T) {
+	n := machine(t)
+	const service = `{image: "busybox:lab", command: ["sh", "-c", "echo started; exec sleep 100000"]}`
+	dir := lab.Project(t, "name: again\nservices:\n  away: "+service+"\n  back: "+service+"\n  calm: "+service+"\n")
+	n.GantryIn(t, dir, "up")
+	pids := map[string]uint32{}
+	for _, name := range []string{"away", "back", "calm"} {
+		pids[name] = n.AwaitReady(t, name, 1)[0].Status.Pid
+	}
+	kill := func(name string) { n.Exec(t, "kill", "-KILL", strconv.Itoa(int(pids[name]))) }
+
+	n.KillDaemon(t)
+	kill("away")
+	n.StartDaemon(t)
+	restartedOnce(t, n, dir, "away", pids["away"])
+	kill("back")
+	restartedOnce(t, n, dir, "back", pids["back"])
+	restartedOnce(t, n, dir, "away", pids["away"])
+	calm := n.AwaitReady(t, "calm", 1)[0].Status
+	if calm.Pid != pids["calm"] || calm.Restarts != 0 {
+		t.Errorf("calm had process %d, has %d after %d restarts", pids["calm"], calm.Pid, calm.Restarts)
+	}
+	if count := strings.Count(n.Exec(t, "ps", "-ww", "axo", "args"), "sleep 100000\n"); count != 3 {
+		t.Errorf("%d processes of three services", count)
+	}
+	awaitNoStrays(t, n)
+}
+
+// restartedOnce waits until a service's process is another one, and wants it to be the second, for the daemon and in the log.
+func restartedOnce(t *testing.T, n *lab.Node, dir, service string, before uint32) {
+	t.Helper()
+	lab.Eventually(t, time.Minute, service+" is restarted", func() error {
+		view := n.Instance(t, service+".1")
+		if view == nil || !lab.Ready(view) || view.Status.Pid == before {
+			return fmt.Errorf("%v", view.GetStatus())
+		}
+		if view.Status.Restarts != 1 {
+			t.Fatalf("%s was restarted once, and the daemon counts %d", service, view.Status.Restarts)
+		}
+		if log := n.GantryIn(t, dir, "logs", "--no-log-prefix", service); log != "started\nstarted\n" {
+			return fmt.Errorf("its log is %q", log)
 		}
 		return nil
 	})
