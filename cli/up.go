@@ -117,7 +117,7 @@ func (s *session) up(ctx context.Context, f upFlags, services []string) error {
 	begun := time.Now()
 	w := appwait.Wait{
 		App: p.Name, Services: wanted, Timeout: timeout, Since: plan.GetRevision(), Work: "starting", Settle: true,
-		Operations: operations,
+		Operations: operations, Again: !changed,
 	}
 	if err := s.await(ctx, w); err != nil {
 		return err

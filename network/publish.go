@@ -12,6 +12,7 @@ import (
 	"os"
 	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -222,14 +223,28 @@ func (t *portTable) explain(c *claim, r *reservation, err error) error {
 	}
 	for owner, rs := range t.owners {
 		if owner != c.owner && slices.ContainsFunc(rs, taken) {
-			return fault.New(fault.Conflict, "port %s is published by %s already", r, owner).
-				WithHint("publish another host port, or stop %s", owner)
+			who := nameFor(c.owner, owner)
+			return fault.New(fault.Conflict, "port %s is published by %s already", r, who).
+				WithHint("publish another host port, or stop %s", who)
 		}
 	}
 	if who := holder(r.Proto, r.Port); who != "" {
 		return fault.New(fault.Conflict, "port %s is taken by %s", r, who).WithHint("publish another host port, or stop %s", who)
 	}
 	return fault.New(fault.Conflict, "port %s is taken by another process", r).WithHint("ss -lnp | grep :%d", r.Port)
+}
+
+// nameFor is what an owner calls another one: "app/service", or the name given to run, and the environment if it is not its own.
+func nameFor(owner, other string) string {
+	env, name, found := strings.Cut(other, "/")
+	if !found {
+		return other
+	}
+	name = strings.TrimPrefix(name, "/")
+	if !strings.HasPrefix(owner, env+"/") {
+		name += " of the environment " + env
+	}
+	return name
 }
 
 func closeAll(rs []*reservation) {

@@ -121,7 +121,7 @@ func TestTakenPortNamesWhoHasIt(t *testing.T) {
 	_, err = l.Publish(t.Context(), "prod/shop/web", []*gantryv1.PortPublish{tcpPort(8092, 80)})
 	must(t, err)
 	_, err = l.Publish(t.Context(), "prod/mail/web", []*gantryv1.PortPublish{tcpPort(8092, 80)})
-	if !fault.Is(err, fault.Conflict) || !strings.Contains(err.Error(), "prod/shop/web") {
+	if !fault.Is(err, fault.Conflict) || !strings.Contains(err.Error(), "shop/web already") {
 		t.Errorf("another service has it: %v", err)
 	}
 	l.Unpublish("prod/shop/web")

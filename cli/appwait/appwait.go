@@ -58,6 +58,9 @@ type Wait struct {
 	// Settle holds the end back until containers without a health check have run for a moment, so that one that
 	// crashes at its start is not taken for one that runs.
 	Settle bool
+	// Again says that nothing was changed. What could not be made before is tried again by its machine within half a
+	// minute: only a failure of that attempt ends the wait.
+	Again bool
 	// Services are to come up, so that a failure ends the wait.
 	coming bool
 }

@@ -19,13 +19,18 @@ type judge struct {
 	until   time.Time
 	// Start of the youngest container that settles; another one begins anew.
 	youngest time.Time
+	// Instances that could not be made before the wait, and when that was; nil before the first view.
+	failed map[string]time.Time
 }
 
 // hear takes a view, and returns an error if a service has failed.
 func (j *judge) hear(views []*gantryv1.ServiceView) error {
+	if j.failed == nil {
+		j.failed = failures(views)
+	}
 	for _, v := range views {
 		// What ends on purpose leaves others without what they need; that is no failure of the wait.
-		if j.wait.coming && v.GetFailure() != "" {
+		if j.wait.coming && v.GetFailure() != "" && !j.past(v) {
 			return &failedService{v}
 		}
 		if j.wait.coming && replaced(j.wait, v) {
@@ -46,6 +51,29 @@ func (j *judge) hear(views []*gantryv1.ServiceView) error {
 	}
 	j.reached, j.youngest = true, youngest
 	return nil
+}
+
+// past reports whether a service has only failed to be made before the wait.
+func (j *judge) past(v *gantryv1.ServiceView) bool {
+	if !j.wait.Again {
+		return false
+	}
+	i := failedInstance(v)
+	before, known := j.failed[i.GetInstance().GetMeta().GetKey()]
+	return known && i.GetStatus().GetFinishedAt().AsTime().Equal(before)
+}
+
+// failures lists the instances that could not be made, and since when.
+func failures(views []*gantryv1.ServiceView) map[string]time.Time {
+	out := map[string]time.Time{}
+	for _, v := range views {
+		for _, i := range v.GetInstances() {
+			if st := i.GetStatus(); st.GetPhase() == gantryv1.InstanceStatus_PHASE_FAILED && st.GetFinishedAt() != nil {
+				out[i.GetInstance().GetMeta().GetKey()] = st.GetFinishedAt().AsTime()
+			}
+		}
+	}
+	return out
 }
 
 // settled reports whether the wait is over.

@@ -98,3 +98,30 @@ func TestANodeWhoseClockIsAheadHoldsNoLonger(t *testing.T) {
 	hear(t, j, runs(unchecked, ahead))
 	c.want(t, j, 100*time.Millisecond, true)
 }
+
+// What could not be made is tried again: up without a change waits for that, and the next failure is one.
+func TestAnOldFailureIsTriedAgain(t *testing.T) {
+	c := &clock{at: time.Unix(1e9, 0)}
+	unmade := func(at time.Time) []*gantryv1.ServiceView {
+		return []*gantryv1.ServiceView{{Failure: "web.1: the port is taken", Instances: []*gantryv1.InstanceView{{
+			Instance: &gantryv1.Instance{Meta: &gantryv1.Meta{Key: "a"}},
+			Status:   &gantryv1.InstanceStatus{Phase: gantryv1.InstanceStatus_PHASE_FAILED, FinishedAt: timestamppb.New(at)},
+		}}}}
+	}
+	if err := c.judge(true).hear(unmade(c.at)); err == nil {
+		t.Error("a failure of what was changed does not end the wait")
+	}
+	again := func() *judge {
+		j := c.judge(false)
+		j.wait.Again = true
+		hear(t, j, unmade(c.at))
+		hear(t, j, restarting(""))
+		return j
+	}
+	j := again()
+	hear(t, j, runs(healthy, c.at))
+	c.want(t, j, 0, true)
+	if err := again().hear(unmade(c.at.Add(time.Second))); err == nil {
+		t.Error("a failure of the next attempt does not end the wait")
+	}
+}
