@@ -195,7 +195,11 @@ func (f *front) leaderless(w http.ResponseWriter, r *http.Request, s *serving, p
 	case aloneToo(r):
 		pick(s).ServeHTTP(w, r)
 	default:
-		f.fail(w, r, s.noLeader())
+		err := s.noLeader()
+		if ended := f.machine.outlived(time.Now()); ended != nil {
+			err = ended
+		}
+		f.fail(w, r, err)
 	}
 }
 

@@ -171,50 +171,66 @@ func (tr *trial) missRenewal(t *testing.T, by *lab.Node, cut []*lab.Node, life t
 	awaitRenewed(t, by, certificates(t, tr.Nodes()), life)
 }
 
-// TestCertificateEndsInPartition cuts a machine off for longer than its certificate is good: it is refused, is told how it comes
-// back, and comes back so.
+// TestCertificateEndsInPartition cuts a node and a server off for longer than their certificates are good: they are refused, are
+// told how they come back, and come back so.
 func TestCertificateEndsInPartition(t *testing.T) {
 	heavy(t)
 	tr := begin(t, lab.Shape{Servers: 3, Nodes: 1})
 	tr.up(t, "web", 8)
-	by, away := tr.Node(0), tr.Node(3)
+	by := tr.Leader(t)
+	away := map[*lab.Node]string{tr.Node(3): "node", tr.follower(t): "server"}
 	by.Gantry(t, "cluster", "configure", "--down-after", "1h") // what runs there is not made again elsewhere
 	const life = time.Minute
 	had := certificates(t, tr.Nodes())
 	by.Gantry(t, "cluster", "configure", "--certificate-life", life.String())
 	fresh := awaitRenewed(t, by, had, life)
-	running := ids(away)
-	away.Isolate(t)
-	time.Sleep(time.Until(fresh[away].NotAfter.Add(2 * time.Second)))
-	away.Heal(t)
+	running := map[*lab.Node]int{}
+	for n := range away {
+		running[n] = len(ids(n))
+		n.Isolate(t)
+	}
+	for n := range away {
+		time.Sleep(time.Until(fresh[n].NotAfter.Add(2 * time.Second)))
+	}
+	tr.Heal(t)
+	for n := range away {
+		refusedForGood(t, by, n)
+		if c, err := certificateOf(n); err != nil || c.SerialNumber.Cmp(fresh[n].SerialNumber) != 0 {
+			t.Errorf("%s was let in with a certificate that has ended: %v", n.Name(), err)
+		}
+		if left := len(ids(n)); left != running[n] {
+			t.Errorf("%s ran %d instances and runs %d", n.Name(), running[n], left)
+		}
+	}
+	for n, role := range away {
+		n.Wipe(t)
+		by.Gantry(t, "node", "rm", "--force", n.Name())
+		n.Rejoin(t, role)
+	}
+	tr.settle(t)
+}
 
-	lab.Eventually(t, time.Minute, "it says what is wrong and what to do", func() error {
-		got := away.Try("ps")
-		if got.Code == 0 || !strings.Contains(got.Stderr, "this machine's certificate ended at") || !strings.Contains(got.Stderr, "gantry node rm --force "+away.Name()) {
+// refusedForGood waits until a machine, its log and the cluster say that its certificate has ended, and what to do.
+func refusedForGood(t *testing.T, by, n *lab.Node) {
+	t.Helper()
+	lab.Eventually(t, time.Minute, n.Name()+" says what is wrong and what to do", func() error {
+		got := n.Try("ps")
+		if got.Code == 0 || !strings.Contains(got.Stderr, "this machine's certificate ended at") || !strings.Contains(got.Stderr, "gantry node rm --force "+n.Name()) {
 			return fmt.Errorf("%d: %s", got.Code, got.Stderr)
 		}
-		if !strings.Contains(away.DaemonLog(), "this machine's certificate ended at") {
+		if !strings.Contains(n.DaemonLog(), "this machine's certificate ended at") {
 			return errors.New("its log does not tell")
 		}
 		return nil
 	})
-	lab.Eventually(t, time.Minute, "the cluster says so too", func() error {
+	lab.Eventually(t, time.Minute, "the cluster says so of "+n.Name(), func() error {
 		got := by.Try("cluster", "status")
-		if got.Code != 2 || !strings.Contains(got.Stdout, "it cannot come back by itself") || !strings.Contains(got.Stdout, "gantry node rm --force "+away.Name()) {
+		said := "the certificate of node " + n.Name() + " ended at"
+		if got.Code != 2 || !strings.Contains(got.Stdout, said) || !strings.Contains(got.Stdout, "gantry node rm --force "+n.Name()) {
 			return fmt.Errorf("%d: %s", got.Code, got.Stdout)
 		}
 		return nil
 	})
-	if c, err := certificateOf(away); err != nil || c.SerialNumber.Cmp(fresh[away].SerialNumber) != 0 {
-		t.Errorf("a machine was let in with a certificate that has ended: %v", err)
-	}
-	if left := ids(away); len(left) != len(running) {
-		t.Errorf("it ran %d instances and runs %d", len(running), len(left))
-	}
-	away.Wipe(t)
-	by.Gantry(t, "node", "rm", "--force", away.Name())
-	away.Rejoin(t, "node")
-	tr.settle(t)
 }
 
 // TestCertificatesEndTogether has all servers away for longer than their certificates are good: none can let another in. One goes
