@@ -10,7 +10,7 @@ import (
 const (
 	// hearsay is how long another machine may take to act on what this one has been told at the same time, and connections to
 	// arrive that it has sent before.
-	hearsay = 250 * time.Millisecond
+	hearsay = 500 * time.Millisecond
 	// untold is how long a server may take to say that an instance serves no more.
 	untold = time.Second
 )

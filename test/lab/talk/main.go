@@ -2,7 +2,7 @@
 //
 //	talk serve ADDRESS FILE          answers each line with its host name and the address of who asks. Told to end, it takes no
 //	                                 more connections, waits for those it has, and ends
-//	talk ask FILE ADDRESS            makes short connections, a few at a time
+//	talk ask FILE ADDRESS            makes a short connection after the other
 //	talk hold FILE ADDRESS           keeps one connection busy, and makes another when it breaks
 //	talk names FILE NAME             looks a name up again and again
 //	talk now                         prints the time
@@ -26,8 +26,7 @@ import (
 )
 
 const (
-	askers   = 8                     // that ask beside each other
-	pause    = 20 * time.Millisecond // of each between two connections or questions
+	pause    = 10 * time.Millisecond // between two connections or questions
 	patience = 10 * time.Second
 )
 
@@ -59,9 +58,6 @@ func command(args []string) error {
 	}
 	switch args[0] {
 	case "ask":
-		for range askers - 1 {
-			go ask(b, args[2])
-		}
 		return ask(b, args[2])
 	case "hold":
 		return hold(b, args[2])
