@@ -61,7 +61,8 @@ func newDoor(o Options) (*door, error) {
 	if err != nil {
 		return nil, fault.Wrap(fault.Corrupt, err, "this machine's certificate cannot be used between servers")
 	}
-	secret.NextProtos = nil // members speak HTTP/1.1
+	secret.NextProtos = nil              // members speak HTTP/1.1
+	secret.SessionTicketsDisabled = true // a session that was resumed would bring back a certificate that has been replaced
 	l, err := transport.NewListenerWithOpts(u.Host, "http", transport.WithSkipTLSInfoCheck(true),
 		transport.WithTimeout(rafthttp.ConnReadTimeout, rafthttp.ConnWriteTimeout))
 	if err != nil {
