@@ -15,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	controlapi "github.com/moby/buildkit/api/services/control"
 	"golang.org/x/sys/unix"
 
 	gantryv1 "github.com/gantryd/gantry/api/gen/gantry/v1"
@@ -451,4 +452,67 @@ func TestUsageAndPrune(t *testing.T) {
 		}
 	})
 	r.build(t, "FROM busybox\nRUN echo again\n", nil)
+}
+
+// manyBuilds of bigBuild bytes each fill the cache of TestCacheIsBounded.
+const manyBuilds, bigBuild = 6, 10_000_000
+
+func bigDockerfile(n int) string {
+	return fmt.Sprintf("FROM busybox\nRUN echo build %d; head -c %d /dev/zero > /big\n", n, bigBuild)
+}
+
+// TestCacheIsBounded fills the cache over its bound and has the collection that a start runs make room. A process of its own
+// fills it: BuildKit remembers content for as long as its process lives.
+func TestCacheIsBounded(t *testing.T) {
+	requirements(t)
+	dir := t.TempDir()
+	exe, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if out, err := exec.CommandContext(t.Context(), exe, childArg, dir, "many").Output(); err != nil || string(out) != "ended: <nil>\n" {
+		t.Fatalf("the child: %s %v", out, err)
+	}
+	const bound = 3.5 * bigBuild
+	r, err := openRig(dir, Options{CacheBytes: bound})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.stop()
+	taken := r.cacheAlone(t)
+	for end := time.Now().Add(time.Minute); taken > bound; taken = r.cacheAlone(t) {
+		if time.Now().After(end) {
+			t.Fatalf("the cache takes %d bytes, its bound is %d", taken, int64(bound))
+		}
+		<-time.After(50 * time.Millisecond)
+	}
+	if taken < bigBuild {
+		t.Errorf("%d bytes are left: more went than had to", taken)
+	}
+	cached := func(n int) bool {
+		for name, v := range r.build(t, bigDockerfile(n), nil).vertices {
+			if strings.Contains(name, fmt.Sprintf("echo build %d", n)) {
+				return v.GetCached()
+			}
+		}
+		t.Fatalf("build %d has no step", n)
+		return false
+	}
+	equal(t, "the newest build is cached", cached(manyBuilds-1), true)
+	equal(t, "the oldest build is cached", cached(0), false)
+}
+
+// cacheAlone is what the cache takes beside what images hold anyway: the bound is on that.
+func (r *rig) cacheAlone(t testing.TB) (bytes int64) {
+	t.Helper()
+	got, err := r.controller.DiskUsage(t.Context(), &controlapi.DiskUsageRequest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, record := range got.Record {
+		if !record.Shared {
+			bytes += record.Size
+		}
+	}
+	return bytes
 }

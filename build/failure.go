@@ -117,7 +117,7 @@ func classify(err error) (fault.Kind, string) {
 	case strings.Contains(text, "network.host is not allowed"):
 		return fault.Denied, hostNetworkHint
 	case strings.Contains(text, "is not allowed"):
-		return fault.Denied, "remove what needs the privilege (RUN --security=insecure), or permit privileged builds on the node"
+		return fault.Denied, "remove what needs the privilege (RUN --security=insecure): no build has more than the rights of a container"
 	case strings.Contains(text, "secret") && strings.Contains(text, "not found"):
 		return fault.NotFound, "pass the secret: build.secrets in the Compose file, or gantry build --secret id=NAME,src=FILE"
 	case strings.Contains(text, "ssh agent") || strings.Contains(text, "unset ssh forward key") || strings.Contains(text, "no SSH key"):

@@ -22,11 +22,20 @@ const (
 	stuck    = "FROM busybox\nRUN --mount=type=cache,target=/c --mount=type=secret,id=k echo started; " + sleeping + "\n"
 )
 
-func childRequest(dir, mode string) Request {
-	text := bootDockerfile
-	if mode == "stuck" {
-		text = stuck
+func childRequests(dir, mode string) (all []Request) {
+	switch mode {
+	case "stuck":
+		return []Request{childRequest(dir, stuck)}
+	case "many":
+		for n := range manyBuilds {
+			all = append(all, childRequest(dir, bigDockerfile(n)))
+		}
+		return all
 	}
+	return []Request{childRequest(dir, bootDockerfile)}
+}
+
+func childRequest(dir, text string) Request {
 	return Request{
 		Start:    &gantryv1.BuildStart{Dockerfile: []byte(text), Tags: []string{"child"}, Offline: true, Secrets: map[string][]byte{"k": []byte("v")}},
 		Contexts: map[string]string{"context": filepath.Join(dir, "busybox")},
@@ -34,22 +43,26 @@ func childRequest(dir, mode string) Request {
 }
 
 // child is a builder that dies: it builds below os.Args[2]. In mode "stuck" it says when the step runs, and waits to be
-// killed; in mode "close" it closes the builder at the end, in mode "exit" it does not.
+// killed; in mode "close" it closes the builder at the end, in mode "exit" it does not; in mode "many" it builds much and
+// closes it.
 func child() {
 	dir, mode := os.Args[2], os.Args[3]
 	r, err := openRig(dir, Options{})
 	if err == nil {
 		err = r.busybox()
 	}
-	if err == nil {
-		_, err = r.Build(context.Background(), childRequest(dir, mode), func(e *gantryv1.BuildEvent) error {
+	for _, req := range childRequests(dir, mode) {
+		if err != nil {
+			break
+		}
+		_, err = r.Build(context.Background(), req, func(e *gantryv1.BuildEvent) error {
 			if strings.Contains(string(e.GetLog().GetData()), "started") {
 				fmt.Println("started")
 			}
 			return nil
 		})
 	}
-	if err == nil && mode == "close" {
+	if err == nil && (mode == "close" || mode == "many") {
 		err = r.Close()
 	}
 	fmt.Println("ended:", err)
