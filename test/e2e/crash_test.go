@@ -169,7 +169,7 @@ type crashed struct {
 const churn = `
 name: churn
 services:
-  count: {image: "busybox:lab", command: ["sh", "-c", "` + counter + `"]}
+  count: {image: "busybox:lab", command: ["sh", "-c", "` + counter + `"], stop_grace_period: 500ms}
   box:
     image: busybox:lab
     command: sleep 100000
@@ -425,21 +425,6 @@ volumes: {data: }
 	lab.Eventually(t, 10*time.Second, "published port", func() error { _, err := n.HTTPGet(":8090/"); return err })
 	if view := n.Instance(t, "stopped.1"); view != nil && lab.Ready(view) {
 		t.Error("a service that was stopped runs after the reboot")
-	}
-}
-
-// TestTwoDaemons runs daemons with different roots in two namespaces of one host, with the same application on both.
-func TestTwoDaemons(t *testing.T) {
-	c := lab.Machines(t, 2)
-	dir := lab.Project(t, twoServices)
-	for i := range 2 {
-		c.Node(i).ImportBusybox(t)
-		c.Node(i).GantryIn(t, dir, "up")
-	}
-	c.Node(0).GantryIn(t, dir, "down")
-	c.Node(1).AwaitReady(t, "web", 2)
-	if _, err := c.Node(1).HTTPGet(":8090/"); err != nil {
-		t.Errorf("the other daemon's application suffered: %v", err)
 	}
 }
 

@@ -14,7 +14,8 @@
 //	}
 //
 // Cluster and Form make one cluster; Machines makes daemons that know nothing of each other; Network and AddNode make machines
-// without a daemon. `make lab N=3` gives a person a shell on a cluster.
+// without a daemon; Beside makes room for a second daemon on a machine. Node.Strays tells what of a daemon's making belongs to no
+// instance. `make lab N=3` gives a person a shell on a cluster.
 //
 // # What can go wrong
 //

@@ -35,7 +35,8 @@ type Node struct {
 	dir      string // run/ and gantryd.log are here
 	root     string // what survives a reboot
 	holder   *exec.Cmd
-	init     int // process 1 of the machine, as the host numbers it
+	init     int    // process 1 of the machine, as the host numbers it
+	netns    string // of its daemon, where that is not the machine's
 	daemon   *exec.Cmd
 	exited   chan error // closed by the daemon's end
 	flags    []string
@@ -282,6 +283,9 @@ func (n *Node) awaitDaemon(timeout time.Duration) error {
 
 // enter is the arguments of nsenter that run args as root of the machine, in its cgroups too.
 func (n *Node) enter(args []string) []string {
+	if n.netns != "" {
+		args = append([]string{"nsenter", "--net=" + n.netns, "--"}, args...)
+	}
 	target := strconv.Itoa(n.init)
 	flags := []string{"--target", target, "--mount", "--net", "--pid", "--uts", "--ipc", "--cgroup", "--"}
 	// nsenter does not change cgroups: join them by the machine's own view of /sys.
