@@ -235,17 +235,16 @@ type sightings struct{ turns, any []time.Time }
 func (m *moves) watchTables(address string) func() sightings {
 	seen := sightings{make([]time.Time, len(m.Nodes())), make([]time.Time, len(m.Nodes()))}
 	whole := regexp.MustCompile(`\b` + regexp.QuoteMeta(address) + `\b`)
-	turns := regexp.MustCompile(`(?s)map turns\.\d+ \{.*?\n\t\}`)
 	var wait sync.WaitGroup
 	stop := make(chan struct{})
 	for i, n := range m.Nodes() {
 		wait.Go(func() {
 			for {
-				text := n.TryExec("nft", "list", "table", "inet", "gantry0").Stdout
+				text := table(n)
 				if whole.MatchString(text) {
 					seen.any[i] = time.Now()
 				}
-				if whole.MatchString(strings.Join(turns.FindAllString(text, -1), "")) {
+				if whole.MatchString(turns(text)) {
 					seen.turns[i] = time.Now()
 				}
 				select {
@@ -261,6 +260,22 @@ func (m *moves) watchTables(address string) func() sightings {
 		wait.Wait()
 		return seen
 	}
+}
+
+// table is the network's table in the kernel of a machine, turns its maps of whose turn it is.
+func table(n *lab.Node) string { return n.TryExec("nft", "list", "table", "inet", "gantry0").Stdout }
+
+func turns(table string) string {
+	return strings.Join(regexp.MustCompile(`(?s)map turns\.\d+ \{.*?\n\t\}`).FindAllString(table, -1), "")
+}
+
+// inTurn is the addresses that the kernel of a machine sends connections of any service to.
+func inTurn(n *lab.Node) map[string]bool {
+	out := map[string]bool{}
+	for _, address := range regexp.MustCompile(`\d+\.\d+\.\d+\.\d+`).FindAllString(turns(table(n)), -1) {
+		out[address] = true
+	}
+	return out
 }
 
 // nameIn is the host name inside of an instance.
