@@ -27,7 +27,8 @@ func TestNamesAfterPartition(t *testing.T) {
 	}
 	tr := begin(t, three)
 	tr.up(t, "web", 6)
-	tr.up(t, "client", 6)
+	tr.global = map[string]bool{"client": true}
+	tr.up(t, "client", 3)
 	awaitNames(t, tr, time.Minute)
 	random := seeded(t)
 	for round := range rounds {
@@ -69,8 +70,11 @@ func awaitNames(t *testing.T, tr *trial, within time.Duration) (wrong time.Durat
 		if err != nil {
 			return err
 		}
-		want, clients := map[string]bool{}, map[string]*gantryv1.InstanceView{}
+		want, clients, turns := map[string]bool{}, map[string]*gantryv1.InstanceView{}, map[string]bool{}
 		for _, view := range views {
+			if lab.Ready(view) {
+				turns[view.Status.Address] = true
+			}
 			if view.Instance.Service == "web" && lab.Ready(view) {
 				want[view.Status.Address], want[view.Status.Address6] = true, true
 			}
@@ -78,12 +82,17 @@ func awaitNames(t *testing.T, tr *trial, within time.Duration) (wrong time.Durat
 				clients[view.Instance.Node] = view
 			}
 		}
-		if len(clients) == 0 || len(want) != 2*tr.want["web"] {
+		if len(clients) != len(tr.Nodes()) || len(want) != 2*tr.want["web"] {
 			return fmt.Errorf("%d addresses and clients on %d machines are ready", len(want), len(clients))
 		}
 		for _, view := range clients {
 			if err := resolves(tr, view, want); err != nil {
 				return fmt.Errorf("%s on %s: %w", lab.Name(view), view.Instance.Node, err)
+			}
+		}
+		for _, n := range tr.Nodes() {
+			if got := inTurn(n); !maps.Equal(got, turns) {
+				return fmt.Errorf("the kernel of %s sends connections to %v, not to %v", n.Name(), slices.Sorted(maps.Keys(got)), slices.Sorted(maps.Keys(turns)))
 			}
 		}
 		return nil

@@ -32,7 +32,8 @@ type trial struct {
 	image  string
 	ledger *ledger
 	slots  *slots
-	want   map[string]int // instances by service
+	want   map[string]int  // instances by service
+	global map[string]bool // services that run on every machine
 }
 
 // begin forms a cluster and starts the ledger and the observer of slots.
@@ -59,13 +60,17 @@ func (tr *trial) compose(generation int) string {
 	var out strings.Builder
 	out.WriteString("name: shop\nservices:\n")
 	for _, service := range slices.Sorted(maps.Keys(tr.want)) {
+		many := fmt.Sprintf("replicas: %d", tr.want[service])
+		if tr.global[service] {
+			many = "mode: global"
+		}
 		fmt.Fprintf(&out, `  %s:
     image: %s
     command: sh -c 'mkdir -p /www; echo $$GENERATION $$(hostname) >/www/index.html; exec httpd -f -p 80 -h /www'
     environment: {GENERATION: "%d"}
     stop_grace_period: 1s
-    deploy: {replicas: %d, update_config: {parallelism: 5, failure_action: continue}}
-`, service, lab.Busybox, generation, tr.want[service])
+    deploy: {%s, update_config: {parallelism: 5, failure_action: continue}}
+`, service, lab.Busybox, generation, many)
 	}
 	return out.String()
 }
