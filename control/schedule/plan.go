@@ -62,6 +62,7 @@ type holding struct {
 func newPlanner(r store.Reader) *planner {
 	p := &planner{
 		state: placement.NewState(r), groups: map[string]*group{}, version: 1, held: map[string]*holding{}, said: map[string]string{},
+		moves: mover{due: true}, // what has come before is not known
 	}
 	for _, i := range store.List[*gantryv1.Instance](r, "") {
 		p.enqueue(i)

@@ -566,6 +566,19 @@ func TestRebalance(t *testing.T) {
 	}
 }
 
+// TestAnotherPlannerGoesOnMoving: what has come before a planner was made, as after a failed write, is evened out all the same.
+func TestAnotherPlannerGoesOnMoving(t *testing.T) {
+	w := newWorld()
+	w.node("n1")
+	w.service("web", 4, rules(func(p *gantryv1.Placement) { p.Rebalance = true }))
+	w.settle(t)
+	w.node("n2")
+	w.planner = newPlanner(w.reader())
+	if moves, got := w.rebalance(t), w.where(); got != "web: n1×2 n2×2" || moves != 2 {
+		t.Errorf("after %d moves: %s", moves, got)
+	}
+}
+
 func drained(n *gantryv1.Node, _ *gantryv1.NodeStatus) { n.Availability = "drain" }
 
 // rebalance has all instances become ready and moves what the planner says, one at a time, until it asks no more.
