@@ -275,6 +275,8 @@ func TestCertificatesEndTogether(t *testing.T) {
 	}
 	for _, n := range tr.Except(first) {
 		n.Wipe(t)
+	}
+	for _, n := range tr.Except(first) {
 		first.Gantry(t, "node", "rm", "--force", n.Name())
 		n.Rejoin(t, "server")
 	}
