@@ -2,6 +2,7 @@ package build
 
 import (
 	"encoding/csv"
+	"encoding/json"
 	"fmt"
 	"io"
 	"net/netip"
@@ -38,6 +39,9 @@ func (b *Builder) solveRequest(start *gantryv1.BuildStart, src sources) (*contro
 	}
 	cache, err := cacheOptions(start.GetSpec(), start.GetOffline())
 	if err != nil {
+		return nil, err
+	}
+	if err := setImports(cache, attrs); err != nil {
 		return nil, err
 	}
 	granted, err := b.granted(start)
@@ -247,6 +251,16 @@ func cacheOptions(spec *gantryv1.BuildSpec, offline bool) (*controlapi.CacheOpti
 		opts.Exports = append(opts.Exports, entry)
 	}
 	return &opts, nil
+}
+
+// setImports tells the frontend which caches there are: the solver passes those of the request on to no frontend.
+func setImports(cache *controlapi.CacheOptions, attrs map[string]string) error {
+	if len(cache.Imports) == 0 {
+		return nil
+	}
+	text, err := json.Marshal(cache.Imports)
+	attrs["cache-imports"] = string(text)
+	return err
 }
 
 // cacheEntry parses "REF" or "type=registry,ref=REF,…".

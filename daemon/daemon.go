@@ -309,6 +309,7 @@ func (d *daemon) parts(ctx context.Context, m *machine, ways *servers) (agent.Pa
 		Root: filepath.Join(d.Root, "build"), Run: filepath.Join(d.Config.Run, "build"), Client: p.Engine.Client(),
 		Runc: filepath.Join(d.Helpers, "runc"), CgroupParent: filepath.Join(p.Engine.CgroupParent(), "build"), Logger: d.Logger,
 		HostGateway: p.Network.Gateway().String(), Network: buildNetwork{p.Network}, Bring: p.Images.Bring,
+		RegistryHosts: p.Images.Hosts(ctx),
 	})
 	if err != nil {
 		return p, err

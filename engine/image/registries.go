@@ -47,6 +47,18 @@ func (s *Service) resolver(ctx context.Context, named reference.Named, auth *gan
 	return docker.NewResolver(docker.ResolverOptions{Hosts: cred.authorize(hosts)}), nil
 }
 
+// Hosts finds registries for others, with mirrors before them and without TLS where Root/registries says so. Who asks brings
+// the credentials.
+func (s *Service) Hosts(ctx context.Context) docker.RegistryHosts {
+	hosts := config.ConfigureHosts(ctx, config.HostOptions{HostDir: config.HostDirFromRoot(s.registriesDir())})
+	return func(domain string) ([]docker.RegistryHost, error) {
+		if _, err := s.checkHostsFile(domain); err != nil {
+			return nil, err
+		}
+		return hosts(domain)
+	}
+}
+
 func (s *Service) registriesDir() string { return filepath.Join(s.Root, "registries") }
 
 // checkHostsFile refuses a registry's file that cannot be read, which containerd would pass over in silence. It returns the

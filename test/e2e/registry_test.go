@@ -122,6 +122,54 @@ func TestEmbeddedRegistry(t *testing.T) {
 	n.AwaitReady(t, "web", 1)
 }
 
+const cached = `
+name: cached
+services:
+  web:
+    image: cached:1
+    build: {context: ., cache_from: ["type=registry,ref=CACHE"], cache_to: ["type=registry,mode=max,ref=CACHE"]}
+    command: sleep 100000
+    stop_grace_period: 100ms
+`
+
+// TestBuildFromARegistry builds on an image of a registry without TLS, forgets all that was built, and builds the same from the cache that lies in a registry.
+func TestBuildFromARegistry(t *testing.T) {
+	n := lab.Machines(t, 1).Node(0)
+	login(t, "", "")
+	other := startOutside(t, n)
+	configure(t, n, other.host, fmt.Sprintf("server = \"http://%s\"\n", other.host))
+	dir := lab.Project(t, strings.ReplaceAll(cached, "CACHE", other.host+"/team/cache:1"))
+	other.put(t, "base")
+	dockerfile := "FROM " + other.host + "/team/app:1\nRUN head -c 16 /dev/urandom | md5sum >/chance\n"
+	if err := os.WriteFile(filepath.Join(dir, "Dockerfile"), []byte(dockerfile), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	chance := func() string {
+		t.Helper()
+		n.GantryIn(t, dir, "up", "--timeout", "2m")
+		return n.GantryIn(t, dir, "exec", "web", "cat", "/chance")
+	}
+	forget := func() {
+		t.Helper()
+		n.GantryIn(t, dir, "down", "--rmi", "local")
+		awaitNothing(t, n)
+		n.Gantry(t, "system", "prune", "-f", "-a")
+	}
+	first := chance()
+	if got := strings.Join(other.asked(), "\n"); !strings.Contains(got, "PUT /v2/team/cache/manifests/1") {
+		t.Fatalf("the cache was not pushed:\n%s", got)
+	}
+	forget()
+	if again := chance(); again != first {
+		t.Errorf("the step was run again: %q, from the cache it is %q", again, first)
+	}
+	forget()
+	rewrite(t, dir, strings.ReplaceAll(cached, "CACHE", other.host+"/team/other:1"))
+	if without := chance(); without == first {
+		t.Errorf("without that cache the step says %q too: the test shows nothing", without)
+	}
+}
+
 func appOf(image, policy string) string {
 	return fmt.Sprintf(`
 name: pulled
