@@ -907,14 +907,15 @@ func (x *ClusterStatusResponse) GetStateSize() int64 {
 }
 
 type MemberStatus struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Member        string                 `protobuf:"bytes,1,opt,name=member,proto3" json:"member,omitempty"`
-	Node          string                 `protobuf:"bytes,2,opt,name=node,proto3" json:"node,omitempty"`
-	Name          string                 `protobuf:"bytes,3,opt,name=name,proto3" json:"name,omitempty"`
-	PeerUrl       string                 `protobuf:"bytes,4,opt,name=peer_url,json=peerUrl,proto3" json:"peer_url,omitempty"`
-	Learner       bool                   `protobuf:"varint,5,opt,name=learner,proto3" json:"learner,omitempty"`
-	Reachable     bool                   `protobuf:"varint,6,opt,name=reachable,proto3" json:"reachable,omitempty"`
-	Version       string                 `protobuf:"bytes,7,opt,name=version,proto3" json:"version,omitempty"`
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Member  string                 `protobuf:"bytes,1,opt,name=member,proto3" json:"member,omitempty"`
+	Node    string                 `protobuf:"bytes,2,opt,name=node,proto3" json:"node,omitempty"`
+	Name    string                 `protobuf:"bytes,3,opt,name=name,proto3" json:"name,omitempty"`
+	PeerUrl string                 `protobuf:"bytes,4,opt,name=peer_url,json=peerUrl,proto3" json:"peer_url,omitempty"`
+	Learner bool                   `protobuf:"varint,5,opt,name=learner,proto3" json:"learner,omitempty"`
+	// It takes part in the state, as the leader sees it; where nobody leads, whether its machine answers this one.
+	Reachable     bool   `protobuf:"varint,6,opt,name=reachable,proto3" json:"reachable,omitempty"`
+	Version       string `protobuf:"bytes,7,opt,name=version,proto3" json:"version,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
