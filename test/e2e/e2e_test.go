@@ -116,7 +116,7 @@ func TestRun(t *testing.T) {
 // awaitNothing waits until no instance is left: containers are removed after the command that ended them has answered.
 func awaitNothing(t *testing.T, n *lab.Node) {
 	t.Helper()
-	lab.Eventually(t, 10*time.Second, "no instance", func() error {
+	lab.Eventually(t, time.Minute, "no instance", func() error {
 		if views := n.Instances(t); len(views) != 0 {
 			return fmt.Errorf("%d are left", len(views))
 		}
