@@ -40,6 +40,7 @@ func TestAdvancingIsTheSameAsBuildingAnew(t *testing.T) {
 				continue
 			}
 			advanced++
+			b.forget()
 			if !reflect.DeepEqual(b.model, want.model) {
 				t.Fatalf("seed %d, step %d: advanced and built anew differ by %+v", seed, step, compare(&b.model, &want.model))
 			}
@@ -50,6 +51,20 @@ func TestAdvancingIsTheSameAsBuildingAnew(t *testing.T) {
 	}
 	if advanced < 2400 {
 		t.Errorf("only %d of 12000 steps were taken as such", advanced)
+	}
+}
+
+// TestSegmentsOfServicesThatAreGoneAreForgotten lets an app with a network of its own come and go many times.
+func TestSegmentsOfServicesThatAreGoneAreForgotten(t *testing.T) {
+	l := newLab(t)
+	c := l.container("a")
+	for n := range uint32(300) {
+		name := fmt.Sprint("n", n)
+		l.apply([]*gantryv1.Network{network("prod/shop/"+name, n+1, true)}, service("prod", name, "", []string{name}, c))
+	}
+	table, secluded := l.segments, l.applied.secluded
+	if len(table.numbers) > 70 || len(table.networks) > 70 || len(secluded) > 70 || table.last < 300 {
+		t.Errorf("%d numbers, %d networks and %d secluded of %d segments are known", len(table.numbers), len(table.networks), len(secluded), table.last)
 	}
 }
 

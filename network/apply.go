@@ -30,7 +30,11 @@ func (n *Network) Apply(_ context.Context, s State) error {
 		return err
 	}
 	n.ports.route(n.applied.ports)
-	return errors.Join(n.meet(&n.applied.model), n.cut(staleFlows(c, &n.applied.model)))
+	err := errors.Join(n.meet(&n.applied.model), n.cut(staleFlows(c, &n.applied.model)))
+	if n.applied.wasteful() {
+		n.applied.forget()
+	}
+	return err
 }
 
 // applyAnew replaces the whole table: it may be an earlier daemon's. That does not disturb what is connected.

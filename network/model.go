@@ -2,6 +2,7 @@ package network
 
 import (
 	"cmp"
+	"maps"
 	"net/netip"
 	"slices"
 	"strings"
@@ -119,6 +120,12 @@ func (t *segmentTable) number(networks []uint32) uint32 {
 	t.last++
 	t.numbers[string(key)], t.networks[t.last] = t.last, networks
 	return t.last
+}
+
+// keep forgets all segments but those. Their numbers are not used again.
+func (t *segmentTable) keep(used map[uint32]bool) {
+	maps.DeleteFunc(t.numbers, func(_ string, s uint32) bool { return !used[s] })
+	maps.DeleteFunc(t.networks, func(s uint32, _ []uint32) bool { return !used[s] })
 }
 
 // share reports whether two segments have a network in common.
@@ -283,6 +290,23 @@ func (b *builder) link(c *changes, segment uint32) {
 		delete(b.sharers, segment)
 	}
 	put(b.live, &c.live, segment, struct{}{}, len(sharers) > 0)
+}
+
+// wasteful reports that most of the segments that were ever named are no service's any more.
+func (b *builder) wasteful() bool { return len(b.table.networks) > 2*len(b.parts)+64 }
+
+// forget drops segments that no service is in. While several services claim the same, there may be some that parts does not
+// list.
+func (b *builder) forget() {
+	if b.mixed {
+		return
+	}
+	used := make(map[uint32]bool, len(b.parts))
+	for _, p := range b.parts {
+		used[p.segment] = true
+	}
+	maps.DeleteFunc(b.secluded, func(s uint32, _ bool) bool { return !used[s] })
+	b.table.keep(used)
 }
 
 // targets maps the host ports of a service to its ready instances, or in host mode to those of this node.
