@@ -12,15 +12,18 @@ import (
 // answers notes, while this member leads, when each of the others last answered it. A machine may be well and its member not:
 // the port between members is closed, the files are damaged, the disk hangs.
 type answers struct {
-	mu    sync.Mutex
-	since time.Time // when this member was first seen to lead; zero while it does not
-	last  map[uint64]time.Time
+	mu     sync.Mutex
+	since  time.Time // from when on silence counts: when this member was first seen to lead; zero while it does not
+	looked time.Time
+	last   map[uint64]time.Time
 }
 
 const (
 	answersLook = 200 * time.Millisecond
 	// answersSilence is several times what raft goes by: it forgets once in an election's time, a second, who has answered.
 	answersSilence = 3 * time.Second
+	// answersStall is the time between two looks from which on this process was held up itself, and heard nobody.
+	answersStall = time.Second
 )
 
 // Answering are the IDs of the members that take part in what this one decides, itself among them; nil while this one does not
@@ -33,20 +36,20 @@ func (m *Member) Answering() map[string]bool {
 	}
 	out := map[string]bool{m.ID(): true}
 	for _, x := range m.etcd.Server.Cluster().Members() {
-		if m.answers.by(uint64(x.ID), time.Now()) {
+		if m.answers.by(uint64(x.ID)) {
 			out[x.ID.String()] = true
 		}
 	}
 	return out
 }
 
-// by reports that a member has answered lately. A new leader gives each of them time.
-func (a *answers) by(id uint64, now time.Time) bool {
+// by reports that a member has answered lately, as of the last look. A new leader gives each of them time.
+func (a *answers) by(id uint64) bool {
 	last := a.last[id]
 	if last.Before(a.since) {
 		last = a.since
 	}
-	return now.Sub(last) < answersSilence
+	return a.looked.Sub(last) < answersSilence
 }
 
 // follow looks at what raft knows until stop.
@@ -73,9 +76,10 @@ func (a *answers) note(st raft.Status, leads bool, now time.Time) {
 		a.since, a.last = time.Time{}, nil
 		return
 	}
-	if a.since.IsZero() {
+	if a.since.IsZero() || now.Sub(a.looked) > answersStall {
 		a.since, a.last = now, map[uint64]time.Time{}
 	}
+	a.looked = now
 	for id, p := range st.Progress {
 		if p.RecentActive {
 			a.last[id] = now
