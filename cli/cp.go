@@ -29,11 +29,7 @@ func (s *session) cpCommand() *cobra.Command {
 		Short: "Copy files out of or into a container; - is a tar stream",
 		Args:  verb.Between(2, 2),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			app, err := s.MaybeApp(cmd.Context())
-			if err != nil {
-				return err
-			}
-			c, err := s.Client()
+			c, app, err := s.reach(cmd.Context())
 			if err != nil {
 				return err
 			}

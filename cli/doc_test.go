@@ -76,7 +76,6 @@ func TestPagesAreLinked(t *testing.T) {
 		}
 	}
 	for _, page := range pages {
-		// Written by make bench, and not there until then.
 		if !readme[page] {
 			t.Errorf("the README does not link %s", page)
 		}

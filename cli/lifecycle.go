@@ -80,6 +80,25 @@ func (s *session) serviceNames(ctx context.Context, c *client.Client, app string
 	return known[app], nil
 }
 
+// reach gives the daemon and the app that short names belong to, which may be empty.
+func (s *session) reach(ctx context.Context) (*client.Client, string, error) {
+	return s.reachBy(ctx, s.MaybeApp)
+}
+
+// reachApp is reach where there must be an app.
+func (s *session) reachApp(ctx context.Context) (*client.Client, string, error) {
+	return s.reachBy(ctx, s.App)
+}
+
+func (s *session) reachBy(ctx context.Context, find func(context.Context) (string, error)) (*client.Client, string, error) {
+	app, err := find(ctx)
+	if err != nil {
+		return nil, "", err
+	}
+	c, err := s.Client()
+	return c, app, err
+}
+
 type lifecycle struct {
 	timeout, wait string
 	detach        bool
@@ -135,16 +154,22 @@ func (s *session) startCommand() *cobra.Command {
 	return cmd
 }
 
-func (s *session) setStopped(ctx context.Context, l lifecycle, words []string, stopped bool) error {
+// aim finds what the words of a command mean, and how long it has to end.
+func (s *session) aim(ctx context.Context, l lifecycle, words []string) (*client.Client, *sorted, *durationpb.Duration, error) {
 	c, err := s.Client()
 	if err != nil {
-		return err
+		return nil, nil, nil, err
 	}
 	t, err := s.sortTargets(ctx, c, words)
 	if err != nil {
-		return err
+		return nil, nil, nil, err
 	}
 	grace, err := l.grace()
+	return c, t, grace, err
+}
+
+func (s *session) setStopped(ctx context.Context, l lifecycle, words []string, stopped bool) error {
+	c, t, grace, err := s.aim(ctx, l, words)
 	if err != nil {
 		return err
 	}
@@ -195,15 +220,7 @@ func (s *session) restartCommand() *cobra.Command {
 		Args:  verb.Between(0, -1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			ctx := cmd.Context()
-			c, err := s.Client()
-			if err != nil {
-				return err
-			}
-			t, err := s.sortTargets(ctx, c, args)
-			if err != nil {
-				return err
-			}
-			grace, err := l.grace()
+			c, t, grace, err := s.aim(ctx, l, args)
 			if err != nil {
 				return err
 			}
@@ -310,11 +327,7 @@ func (s *session) oneInstance(use, short string, most int, act func(context.Cont
 	cmd := &cobra.Command{
 		Use: use, Short: short, Args: verb.Between(1, most),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			app, err := s.MaybeApp(cmd.Context())
-			if err != nil {
-				return err
-			}
-			c, err := s.Client()
+			c, app, err := s.reach(cmd.Context())
 			if err != nil {
 				return err
 			}
@@ -329,11 +342,7 @@ func (s *session) waitCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "wait TARGET...", Short: "Wait until instances end, and print their exit codes", Args: verb.Between(1, -1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			app, err := s.MaybeApp(cmd.Context())
-			if err != nil {
-				return err
-			}
-			c, err := s.Client()
+			c, app, err := s.reach(cmd.Context())
 			if err != nil {
 				return err
 			}
@@ -430,25 +439,14 @@ func (s *session) inspectCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "inspect TARGET...", Short: "Print all that is known of instances", Args: verb.Between(1, -1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			app, err := s.MaybeApp(cmd.Context())
+			c, app, err := s.reach(cmd.Context())
 			if err != nil {
 				return err
 			}
-			c, err := s.Client()
-			if err != nil {
-				return err
-			}
-			var found []*gantryv1.InstanceView
-			var failed []error
-			for _, name := range args {
-				v, err := client.Call(cmd.Context(), c.Instances.Inspect, s.Target(app, name))
-				if err != nil {
-					failed = append(failed, err)
-					continue
-				}
-				found = append(found, v)
-			}
-			return errors.Join(verb.Inspect(s.Session, found), s.Join(failed))
+			found, failed := verb.Gather(s.Session, args, func(name string) (*gantryv1.InstanceView, error) {
+				return client.Call(cmd.Context(), c.Instances.Inspect, s.Target(app, name))
+			})
+			return errors.Join(verb.Inspect(s.Session, found), failed)
 		},
 	}
 	s.Compose.Register(cmd.Flags(), "", "p")
@@ -464,11 +462,7 @@ func (s *session) scaleCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			app, err := s.App(cmd.Context())
-			if err != nil {
-				return err
-			}
-			c, err := s.Client()
+			c, app, err := s.reachApp(cmd.Context())
 			if err != nil {
 				return err
 			}
@@ -493,11 +487,7 @@ func (s *session) rollbackCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "rollback SERVICE", Short: "Go back to a service's release before", Args: verb.Between(1, 1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			app, err := s.App(cmd.Context())
-			if err != nil {
-				return err
-			}
-			c, err := s.Client()
+			c, app, err := s.reachApp(cmd.Context())
 			if err != nil {
 				return err
 			}

@@ -506,11 +506,7 @@ func (s *session) attachCommand() *cobra.Command {
 }
 
 func (s *session) attach(ctx context.Context, name string, keys []byte, noStdin, sigProxy, logs bool) error {
-	app, err := s.MaybeApp(ctx)
-	if err != nil {
-		return err
-	}
-	c, err := s.Client()
+	c, app, err := s.reach(ctx)
 	if err != nil {
 		return err
 	}

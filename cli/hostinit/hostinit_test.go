@@ -20,7 +20,6 @@ func TestUnitQuotesWhatSystemdWouldRead(t *testing.T) {
 	}
 }
 
-// A daemon made of a shell script shows how one is started without systemd.
 // TestUnitGivesUpOnDamage names the exit code of a gantryd that refuses what is damaged: another start would say the same.
 func TestUnitGivesUpOnDamage(t *testing.T) {
 	if unit := hostinit.Unit("/usr/bin/gantryd", hostinit.Options{}); !strings.Contains(unit, "\nRestartPreventExitStatus=78\n") {
@@ -28,6 +27,7 @@ func TestUnitGivesUpOnDamage(t *testing.T) {
 	}
 }
 
+// A daemon made of a shell script shows how one is started without systemd.
 func TestInBackground(t *testing.T) {
 	if os.Geteuid() != 0 {
 		if _, err := hostinit.Run(t.Context(), hostinit.Options{}); !fault.Is(err, fault.Denied) {

@@ -133,24 +133,10 @@ func (s verbs) imagePull() *cobra.Command {
 }
 
 // Push pushes an image to its registry and returns its digest.
-func Push(ctx context.Context, s *verb.Session, image string, all, quiet bool) (digest string, err error) {
-	c, err := s.Client()
-	if err != nil {
-		return "", err
-	}
-	key, err := auth(ctx, image)
-	if err != nil {
-		return "", err
-	}
-	show := transfer(s, image, quiet)
-	err = client.Each(ctx, c.Images.Push, &gantryv1.PushRequest{Image: image, Auth: key, AllPlatforms: all}, func(e *gantryv1.Progress) error {
-		if e.GetImage() != nil {
-			digest = e.GetImage().GetDigest()
-		}
-		show(e)
-		return nil
+func Push(ctx context.Context, s *verb.Session, image string, all, quiet bool) (string, error) {
+	return move(ctx, s, image, quiet, func(c *client.Client, key *gantryv1.RegistryAuth, each steps) error {
+		return client.Each(ctx, c.Images.Push, &gantryv1.PushRequest{Image: image, Auth: key, AllPlatforms: all}, each)
 	})
-	return digest, err
 }
 
 func (s verbs) imagePush() *cobra.Command {
@@ -291,17 +277,11 @@ func (s verbs) imageBootstrap() *cobra.Command {
 				return err
 			}
 			req.Image = args[0]
-			show := transfer(s.Session, args[0], quiet)
-			var image *gantryv1.Image
-			err = client.Each(cmd.Context(), c.Images.Bootstrap, req, func(e *gantryv1.Progress) error {
-				if e.GetImage() != nil {
-					image = e.GetImage()
-				}
-				show(e)
-				return nil
+			digest, err := follow(s.Session, args[0], quiet, func(each steps) error {
+				return client.Each(cmd.Context(), c.Images.Bootstrap, req, each)
 			})
 			if err == nil {
-				s.Put("%s@%s", args[0], image.GetDigest())
+				s.Put("%s@%s", args[0], digest)
 			}
 			return err
 		},
@@ -466,6 +446,16 @@ func (s verbs) imageHistory() *cobra.Command {
 
 // Pull makes an image be there by a policy and returns its digest. What is there already is not mentioned.
 func Pull(ctx context.Context, s *verb.Session, image, platform string, policy gantryv1.PullPolicy, quiet bool) (string, error) {
+	return move(ctx, s, image, quiet, func(c *client.Client, key *gantryv1.RegistryAuth, each steps) error {
+		return client.Each(ctx, c.Images.Pull, &gantryv1.PullRequest{Image: image, Platform: platform, Auth: key, Policy: policy}, each)
+	})
+}
+
+// steps takes what the daemon says while it works on an image.
+type steps func(*gantryv1.Progress) error
+
+// move has an image moved with the credentials for its registry, and returns its digest.
+func move(ctx context.Context, s *verb.Session, image string, quiet bool, call func(*client.Client, *gantryv1.RegistryAuth, steps) error) (string, error) {
 	c, err := s.Client()
 	if err != nil {
 		return "", err
@@ -474,20 +464,23 @@ func Pull(ctx context.Context, s *verb.Session, image, platform string, policy g
 	if err != nil {
 		return "", err
 	}
+	return follow(s, image, quiet, func(each steps) error { return call(c, key, each) })
+}
+
+// follow shows the steps of a call and returns the digest of the image that it ends with.
+func follow(s *verb.Session, image string, quiet bool, call func(steps) error) (digest string, err error) {
 	show := transfer(s, image, quiet)
-	var result *gantryv1.Image
-	err = client.Each(ctx, c.Images.Pull, &gantryv1.PullRequest{Image: image, Platform: platform, Auth: key, Policy: policy},
-		func(e *gantryv1.Progress) error {
-			if e.GetImage() != nil {
-				result = e.GetImage()
-			}
-			show(e)
-			return nil
-		})
-	if err == nil && result == nil {
-		err = fault.New(fault.Internal, "the pull of %s ended without an image", image).WithHint("gantry image ls")
+	err = call(func(e *gantryv1.Progress) error {
+		if e.GetImage() != nil {
+			digest = e.GetImage().GetDigest()
+		}
+		show(e)
+		return nil
+	})
+	if err == nil && digest == "" {
+		err = fault.New(fault.Internal, "the work on %s ended without an image", image).WithHint("gantry image ls")
 	}
-	return result.GetDigest(), err
+	return digest, err
 }
 
 // transfer makes what shows the steps of moving an image. An image that was there says nothing.
