@@ -17,9 +17,13 @@ const (
 
 // drain returns when nobody sends an instance that stops new connections any more, so that its process may be told to end. This
 // machine sends none from the moment it is stopping; others hear of it from the server, which tells all of them at once. Where
-// no other instance could take the connections, or there is to be no grace at all, nothing is waited for.
+// no other instance could take the connections, no server knows of this one, or there is to be no grace at all, nothing is
+// waited for.
 func (w *worker) drain(ctx context.Context, as *gantryv1.Assignment) {
-	if grace(as) == 0 || !w.a.state.awaitTold(ctx, as.Instance) {
+	w.mu.Lock()
+	retired := w.retired
+	w.mu.Unlock()
+	if retired || grace(as) == 0 || !w.a.state.awaitTold(ctx, as.Instance) {
 		return
 	}
 	select {

@@ -26,6 +26,7 @@ type worker struct {
 	unkept   bool // the record could not be written, so that anything of it may be missing on disk
 	attached bool // a client is connected to a process that waits for it
 	gone     bool // nothing of the instance is left
+	retired  bool // no server knows of the instance any more, nor sends anybody here
 
 	idle chan struct{} // closed when run has returned
 
@@ -74,6 +75,7 @@ func (w *worker) retire() {
 	as := proto.Clone(w.rec.Assignment).(*gantryv1.Assignment)
 	as.Instance.Desired = gantryv1.Instance_DESIRED_REMOVED
 	w.assign(as)
+	w.retired = true
 	w.mu.Unlock()
 	w.poke()
 }
