@@ -2,10 +2,8 @@ package cli_test
 
 import (
 	"context"
-	"net"
 	"net/http"
 	"os"
-	"path/filepath"
 	"testing"
 	"time"
 
@@ -13,6 +11,7 @@ import (
 
 	"github.com/gantryd/gantry/api/gen/gantry/v1/gantryv1connect"
 	"github.com/gantryd/gantry/cli"
+	"github.com/gantryd/gantry/internal/sockettest"
 )
 
 func TestMain(m *testing.M) {
@@ -31,23 +30,14 @@ func TestScripts(t *testing.T) {
 	testscript.Run(t, testscript.Params{
 		Dir: "testdata/script",
 		Setup: func(env *testscript.Env) error {
-			// The path of a socket must be short, shorter than a script's own directory.
-			dir, err := os.MkdirTemp("", "gantry-cli-")
-			if err != nil {
-				return err
-			}
-			sock := filepath.Join(dir, "s")
 			f := newFake()
-			stop, err := f.serve(sock)
+			host, stop, err := sockettest.Serve(f.mux())
 			if err != nil {
 				return err
 			}
 			env.Values["fake"] = f
-			env.Defer(func() {
-				stop()
-				os.RemoveAll(dir)
-			})
-			env.Setenv("GANTRY_HOST", "unix://"+sock)
+			env.Defer(stop)
+			env.Setenv("GANTRY_HOST", host)
 			env.Setenv("HOME", env.WorkDir)
 			env.Setenv("USER_ID", itoa(os.Getuid()))
 			return nil
@@ -97,11 +87,7 @@ func exits(ts *testscript.TestScript, _ bool, args []string) {
 	}
 }
 
-func (f *fake) serve(sock string) (stop func(), err error) {
-	ln, err := net.Listen("unix", sock)
-	if err != nil {
-		return nil, err
-	}
+func (f *fake) mux() *http.ServeMux {
 	mux := http.NewServeMux()
 	mux.Handle(gantryv1connect.NewAppServiceHandler(fakeApps{fake: f}))
 	mux.Handle(gantryv1connect.NewOperationServiceHandler(fakeOperations{fake: f}))
@@ -113,10 +99,5 @@ func (f *fake) serve(sock string) (stop func(), err error) {
 	mux.Handle(gantryv1connect.NewSecretServiceHandler(fakeFiles{fake: f, noun: "secret"}))
 	mux.Handle(gantryv1connect.NewConfigServiceHandler(fakeFiles{fake: f, noun: "config"}))
 	mux.Handle(gantryv1connect.NewSystemServiceHandler(fakeSystem{fake: f}))
-	protocols := new(http.Protocols)
-	protocols.SetUnencryptedHTTP2(true)
-	srv := &http.Server{Handler: mux, Protocols: protocols}
-	done := make(chan struct{})
-	go func() { defer close(done); _ = srv.Serve(ln) }()
-	return func() { _ = srv.Close(); <-done }, nil
+	return mux
 }

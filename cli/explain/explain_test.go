@@ -2,8 +2,6 @@ package explain_test
 
 import (
 	"context"
-	"net"
-	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
@@ -19,6 +17,7 @@ import (
 	"github.com/gantryd/gantry/cli/verb"
 	"github.com/gantryd/gantry/fault"
 	"github.com/gantryd/gantry/fault/wire"
+	"github.com/gantryd/gantry/internal/sockettest"
 )
 
 // daemon answers for one service of the app shop and one instance of `gantry run`.
@@ -49,22 +48,13 @@ func (daemon) Explain(_ context.Context, r *connect.Request[gantryv1.ExplainRequ
 
 func serve(t *testing.T) (host string) {
 	t.Helper()
-	dir, err := os.MkdirTemp("", "explain")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { os.RemoveAll(dir) })
-	l, err := net.Listen("unix", filepath.Join(dir, "s"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	protocols := new(http.Protocols)
-	protocols.SetUnencryptedHTTP2(true)
 	_, h := gantryv1connect.NewExplainServiceHandler(daemon{})
-	s := &http.Server{Handler: h, Protocols: protocols}
-	go s.Serve(l) // ends with the test
-	t.Cleanup(func() { s.Close() })
-	return "unix://" + l.Addr().String()
+	host, stop, err := sockettest.Serve(h)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(stop)
+	return host
 }
 
 // explained runs the command and returns what it printed.

@@ -4,7 +4,6 @@ import (
 	"context"
 	"debug/elf"
 	"fmt"
-	"net"
 	"net/http"
 	"os"
 	"os/exec"
@@ -22,6 +21,7 @@ import (
 	"github.com/gantryd/gantry/cli"
 	"github.com/gantryd/gantry/fault"
 	"github.com/gantryd/gantry/fault/wire"
+	"github.com/gantryd/gantry/internal/sockettest"
 )
 
 func TestMain(m *testing.M) {
@@ -49,18 +49,14 @@ func TestScripts(t *testing.T) {
 	testscript.Run(t, testscript.Params{
 		Dir: "testdata/script",
 		Setup: func(env *testscript.Env) error {
-			dir, err := os.MkdirTemp("", "gantry-machines-") // a socket's path must be short
-			if err != nil {
-				return err
-			}
 			f := &fake{}
-			stop, err := f.serve(filepath.Join(dir, "s"))
+			host, stop, err := sockettest.Serve(f.mux())
 			if err != nil {
 				return err
 			}
 			env.Values["fake"] = f
-			env.Defer(func() { stop(); os.RemoveAll(dir) })
-			env.Setenv("GANTRY_HOST", "unix://"+filepath.Join(dir, "s"))
+			env.Defer(stop)
+			env.Setenv("GANTRY_HOST", host)
 			env.Setenv("PATH", filepath.Join(env.WorkDir, "bin")+":"+env.Getenv("PATH"))
 			env.Setenv("ONLY_GANTRY", filepath.Dir(gantry))
 			env.Setenv("SELF", self) // a program for this processor
@@ -116,20 +112,11 @@ type fakeNodes struct {
 	gantryv1connect.UnimplementedNodeAdminServiceHandler
 }
 
-func (f *fake) serve(sock string) (stop func(), err error) {
-	ln, err := net.Listen("unix", sock)
-	if err != nil {
-		return nil, err
-	}
+func (f *fake) mux() *http.ServeMux {
 	mux := http.NewServeMux()
 	mux.Handle(gantryv1connect.NewClusterServiceHandler(fakeCluster{fake: f}))
 	mux.Handle(gantryv1connect.NewNodeAdminServiceHandler(fakeNodes{fake: f}))
-	protocols := new(http.Protocols)
-	protocols.SetUnencryptedHTTP2(true)
-	srv := &http.Server{Handler: mux, Protocols: protocols}
-	done := make(chan struct{})
-	go func() { defer close(done); _ = srv.Serve(ln) }()
-	return func() { _ = srv.Close(); <-done }, nil
+	return mux
 }
 
 func (f fakeCluster) Configure(_ context.Context, r *connect.Request[gantryv1.ConfigureClusterRequest]) (*connect.Response[gantryv1.Cluster], error) {
