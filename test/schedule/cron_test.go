@@ -81,3 +81,74 @@ func TestSchedules(t *testing.T) {
 		n.StartDaemon(t)
 	}
 }
+
+// TestALeaderDiesWhenAJobIsDue kills the server that leads a moment before a full minute, and one a moment after: the minute's
+// job runs, and runs once.
+func TestALeaderDiesWhenAJobIsDue(t *testing.T) {
+	c := lab.Cluster(t, 3)
+	c.Node(0).ImportBusybox(t)
+	// Something else runs everywhere, so that every machine has the image when one dies.
+	c.Node(0).GantryIn(t, project(t, "all", service("agent", "mode: global", "")), "up")
+	dir := project(t, "due", fmt.Sprintf("  tick: {image: %s, command: echo ran, deploy: {mode: replicated-job}, x-gantry: {job: {schedule: %q}}}\n", lab.Busybox, "* * * * *"))
+	c.Node(0).GantryIn(t, dir, "up", "-d")
+	var minutes []time.Time
+	offset := time.Duration(0)
+	for _, before := range []time.Duration{2 * time.Second, 0} {
+		awaitVoters(t, c, 3)
+		old := c.Leader(t)
+		minute := time.Now().Add(offset).Truncate(time.Minute).Add(time.Minute)
+		offset = time.Until(minute.Add(-4 * time.Second))
+		for _, n := range c.Nodes() {
+			n.SetClock(t, offset)
+		}
+		old.Gantry(t, "node", "label", old.Name(), "looked="+fmt.Sprint(before.Seconds())) // has it look at its jobs, and so at the clock
+		time.Sleep(time.Until(minute.Add(-offset - before)))
+		old.KillDaemon(t)
+		next := c.Leader(t, c.Except(old)...)
+		minutes = append(minutes, minute)
+		lab.Eventually(t, patience, "the minute's job has run", func() error {
+			for _, r := range explain(t, next, dir, "tick").Job.GetRuns() {
+				if r.State == "succeeded" && !r.ScheduledAt.AsTime().Before(minute) {
+					return nil
+				}
+			}
+			return fmt.Errorf("no run since %s", minute)
+		})
+		old.StartDaemon(t)
+	}
+	runs := map[time.Time]int{}
+	for _, r := range explain(t, c.Leader(t), dir, "tick").Job.Runs {
+		runs[r.ScheduledAt.AsTime()]++
+	}
+	for at, n := range runs {
+		if n != 1 {
+			t.Errorf("%d runs are scheduled at %s", n, at)
+		}
+	}
+	for _, minute := range minutes {
+		if runs[minute.UTC()] != 1 {
+			t.Errorf("at %s ran %d; all: %v", minute, runs[minute.UTC()], runs)
+		}
+	}
+}
+
+// awaitVoters waits until so many servers vote, so that one of them can be lost.
+func awaitVoters(t *testing.T, c *lab.Lab, want int) {
+	t.Helper()
+	lab.Eventually(t, patience, "all servers vote", func() error {
+		s, err := c.Leader(t).Status()
+		if err != nil {
+			return err
+		}
+		voters := 0
+		for _, m := range s.Members {
+			if m.Reachable && !m.Learner {
+				voters++
+			}
+		}
+		if voters != want {
+			return fmt.Errorf("%d do: %v", voters, s.Members)
+		}
+		return nil
+	})
+}
