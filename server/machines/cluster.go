@@ -267,7 +267,7 @@ func examineNode(n *gantryv1.Node, st *gantryv1.NodeStatus, h Health) []*gantryv
 	}
 	if skew := st.GetClock().AsTime().Sub(st.GetLastSeen().AsTime()); st.GetState() == "ready" && st.GetClock() != nil && st.GetLastSeen() != nil && skew.Abs() > clockTolerance {
 		out = append(out, &gantryv1.Finding{
-			Severity: "warning", Subject: n.Name, Message: fmt.Sprintf("the clock of node %s is off by %s", n.Name, skew.Round(time.Millisecond)),
+			Severity: "warning", Subject: n.Name, Message: fmt.Sprintf("the clock of node %s is off by %s", n.Name, skew.Round(100*time.Millisecond)),
 			Hint: "synchronise it: systemctl status systemd-timesyncd, or chrony",
 		})
 	}
