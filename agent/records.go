@@ -29,6 +29,9 @@ func (r *records) path(id string) string { return filepath.Join(r.dir, id+record
 
 // load reads all records. A damaged one is an error that names the file: guessing could start a container twice.
 func (r *records) load() ([]*gantryv1.InstanceRecord, error) {
+	if err := atomicfile.Tidy(r.dir); err != nil {
+		return nil, fault.Wrap(fault.Unavailable, err, "cannot remove half written records of instances")
+	}
 	files, err := os.ReadDir(r.dir)
 	if err != nil {
 		return nil, fault.Wrap(fault.Unavailable, err, "cannot read the records of instances")

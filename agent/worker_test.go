@@ -123,6 +123,15 @@ func TestRecordsSurviveAndRefuseDamage(t *testing.T) {
 	if err != nil || len(got) != 1 || !proto.Equal(got[0], rec) {
 		t.Fatalf("%v, %v", got, err)
 	}
+	if err := os.WriteFile(filepath.Join(dir, "instances", ".new-123"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := r.load(); err != nil {
+		t.Fatal(err)
+	}
+	if files, err := os.ReadDir(filepath.Join(dir, "instances")); err != nil || len(files) != 1 {
+		t.Errorf("what was half written is there: %v, %v", files, err)
+	}
 	path := filepath.Join(dir, "instances", "abc.record")
 	if err := os.WriteFile(path, []byte("\xff\xff"), 0o600); err != nil {
 		t.Fatal(err)

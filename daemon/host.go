@@ -15,6 +15,7 @@ import (
 
 	gantryv1 "github.com/gantryd/gantry/api/gen/gantry/v1"
 	"github.com/gantryd/gantry/fault"
+	"github.com/gantryd/gantry/internal/atomicfile"
 )
 
 // lock makes the root and keeps other daemons off it.
@@ -32,6 +33,10 @@ func lock(root string) (func() error, error) {
 		_ = f.Close()
 		return nil, fault.Wrap(fault.Conflict, err, "another gantryd uses the root directory %s", root).
 			WithHint("stop it, or choose another --root")
+	}
+	// What the last daemon was writing when it was killed. A disk that refuses this refuses more in a moment.
+	for _, dir := range []string{root, filepath.Join(root, "identity")} {
+		_ = atomicfile.Tidy(dir)
 	}
 	return f.Close, nil
 }

@@ -18,6 +18,7 @@ import (
 	"github.com/gantryd/gantry/engine/embedded"
 	"github.com/gantryd/gantry/engine/keep"
 	"github.com/gantryd/gantry/fault"
+	"github.com/gantryd/gantry/internal/atomicfile"
 )
 
 // recover takes over what an earlier engine left: containers that run, those that ended meanwhile, and the halves of
@@ -46,6 +47,9 @@ func (e *Engine) recover(ctx context.Context, ended map[string]exitRecord) error
 // adopt takes over one container. One without its configuration was being made or removed: it goes. One whose configuration is
 // damaged stays, with what it has written; if it runs, it goes on, but it does not start again.
 func (e *Engine) adopt(ctx context.Context, id string, task *tasktypes.Process, ended map[string]exitRecord) error {
+	if err := atomicfile.Tidy(e.dir(id)); err != nil {
+		e.log.Warn("what was half written of a container stays", "container", id, "error", err)
+	}
 	c := &container{}
 	c.damaged = keep.Config(e.dir(id), &c.config, func() bool { return c.ID == id })
 	if keep.Missing(c.damaged) {

@@ -11,8 +11,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"github.com/gantryd/gantry/fault"
 )
@@ -35,8 +37,22 @@ func Write(path string, data []byte, mode os.FileMode) error {
 	return SyncDir(dir)
 }
 
-// TempPrefix starts the names of files that a crash can leave behind; whoever owns the folder may delete them at start.
+// TempPrefix starts the names of files that a crash can leave behind; whoever owns the folder may delete them at start, with Tidy.
 const TempPrefix = ".new-"
+
+// Tidy deletes what calls of Write that did not return have left in a folder. It must not be called while others write there.
+func Tidy(dir string) error {
+	entries, err := os.ReadDir(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	for _, e := range entries {
+		if strings.HasPrefix(e.Name(), TempPrefix) {
+			err = errors.Join(err, os.Remove(filepath.Join(dir, e.Name())))
+		}
+	}
+	return err
+}
 
 func fill(f *os.File, data []byte, mode os.FileMode) error {
 	_, err := f.Write(data)

@@ -72,6 +72,24 @@ func overwrite(t *testing.T, path string, content []byte) {
 	}
 }
 
+func TestTidy(t *testing.T) {
+	dir := t.TempDir()
+	for _, name := range []string{".new-123", "kept"} {
+		if err := os.WriteFile(filepath.Join(dir, name), nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := atomicfile.Tidy(dir); err != nil {
+		t.Fatal(err)
+	}
+	if left, err := os.ReadDir(dir); err != nil || len(left) != 1 || left[0].Name() != "kept" {
+		t.Errorf("left: %v, %v", left, err)
+	}
+	if err := atomicfile.Tidy(filepath.Join(dir, "none")); err != nil {
+		t.Errorf("a folder that is not there: %v", err)
+	}
+}
+
 func refused(t *testing.T, path string, content []byte) {
 	t.Helper()
 	overwrite(t, path, content)

@@ -3,6 +3,8 @@ package kernelcheck
 import (
 	"errors"
 	"fmt"
+	"hash/fnv"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -16,7 +18,8 @@ type hierarchy struct {
 }
 
 // cgroups makes a group in every tree that Gantry would use and removes it again.
-func cgroups(string) (string, error) {
+func cgroups(scratch string) (string, error) {
+	group := groupName(filepath.Dir(scratch))
 	b, err := os.ReadFile("/proc/self/mountinfo")
 	if err != nil {
 		return "", err
@@ -29,9 +32,9 @@ func cgroups(string) (string, error) {
 			return "", err
 		}
 		v2[0].controllers = strings.Fields(string(list))
-		return kind, errors.Join(haveControllers(v2, "cpu", "memory", "pids"), makeGroups(v2))
+		return kind, errors.Join(haveControllers(v2, "cpu", "memory", "pids"), makeGroups(v2, group))
 	}
-	return kind, errors.Join(haveControllers(v1, "cpu", "memory", "pids", "devices", "freezer"), makeGroups(v1))
+	return kind, errors.Join(haveControllers(v1, "cpu", "memory", "pids", "devices", "freezer"), makeGroups(v1, group))
 }
 
 func kindOf(v1, v2 []hierarchy) string {
@@ -76,10 +79,17 @@ func haveControllers(all []hierarchy, need ...string) error {
 	return fmt.Errorf("without the controllers %s", strings.Join(missing, ", "))
 }
 
-func makeGroups(all []hierarchy) error {
+// groupName is the same at each start of one daemon, so that what a killed one has left goes with the next.
+func groupName(root string) string {
+	h := fnv.New32a()
+	_, _ = h.Write([]byte(root)) // never fails
+	return fmt.Sprintf("gantry-kernelcheck-%08x", h.Sum32())
+}
+
+func makeGroups(all []hierarchy, name string) error {
 	for _, h := range all {
-		dir, err := os.MkdirTemp(h.path, "gantry-kernelcheck-")
-		if err != nil {
+		dir := filepath.Join(h.path, name)
+		if err := os.Mkdir(dir, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
 			return err
 		}
 		if err := os.Remove(dir); err != nil {

@@ -14,8 +14,12 @@ import (
 	"github.com/gantryd/gantry/fault"
 )
 
-// scratchFolder is on the file system of root.
+// scratchFolder is on the file system of root. Those that killed daemons have left there go: what they had mounted is gone.
 func scratchFolder(root string) (dir string, remove func(), err error) {
+	left, _ := filepath.Glob(filepath.Join(root, ".kernelcheck-*"))
+	for _, dir := range left {
+		_ = os.RemoveAll(dir)
+	}
 	dir, err = os.MkdirTemp(root, ".kernelcheck-")
 	if err != nil {
 		return "", nil, fault.Wrap(fault.Unavailable, err, "nothing can be written below %s", root).

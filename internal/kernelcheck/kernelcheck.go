@@ -60,7 +60,8 @@ func probes() []probe {
 	}
 }
 
-// Run tries everything. Root is the daemon's folder: its file system is the one that matters. It must exist.
+// Run tries everything. Root is the daemon's folder: its file system is the one that matters. It must exist, and be one caller's
+// at a time.
 func Run(root string) ([]Check, error) {
 	var out []Check
 	err := onThread(func() error {

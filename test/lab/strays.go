@@ -106,7 +106,8 @@ func (n *Node) strayFiles(known owners) (out []string, err error) {
 	for _, pattern := range []string{
 		filepath.Join(containerd, "io.containerd.snapshotter.v1.overlayfs", "snapshots", "[nr]*-*"), // new-…, rm-…
 		filepath.Join(n.run(), "build", "context-*"), filepath.Join(n.run(), "build", "runc", "*"), filepath.Join(n.run(), "build", "steps", "*", "config.json"),
-		filepath.Join(n.run(), "build", "tmp", "*"), filepath.Join(n.root, ".kernelcheck-*"),
+		filepath.Join(n.run(), "build", "tmp", "*"), filepath.Join(n.root, ".kernelcheck-*"), filepath.Join(n.root, ".new-*"),
+		filepath.Join(n.root, "*", ".new-*"), filepath.Join(n.root, "volumes", "meta", ".new-*"), filepath.Join(n.root, "engine", "containers", "*", ".new-*"),
 	} {
 		paths, _ := filepath.Glob(pattern)
 		for _, path := range paths {
