@@ -58,3 +58,21 @@ func TestStalledDisk(t *testing.T) {
 	n.powerOn(t)
 	n.Exec(t, "touch", filepath.Join(n.Root(), "file"))
 }
+
+// TestSlowDisk wants ten writes to take as long as they must at four a second, and to be made at once when the disk is let go.
+func TestSlowDisk(t *testing.T) {
+	n := machineWithDisk(t, "64M")
+	write := func() time.Duration {
+		began := time.Now()
+		n.Exec(t, "dd", "if=/dev/zero", "of="+filepath.Join(n.Root(), "file"), "bs=4k", "count=10", "oflag=dsync")
+		return time.Since(began)
+	}
+	fast := write()
+	n.SlowDisk(t, 4)
+	slow := write()
+	n.SlowDisk(t, 0)
+	again := write()
+	if slow < 1500*time.Millisecond || again > slow/2 {
+		t.Errorf("10 writes took %s, slowed %s, and then %s", fast, slow, again)
+	}
+}
