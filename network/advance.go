@@ -233,7 +233,7 @@ func (b *builder) arrive(turns []turn) []*part {
 		}
 		segment, internal := b.segment(t.now)
 		b.secluded[segment] = internal
-		for _, n := range b.table.networks[segment] {
+		for _, n := range b.table.Networks(segment) {
 			if b.members[n] == nil {
 				b.members[n] = map[uint32]int{}
 			}
@@ -314,7 +314,7 @@ func (b *builder) depart(c *changes, t turn) {
 			delete(b.attached, at.Network)
 		}
 	}
-	for _, n := range b.table.networks[t.part.segment] {
+	for _, n := range b.table.Networks(t.part.segment) {
 		if b.members[n][t.part.segment]--; b.members[n][t.part.segment] == 0 {
 			delete(b.members[n], t.part.segment)
 		}

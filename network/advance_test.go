@@ -12,6 +12,7 @@ import (
 
 	gantryv1 "github.com/gantryd/gantry/api/gen/gantry/v1"
 	"github.com/gantryd/gantry/network/overlay"
+	"github.com/gantryd/gantry/network/segment"
 )
 
 // TestAdvancingIsTheSameAsBuildingAnew walks through random states. Model and differences must be those that are found by
@@ -20,7 +21,7 @@ func TestAdvancingIsTheSameAsBuildingAnew(t *testing.T) {
 	local, virtual := netip.MustParsePrefix("10.64.3.0/24"), netip.MustParsePrefix("10.96.0.0/16")
 	advanced := 0
 	for seed := range uint64(400) {
-		rng, table := rand.New(rand.NewPCG(seed, 1)), newSegmentTable()
+		rng, table := rand.New(rand.NewPCG(seed, 1)), segment.New()
 		s := randomState(rng)
 		var peers []overlay.Peer
 		b := newModel(s, peers, local, virtual, table)
@@ -62,9 +63,8 @@ func TestSegmentsOfServicesThatAreGoneAreForgotten(t *testing.T) {
 		name := fmt.Sprint("n", n)
 		l.apply([]*gantryv1.Network{network("prod/shop/"+name, n+1, true)}, service("prod", name, "", []string{name}, c))
 	}
-	table, secluded := l.segments, l.applied.secluded
-	if len(table.numbers) > 70 || len(table.networks) > 70 || len(secluded) > 70 || table.last < 300 {
-		t.Errorf("%d numbers, %d networks and %d secluded of %d segments are known", len(table.numbers), len(table.networks), len(secluded), table.last)
+	if known, secluded := l.segments.Len(), len(l.applied.secluded); known > 70 || secluded > 70 {
+		t.Errorf("%d segments and %d secluded ones of 300 are known", known, secluded)
 	}
 }
 
@@ -158,7 +158,7 @@ func TestWhatThisNodeHasNothingToDoWithIsLeftOut(t *testing.T) {
 	b := newModel(State{
 		Networks:  []*gantryv1.Network{network("prod/shop/here", 1, false), network("prod/shop/there", 2, true)},
 		Endpoints: []*gantryv1.ServiceEndpoints{at("a", "here", "", "10.64.3.2", "10.64.4.2"), at("b", "there", "10.96.0.2", "10.64.4.3", "10.64.5.3")},
-	}, nil, local, virtual, newSegmentTable())
+	}, nil, local, virtual, segment.New())
 	if len(b.instances) != 4 || len(b.segments) != 2 || len(b.live) != 1 || len(b.internal) != 0 || len(b.reach) != 2 {
 		t.Errorf("%+v", b.model)
 	}

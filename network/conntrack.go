@@ -49,8 +49,7 @@ func (f flows) allowed(from, to netip.Addr) bool {
 	s, isContainer := f.model.segments[from]
 	t, toContainer := f.model.segments[to]
 	if isContainer && toContainer {
-		ok := f.model.table.share(s, t)
-		return ok
+		return f.model.table.Share(s, t)
 	}
 	_, internal := f.model.internal[from]
 	return !internal

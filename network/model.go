@@ -10,6 +10,7 @@ import (
 	gantryv1 "github.com/gantryd/gantry/api/gen/gantry/v1"
 	"github.com/gantryd/gantry/network/balance"
 	"github.com/gantryd/gantry/network/overlay"
+	"github.com/gantryd/gantry/network/segment"
 )
 
 // State is all that the kernel's tables are to say: where every service of the cluster can be reached, which isolation groups
@@ -39,7 +40,7 @@ type model struct {
 	nodes    map[netip.Addr]struct{} // addresses of other nodes
 	gateways map[netip.Addr]struct{} // addresses of other nodes on the containers' side
 
-	table *segmentTable
+	table *segment.Table
 }
 
 // place is where a container is: in which segment, 0 for none, and on which node.
@@ -97,42 +98,6 @@ func protoNumber(name string) uint8 {
 	return protoTCP
 }
 
-// segmentTable gives each set of networks a number. Numbers are never used twice in one run of the daemon, so that a change
-// of one service cannot renumber another.
-type segmentTable struct {
-	numbers  map[string]uint32
-	networks map[uint32][]uint32 // of each segment, sorted
-	last     uint32
-}
-
-func newSegmentTable() *segmentTable {
-	return &segmentTable{numbers: map[string]uint32{}, networks: map[uint32][]uint32{}}
-}
-
-func (t *segmentTable) number(networks []uint32) uint32 {
-	key := make([]byte, 0, 4*len(networks))
-	for _, n := range networks {
-		key = append(key, byte(n>>24), byte(n>>16), byte(n>>8), byte(n))
-	}
-	if s, ok := t.numbers[string(key)]; ok {
-		return s
-	}
-	t.last++
-	t.numbers[string(key)], t.networks[t.last] = t.last, networks
-	return t.last
-}
-
-// keep forgets all segments but those. Their numbers are not used again.
-func (t *segmentTable) keep(used map[uint32]bool) {
-	maps.DeleteFunc(t.numbers, func(_ string, s uint32) bool { return !used[s] })
-	maps.DeleteFunc(t.networks, func(s uint32, _ []uint32) bool { return !used[s] })
-}
-
-// share reports whether two segments have a network in common.
-func (t *segmentTable) share(a, b uint32) bool {
-	return slices.ContainsFunc(t.networks[a], func(n uint32) bool { return slices.Contains(t.networks[b], n) })
-}
-
 // builder turns a State into a model, and one into the next.
 type builder struct {
 	model
@@ -159,7 +124,7 @@ type part struct {
 }
 
 // newModel is pure but for the segments it names in table. Endpoints of this node are those with an address in local.
-func newModel(s State, peers []overlay.Peer, local, virtual netip.Prefix, table *segmentTable) *builder {
+func newModel(s State, peers []overlay.Peer, local, virtual netip.Prefix, table *segment.Table) *builder {
 	instances := 0
 	for _, e := range s.Endpoints {
 		instances += len(e.Endpoints)
@@ -257,7 +222,7 @@ func (b *builder) segment(e *gantryv1.ServiceEndpoints) (segment uint32, interna
 		return 0, false
 	}
 	slices.Sort(numbers)
-	return b.table.number(slices.Compact(numbers)), internal
+	return b.table.Number(slices.Compact(numbers)), internal
 }
 
 // home reports whether this node has a container of the segment, alive whether any has.
@@ -267,7 +232,7 @@ func (b *builder) alive(s uint32) bool { return b.home(s) || b.count[place{s, fa
 // neighbours calls fn with each segment of a service that shares a network with one, itself included.
 func (b *builder) neighbours(segment uint32, fn func(uint32)) {
 	seen := map[uint32]bool{}
-	for _, n := range b.table.networks[segment] {
+	for _, n := range b.table.Networks(segment) {
 		for s := range b.members[n] {
 			if !seen[s] {
 				seen[s] = true
@@ -293,7 +258,7 @@ func (b *builder) link(c *changes, segment uint32) {
 }
 
 // wasteful reports that most of the segments that were ever named are no service's any more.
-func (b *builder) wasteful() bool { return len(b.table.networks) > 2*len(b.parts)+64 }
+func (b *builder) wasteful() bool { return b.table.Len() > 2*len(b.parts)+64 }
 
 // forget drops segments that no service is in. While several services claim the same, there may be some that parts does not
 // list.
@@ -306,7 +271,7 @@ func (b *builder) forget() {
 		used[p.segment] = true
 	}
 	maps.DeleteFunc(b.secluded, func(s uint32, _ bool) bool { return !used[s] })
-	b.table.keep(used)
+	b.table.Keep(used)
 }
 
 // targets maps the host ports of a service to its ready instances, or in host mode to those of this node.

@@ -24,6 +24,7 @@ import (
 
 	"github.com/gantryd/gantry/fault"
 	"github.com/gantryd/gantry/network/overlay"
+	"github.com/gantryd/gantry/network/segment"
 )
 
 // Options of a Network. Root, Run, Bridge and Subnet are required.
@@ -87,7 +88,7 @@ type Network struct {
 	wake      chan struct{}
 
 	applying sync.Mutex
-	segments *segmentTable
+	segments *segment.Table
 	applied  *builder        // the model that the kernel has; nil until the first Apply
 	met      *[]overlay.Peer // that the overlay has; nil before the first time
 	removed  bool            // by Cleanup: nobody may put the table back
@@ -103,7 +104,7 @@ func Open(ctx context.Context, opts Options) (*Network, error) {
 		return nil, err
 	}
 	n := &Network{opts: opts, log: opts.Logger, group: groupOf(opts.Bridge), attached: map[string]*record{},
-		wake: make(chan struct{}, 1), segments: newSegmentTable(), names: namesUnder(opts)}
+		wake: make(chan struct{}, 1), segments: segment.New(), names: namesUnder(opts)}
 	for _, dir := range []string{n.names.netns, n.names.records} {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
 			return nil, fault.Wrap(fault.Unavailable, err, "make the network's directory")
