@@ -377,6 +377,7 @@ func TestExamine(t *testing.T) {
 	ended.State, ended.CertificateEnd, ended.CertificateLife = "down", timestamppb.New(now.Add(-time.Minute)), durationpb.New(time.Hour)
 	damaged := ready("1")
 	damaged.ServerError, damaged.ServerHint = "its state is damaged", "gantry cluster restore BACKUP"
+	lostDamaged := &gantryv1.NodeStatus{State: "down", ServerError: damaged.ServerError}
 	voters := func(n int) (out []*gantryv1.MemberStatus) {
 		for range n {
 			out = append(out, &gantryv1.MemberStatus{Name: "s", Reachable: true})
@@ -399,6 +400,8 @@ func TestExamine(t *testing.T) {
 			"server b is no member that answers: its machine is ready, but nothing comes from https://b:7451; 2 of 3"},
 		"a server's state is damaged": {append(voters(2), &gantryv1.MemberStatus{Name: "a", Node: "a"}), "b", damaged,
 			"server a is no member that answers: it says that its state is damaged; 2 of 3"},
+		"a server is lost that was damaged": {append(voters(2), &gantryv1.MemberStatus{Name: "a", Node: "a"}), "b", lostDamaged,
+			"server a is no member that answers: nothing comes from its machine at ; 2 of 3"},
 		"a learner is lost": {append(voters(3), &gantryv1.MemberStatus{Name: "s4", Learner: true}), "a", ready("1"),
 			"server s4 is no member that answers: nothing comes from its machine at ; 3 of 3"},
 		"a server cannot start its member": {voters(3), "b", damaged, "server a has no member yet: it says that its state is damaged"},

@@ -75,7 +75,7 @@ func examineMembers(h Health) []*gantryv1.Finding {
 // absence is why a member does not take part, as far as its machine says, and what to do.
 func absence(m *gantryv1.MemberStatus, name string, st *gantryv1.NodeStatus) (why, hint string) {
 	switch {
-	case st.GetServerError() != "":
+	case st.GetState() == "ready" && st.GetServerError() != "":
 		return "it says that " + st.ServerError, onItself(name, st)
 	case st.GetState() == "ready":
 		return "its machine is ready, but nothing comes from " + m.PeerUrl,
