@@ -16,6 +16,7 @@ import (
 	containerd "github.com/containerd/containerd/v2/client"
 	"github.com/containerd/containerd/v2/core/images"
 	"github.com/containerd/containerd/v2/core/remotes/docker"
+	"github.com/containerd/containerd/v2/pkg/gc"
 	"github.com/moby/buildkit/cache/remotecache"
 	"github.com/moby/buildkit/cache/remotecache/inline"
 	"github.com/moby/buildkit/cache/remotecache/registry"
@@ -80,6 +81,7 @@ type Builder struct {
 	images     images.Store
 	client     *containerd.Client
 	ownClient  bool
+	collect    func(context.Context) (gc.Stats, error) // has containerd remove what nobody needs, now
 
 	mu    sync.Mutex
 	inUse map[string]bool // kept context directories that a build has
@@ -181,7 +183,7 @@ func (b *Builder) open(ctx context.Context) error {
 	if err != nil {
 		return fault.Wrap(fault.Unavailable, err, "start the build worker")
 	}
-	b.images = opt.ImageStore
+	b.images, b.collect = opt.ImageStore, opt.GarbageCollect
 	if b.controller, err = b.newController(ctx, w); err != nil {
 		w.Close()
 		return err

@@ -62,8 +62,13 @@ func (p *progress) stepFailure(err error, exit *gatewaypb.ExitError, where, line
 	for _, l := range tail {
 		message += "\n    " + strings.TrimRight(l, "\r")
 	}
+	if strings.Contains(strings.ToLower(strings.Join(tail, "\n")), unix.ENOSPC.Error()) {
+		return fault.New(fault.Exhausted, "%s", message).WithHint("%s", spaceHint)
+	}
 	return fault.New(fault.Invalid, "%s", message).WithHint("%s", exitHint(exit.ExitCode))
 }
+
+const spaceHint = "free space: gantry system prune"
 
 func exitHint(code uint32) string {
 	switch code {
@@ -113,7 +118,7 @@ func classify(err error) (fault.Kind, string) {
 	text := err.Error()
 	switch {
 	case errors.Is(err, unix.ENOSPC) || strings.Contains(text, "no space left on device"):
-		return fault.Exhausted, "free space: gantry system prune"
+		return fault.Exhausted, spaceHint
 	case strings.Contains(text, "network.host is not allowed"):
 		return fault.Denied, hostNetworkHint
 	case strings.Contains(text, "is not allowed"):

@@ -3,6 +3,8 @@ package build
 import (
 	"context"
 	"io"
+	"os"
+	"path/filepath"
 	"time"
 
 	controlapi "github.com/moby/buildkit/api/services/control"
@@ -28,8 +30,20 @@ type Request struct {
 
 // UnpackContext makes the existing directory dir hold what a client's tar stream, plain or compressed with gzip or zstd,
 // holds. It never writes outside of dir, leaves files that are the same alone and removes what the stream lacks.
+// If the disk is full, dir is empty afterwards: half a context is of no use, and somebody needs the room.
 func UnpackContext(ctx context.Context, r io.Reader, dir string) error {
-	return unpack.Tar(ctx, r, dir)
+	err := unpack.Tar(ctx, r, dir)
+	if fault.Is(err, fault.Exhausted) {
+		empty(dir)
+	}
+	return err
+}
+
+func empty(dir string) {
+	entries, _ := os.ReadDir(dir)
+	for _, e := range entries {
+		os.RemoveAll(filepath.Join(dir, e.Name()))
+	}
 }
 
 // statusGrace is how long a failed build waits for its last progress: a solve that fails before it starts has none.
@@ -57,9 +71,20 @@ func (b *Builder) Build(ctx context.Context, req Request, emit func(*gantryv1.Bu
 	}
 	resp, err := b.solve(ctx, req, src, solve, p)
 	if err != nil {
-		return nil, p.failure(ctx, err)
+		err = p.failure(ctx, err)
+		if fault.Is(err, fault.Exhausted) {
+			b.makeRoom(ctx)
+		}
+		return nil, err
 	}
 	return b.result(ctx, solve, resp)
+}
+
+// makeRoom has containerd remove at once what a failed step has written; else that waits for the next collection.
+func (b *Builder) makeRoom(ctx context.Context) {
+	if _, err := b.collect(context.WithoutCancel(ctx)); err != nil {
+		b.log.Warn("what a failed build has written is not removed yet", "err", err)
+	}
 }
 
 // solve runs the session, the solver and the progress stream until the solver is done.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"net"
 	"net/http"
+	"strings"
 	"syscall"
 
 	"github.com/containerd/containerd/v2/core/remotes/docker"
@@ -39,7 +40,7 @@ func classify(err error) (fault.Kind, string) {
 		return fault.Canceled, ""
 	case errors.Is(err, context.DeadlineExceeded):
 		return fault.Timeout, "the registry or the disk was too slow; try again"
-	case errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT):
+	case diskFull(err):
 		return fault.Exhausted, "the disk is full: gantry system prune, or make room"
 	case errors.Is(err, syscall.EROFS):
 		return fault.Unavailable, "the file system is mounted read-only"
@@ -53,6 +54,16 @@ func classify(err error) (fault.Kind, string) {
 		return fault.Unsupported, ""
 	}
 	return fault.Internal, ""
+}
+
+// diskFull looks at the words too: containerd's services pass nothing else on.
+func diskFull(err error) bool {
+	for _, full := range []syscall.Errno{syscall.ENOSPC, syscall.EDQUOT} {
+		if errors.Is(err, full) || strings.Contains(err.Error(), full.Error()) {
+			return true
+		}
+	}
+	return false
 }
 
 func classifyRemote(err error) (fault.Kind, string) {

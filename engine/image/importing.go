@@ -118,7 +118,7 @@ func (s *Service) admit(ctx context.Context, target ocispec.Descriptor) error {
 	}
 	if err := s.dispatch(ctx, images.ChildrenHandler(s.Content), f.Manifest, rep); err != nil {
 		if k, _ := classify(err); k != fault.Internal {
-			return err
+			return explain(err, "a layer cannot be unpacked")
 		}
 		return fault.Wrap(fault.Corrupt, err, "a layer cannot be unpacked")
 	}

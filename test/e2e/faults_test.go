@@ -5,11 +5,14 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -330,4 +333,98 @@ func TestNoCgroup(t *testing.T) {
 func TestPrivilegedIsRefused(t *testing.T) {
 	n := machine(t)
 	refused(t, n, "", 30*time.Second, []string{"privileged"}, "run", "--rm", "--privileged", lab.Busybox, "true")
+}
+
+// TestDiskFillsMidway has a container, a build and two imports use up the disk while they work. Each says that it is full and
+// what to do, leaves nothing half made, and a neighbour goes on.
+func TestDiskFillsMidway(t *testing.T) {
+	const room = 170 << 20 // what is left before each: with less, changes are refused before they begin
+	disk := smallDisk(t, "700M")
+	n := lab.Network(t).AddNode(t, disk)
+	n.StartDaemon(t)
+	n.ImportBusybox(t)
+	n.Gantry(t, "run", "-d", "--name", "neighbour", "-p", "8090:80", lab.Busybox, "sh", "-c", "mkdir /w; echo well >/w/index.html; exec httpd -f -p 80 -h /w")
+	neighbour := n.Instance(t, "neighbour")
+	dir := lab.Project(t, "name: none\nservices: {}\n")
+	for name, body := range map[string]string{"step": "FROM busybox:lab\nRUN cat /dev/zero >/fill\n", "Dockerfile": "FROM busybox:lab\nCOPY . /\n"} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(body), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.Mkdir(filepath.Join(dir, "empty"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	noise := make([]byte, room+16<<20)
+	rand.NewChaCha8([32]byte{}).Read(noise)
+	lab.WriteImage(t, filepath.Join(dir, "noise.tar"), "noise:lab", map[string][]byte{"noise": noise})                  // its layer has no room
+	lab.WriteImage(t, filepath.Join(dir, "zero.tar"), "zero:lab", map[string][]byte{"zero": make([]byte, room+16<<20)}) // nor has what is in it
+
+	ballast := filepath.Join(disk, "ballast")
+	for _, c := range []struct {
+		name  string
+		words []string
+		args  []string
+	}{
+		{"container", []string{"no space left"}, []string{"run", "--rm", lab.Busybox, "sh", "-c", "cat /dev/zero >/fill"}},
+		{"build step", []string{"step:2", "no space left", "gantry system prune"}, []string{"build", "-f", "step", "-t", "full:lab", "empty"}},
+		{"build context", []string{"no space left", "gantry system prune"}, []string{"build", "-t", "full:lab", "."}},
+		{"import of a large layer", []string{"noise.tar", "no room on the disk", "gantry system prune"}, []string{"image", "import", "noise.tar"}},
+		{"import of a layer that grows", []string{"zero.tar", "the disk is full", "gantry system prune"}, []string{"image", "import", "zero.tar"}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			leave(t, ballast, room)
+			before := stored(t, n)
+			refused(t, n, dir, time.Minute, c.words, c.args...)
+			if page, err := n.HTTPGet(":8090/"); err != nil || page != "well\n" {
+				t.Errorf("the neighbour does not answer: %q, %v", page, err)
+			}
+			lab.Eventually(t, time.Minute, "nothing half made is left", func() error {
+				strays, err := n.Strays()
+				if err != nil {
+					return err
+				}
+				// A build keeps the steps that went well.
+				if after := stored(t, n); after != before && c.args[0] != "build" || strays != nil {
+					return fmt.Errorf("stored before:\n%s\nafter:\n%s\nstrays: %q", before, after, strays)
+				}
+				if free := freeBytes(t, disk); free < room*9/10 {
+					return fmt.Errorf("%d of %d MB are free again", free>>20, room>>20)
+				}
+				return nil
+			})
+		})
+	}
+	if view := n.Instance(t, "neighbour"); !lab.Ready(view) || view.Status.Pid != neighbour.Status.Pid {
+		t.Errorf("the neighbour suffered: %v", view)
+	}
+	works(t, n)
+}
+
+// stored lists what the daemon's containerd keeps.
+func stored(t *testing.T, n *lab.Node) string {
+	t.Helper()
+	all, err := n.Stored()
+	if err != nil {
+		t.Fatal(err)
+	}
+	slices.Sort(all)
+	return strings.Join(all, "\n")
+}
+
+// leave makes a file of such a size that so many bytes are left on its disk.
+func leave(t *testing.T, path string, bytes int64) {
+	t.Helper()
+	if err := os.Remove(path); err != nil && !os.IsNotExist(err) {
+		t.Fatal(err)
+	}
+	host(t, "fallocate", "-l", fmt.Sprint(freeBytes(t, filepath.Dir(path))-bytes), path)
+}
+
+func freeBytes(t *testing.T, dir string) int64 {
+	t.Helper()
+	var st syscall.Statfs_t
+	if err := syscall.Statfs(dir, &st); err != nil {
+		t.Fatal(err)
+	}
+	return int64(st.Bavail) * st.Bsize
 }
