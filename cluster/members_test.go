@@ -229,8 +229,11 @@ func TestFormerServersAreNoPeers(t *testing.T) {
 		"X-Min-Cluster-Version: 3.0.0\r\nContent-Length: 100000\r\n\r\n", member.Header.Get("X-Etcd-Cluster-ID"))
 	check(t, err)
 	half := func() error { _, err := open.Write([]byte{0}); return err }
-	check(t, half())
-	r.eventually("one is removed", func() error { return a.Remove(t.Context(), c.ID()) })
+	check(t, open.SetDeadline(time.Now().Add(5*time.Minute)))
+	r.eventually("one is removed", func() error {
+		check(t, half()) // until then it is let in
+		return a.Remove(t.Context(), c.ID())
+	})
 	select {
 	case <-c.Stopped(): // the others have told it so, and nothing else
 	case <-time.After(time.Minute):
