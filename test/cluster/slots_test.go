@@ -24,14 +24,14 @@ type slots struct {
 	most   time.Duration
 }
 
-// overlap is how long a slot may run twice while nothing is wrong: a stop with its grace period of a second, and the time until
-// a machine that was given up for lost has a session again and hears that it has to stop: it tries a server for up to 4 s. A
-// machine of whatever speed is given three times that.
+// overlap is how long a slot may run twice while nothing is wrong: the time until a machine that was given up for lost has a
+// session again and hears that it has to stop, up to 4.5 s where it waits for a server that is silent, and a stop with its grace
+// period of a second. A machine of whatever speed is given more.
 func overlap() time.Duration {
 	if short() {
 		return 15 * time.Second
 	}
-	return 5 * time.Second
+	return 6 * time.Second
 }
 
 // observe starts the observer, which ends with the test.
