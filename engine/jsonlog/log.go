@@ -219,26 +219,40 @@ func (l *Log) pumpSome(s *spool, last bool) (bool, error) {
 	}
 	fresh := buf[:n:n]
 	l.tap(s, start, fresh)
-	data := append(s.pending, fresh...)
-	done, err := l.append(s, data, last && n == 0)
-	if err != nil {
-		return false, err
-	}
-	from := s.offset
-	s.offset += int64(done)
-	s.pending = append([]byte(nil), data[done:]...)
-	if done == 0 {
-		return n > 0, nil
-	}
-	if err := l.record(); err != nil {
-		return false, err
-	}
-	free(s.file, from, s.offset)
-	l.notify()
-	return true, l.rotate()
+	used, err := l.take(s, append(s.pending, fresh...), last && n == 0)
+	return err == nil && (n > 0 || used), err
 }
 
-// append writes the whole lines of data, and the rest too if it is the last, and returns how many bytes it has used.
+// take takes over data, the first of the spool that is not in the log. It leaves an unfinished line, unless it is the last, and
+// says whether anything was used. After an error, all that is not in the log is read again.
+func (l *Log) take(s *spool, data []byte, last bool) (used bool, err error) {
+	s.pending = nil
+	for rotated := true; rotated; {
+		done, err := l.append(s, data, last)
+		if err != nil {
+			return used, err
+		}
+		if done == 0 {
+			break
+		}
+		from := s.offset
+		s.offset += int64(done)
+		data, used = data[done:], true
+		if err := l.record(); err != nil {
+			return used, err
+		}
+		free(s.file, from, s.offset)
+		l.notify()
+		if rotated, err = l.rotate(); err != nil {
+			return used, err
+		}
+	}
+	s.pending = append([]byte(nil), data...)
+	return used, nil
+}
+
+// append writes the whole lines of data, and the rest too if it is the last, until the file is full. It returns how many bytes
+// it has used.
 func (l *Log) append(s *spool, data []byte, last bool) (int, error) {
 	lines, used := split(data, last)
 	if used == 0 || l.o.Discard {
@@ -249,8 +263,13 @@ func (l *Log) append(s *spool, data []byte, last bool) (int, error) {
 		return l.sink(s, lines, at)
 	}
 	var out []byte
+	used = 0
 	for _, line := range lines {
 		out = appendEntry(out, s.stream, line, at)
+		used += len(line)
+		if l.full(int64(len(out))) {
+			break // at the first line that ends beyond the size, as in Docker
+		}
 	}
 	if _, err := l.json.WriteAt(out, l.size); err != nil {
 		return 0, errors.Join(err, l.json.Truncate(l.size))
@@ -279,29 +298,32 @@ func (l *Log) time(s *spool) time.Time {
 	return st.ModTime()
 }
 
-// rotate renames the files when the current one is full: json.log to json.log.1 and so on.
-func (l *Log) rotate() error {
-	if l.o.MaxSize <= 0 || l.size < l.o.MaxSize || l.o.Discard || l.o.Sink != nil {
-		return nil
+// full says whether the current file is as long as it may be with so many bytes more.
+func (l *Log) full(more int64) bool { return l.o.MaxSize > 0 && l.size+more >= l.o.MaxSize }
+
+// rotate renames the files when the current one is full: json.log to json.log.1 and so on. It says whether it was.
+func (l *Log) rotate() (bool, error) {
+	if !l.full(0) || l.o.Discard || l.o.Sink != nil {
+		return false, nil
 	}
 	base := filepath.Join(l.dir, jsonFile)
 	if l.o.MaxFiles == 1 {
 		if err := os.Remove(base); err != nil {
-			return err
+			return false, err
 		}
 	}
 	for i := l.o.MaxFiles - 1; i > 0; i-- {
 		if err := os.Rename(numbered(base, i-1), numbered(base, i)); err != nil && !errors.Is(err, os.ErrNotExist) {
-			return err
+			return false, err
 		}
 	}
 	old := l.json
 	if err := l.openJSON(); err != nil {
 		l.json = old
-		return err
+		return false, err
 	}
 	l.gen++
-	return errors.Join(old.Close(), l.record())
+	return true, errors.Join(old.Close(), l.record())
 }
 
 // notify wakes those who follow. The caller holds mu.

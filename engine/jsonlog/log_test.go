@@ -151,6 +151,39 @@ func TestRotation(t *testing.T) {
 	}
 }
 
+// TestBurstIsRotated takes over at once what is many times the size of a file.
+func TestBurstIsRotated(t *testing.T) {
+	dir := t.TempDir()
+	const size, files = 2000, 400
+	l := open(t, dir, jsonlog.Options{MaxSize: size, MaxFiles: files})
+	var burst strings.Builder
+	for i := range 5000 {
+		fmt.Fprintf(&burst, "line %d\n", i)
+	}
+	write(t, l, "stdout", burst.String()+"unfinished")
+	pump(t, l)
+	write(t, l, "stdout", " line\n")
+	pump(t, l)
+	names, err := filepath.Glob(filepath.Join(dir, "json.log*"))
+	if err != nil || len(names) < 100 || len(names) >= files {
+		t.Fatalf("%v, %d files", err, len(names))
+	}
+	for _, name := range names {
+		if st, err := os.Stat(name); err != nil || st.Size() >= size+100 || st.Size() < size && name != filepath.Join(dir, "json.log") {
+			t.Errorf("%v, %s has %d bytes, not %d and at most a line more", err, name, st.Size(), size)
+		}
+	}
+	lines := read(t, l, all())
+	if len(lines) != 5001 || lines[5000] != "stdout:unfinished line\n" {
+		t.Fatalf("%d lines, the last %q", len(lines), lines[len(lines)-1])
+	}
+	for i, line := range lines[:5000] {
+		if line != fmt.Sprintf("stdout:line %d\n", i) {
+			t.Fatalf("line %d is %q", i, line)
+		}
+	}
+}
+
 func TestFollowThroughRotation(t *testing.T) {
 	l := open(t, t.TempDir(), jsonlog.Options{MaxSize: 300, MaxFiles: 2})
 	done := make(chan struct{})
