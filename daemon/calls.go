@@ -4,7 +4,6 @@ import (
 	"context"
 	"net/http"
 	"path/filepath"
-	"sync"
 	"sync/atomic"
 	"time"
 
@@ -25,8 +24,8 @@ type servers struct {
 	remote  *http.Client
 	ready   atomic.Bool // the local server answers
 
-	mu   sync.Mutex
-	turn int
+	// Each use has turns of its own: others between two tries would have them come to the same server again and again.
+	sessions, trackers atomic.Uint32
 }
 
 const callTimeout = 10 * time.Second
@@ -55,25 +54,22 @@ func (s *servers) ways() []way {
 // Session opens a session with the server whose turn it is; every call is the next one's turn, so that an agent which tries
 // again comes to the leader.
 func (s *servers) Session(ctx context.Context) *connect.BidiStreamForClient[gantryv1.NodeReport, gantryv1.NodeUpdate] {
-	w := s.next()
+	w := s.next(&s.sessions)
 	return gantryv1connect.NewNodeSessionServiceClient(w.client, w.base).Session(ctx)
 }
 
 // tracker is the way to the leader's tracker of images, through whichever server's turn it is.
 func (s *servers) tracker(context.Context) (gantryv1connect.NodeImageServiceClient, error) {
-	w := s.next()
+	w := s.next(&s.trackers)
 	return gantryv1connect.NewNodeImageServiceClient(w.client, w.base), nil
 }
 
-func (s *servers) next() way {
+func (s *servers) next(turn *atomic.Uint32) way {
 	ways := s.ways()
-	s.mu.Lock()
-	defer s.mu.Unlock()
 	if len(ways) == 0 {
 		return way{s.remote, "https://no-server-is-known"}
 	}
-	s.turn++
-	return ways[(s.turn-1)%len(ways)]
+	return ways[(turn.Add(1)-1)%uint32(len(ways))]
 }
 
 // each calls servers in turn until one answers other than that it cannot just now.
