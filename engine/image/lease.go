@@ -14,10 +14,11 @@ import (
 
 const (
 	labelPull   = "gantry.dev/pull"
-	labelOnce   = "gantry.dev/once" // of an action that cannot be gone on with
 	labelExpire = "containerd.io/gc.expire"
 	// leaseLife bounds what a crash in the middle leaves behind. It must be longer than the slowest pull.
 	leaseLife = 72 * time.Hour
+	// uploadPrefix begins the names of leases by which the registry keeps uploads, until they expire: a client may go on with one.
+	uploadPrefix = "registry-upload-"
 )
 
 // hold protects what is made under the returned context from the garbage collector until done is called. A key makes the work
@@ -39,8 +40,6 @@ func (s *Service) newLease(ctx context.Context, key string, life time.Duration) 
 	labels := map[string]string{labelExpire: time.Now().Add(life).UTC().Format(time.RFC3339Nano)}
 	if key != "" {
 		labels[labelPull] = key
-	} else {
-		labels[labelOnce] = "true"
 	}
 	return s.Leases.Create(ctx, leases.WithRandomID(), leases.WithLabels(labels))
 }
@@ -102,21 +101,23 @@ func (s *Service) park(ctx context.Context, key string, l leases.Lease) error {
 	return s.move(ctx, l, p)
 }
 
-// Recover ends what an earlier daemon was killed in. What a pull has is kept for a while, as of one that failed; all else goes at
-// once. Call it before anything else, where nobody else uses the stores.
+// Recover ends what an earlier daemon was killed in, and all leases for the time of one action with it, whoever took them. What a
+// pull has is kept for a while, as of one that failed. Call it before anything else, while nobody uses the stores.
 func (s *Service) Recover(ctx context.Context) error {
 	ctx = s.in(ctx)
 	if err := s.dropExtracts(ctx); err != nil {
 		return explain(err, "image: what was half unpacked")
 	}
-	all, err := s.Leases.List(ctx, `labels."`+labelOnce+`"`, `labels."`+labelPull+`"`)
+	all, err := s.Leases.List(ctx, `labels."`+labelExpire+`"`)
 	if err != nil {
 		return explain(err, "image: what was going on")
 	}
 	for _, l := range all {
-		if key := l.Labels[labelPull]; key != "" && s.ResumeWindow > 0 {
+		switch key := l.Labels[labelPull]; {
+		case strings.HasPrefix(l.ID, uploadPrefix):
+		case key != "" && s.ResumeWindow > 0:
 			err = s.park(ctx, key, l)
-		} else {
+		default:
 			err = s.Leases.Delete(ctx, l)
 		}
 		if err != nil {

@@ -43,10 +43,16 @@ func TestRecoverFromAnImport(t *testing.T) {
 	_, err = rig.Snapshotter.Prepare(leases.WithLease(rig.Context(t), ls[0].ID), "extract-123-abcd sha256:0", "")
 	check(t, err)
 
+	upload, err := rig.Leases.Create(rig.Context(t), leases.WithID("registry-upload-1"), leases.WithExpiration(time.Hour))
+	check(t, err)
+	_, err = rig.Leases.Create(rig.Context(t), leases.WithRandomID(), leases.WithExpiration(time.Hour)) // as containerd takes one
+	check(t, err)
+
 	check(t, successor(t, rig).Recover(t.Context()))
-	if left := leaseCount(t, rig) + rig.Snapshots(t); left != 0 {
-		t.Errorf("%d leases and snapshots are left of an import that nobody can go on with", left)
+	if left := leaseCount(t, rig) + rig.Snapshots(t); left != 1 {
+		t.Errorf("%d leases and snapshots are left of actions that nobody can go on with and of an upload", left)
 	}
+	check(t, rig.Leases.Delete(rig.Context(t), upload))
 	check(t, in.CloseWithError(errors.New("killed")))
 	if <-ended == nil {
 		t.Error("a cut archive passed")
