@@ -161,9 +161,10 @@ type deed struct {
 type crashed struct {
 	*lab.Node
 	t            *testing.T
-	churn, built string // folders of apps
-	boxes        int    // wanted instances of box
-	asked        map[string]time.Duration
+	churn, built string                   // folders of apps
+	boxes        int                      // wanted instances of box
+	took         map[string]time.Duration // what a deed took in peace, by its name, and what a start of the daemon did
+	random       *rand.Rand
 }
 
 const churn = `
@@ -187,14 +188,14 @@ services:
 // TestDaemonKilledAtAnyPoint kills the daemon at random moments of whatever it may be doing. After each restart what was asked
 // for comes about, nothing runs twice or lacks a line of its log, and nothing half-made is left.
 func TestDaemonKilledAtAnyPoint(t *testing.T) {
-	c := &crashed{Node: machine(t), t: t, built: lab.Project(t, built), boxes: 2, asked: map[string]time.Duration{}}
+	c := &crashed{Node: machine(t), t: t, built: lab.Project(t, built), boxes: 2, took: map[string]time.Duration{start: time.Second}}
 	c.churn = lab.Project(t, "")
 	c.writeChurn(0)
 	c.GantryIn(t, c.churn, "up", "--scale", "box=2")
 	c.leaveOrphan()
 	seed := uint64(time.Now().UnixNano())
 	t.Logf("seed %d", seed)
-	random := rand.New(rand.NewPCG(seed, 0))
+	c.random = rand.New(rand.NewPCG(seed, 0))
 	kills := 1
 	if os.Getenv("FAULTS") != "" {
 		kills = 12
@@ -206,7 +207,7 @@ func TestDaemonKilledAtAnyPoint(t *testing.T) {
 			if kill == 0 {
 				c.undisturbed(d, round)
 			} else {
-				c.killedDuring(d, round, random.Float64())
+				c.killedDuring(d, round)
 			}
 			c.sound(fmt.Sprintf("round %d, %s", round, d.name))
 		}
@@ -238,30 +239,43 @@ func (c *crashed) undisturbed(d deed, round int) {
 	}
 	began := time.Now()
 	c.GantryIn(c.t, d.dir, d.args()...)
-	c.asked[d.name] = time.Since(began)
+	c.took[d.name] = time.Since(began)
 	if d.done != nil {
 		d.done(round)
 	}
 }
 
-// killedDuring kills the daemon when a part of the time has passed that the deed takes, and asks for the deed once more.
-func (c *crashed) killedDuring(d deed, round int, part float64) {
+// killedDuring kills the daemon when a part of the time has passed that the deed takes, and the next one at its start, and asks for
+// the deed once more.
+func (c *crashed) killedDuring(d deed, round int) {
 	if d.prepare != nil {
 		d.prepare(round)
 	}
 	ended := make(chan lab.Result, 1)
 	go func() { ended <- c.TryWithin(2*time.Minute, d.dir, d.args()...) }()
-	after := time.Duration(part * float64(c.asked[d.name]))
-	time.Sleep(after)
+	inDeed, inStart := c.part(d.name), c.part(start)
+	time.Sleep(inDeed)
 	c.KillDaemon(c.t)
 	result := <-ended
-	c.t.Logf("round %d: killed %s into %s of %s: exit %d", round, after.Round(time.Millisecond), d.name,
-		c.asked[d.name].Round(time.Millisecond), result.Code)
+	// The kernel must have begun the process that is to be killed.
+	startErr := c.TryStartDaemon(100*time.Millisecond + inStart)
+	c.KillDaemon(c.t)
+	c.t.Logf("round %d: killed %s into %s of %s (exit %d) and %s into a start of %s (answered: %t)", round, inDeed, d.name, c.took[d.name].Round(time.Millisecond),
+		result.Code, inStart, c.took[start].Round(time.Millisecond), startErr == nil)
+	began := time.Now()
 	c.StartDaemon(c.t)
+	c.took[start] = time.Since(began)
 	c.GantryIn(c.t, d.dir, d.args()...)
 	if d.done != nil {
 		d.done(round)
 	}
+}
+
+const start = "start"
+
+// part is a random part of what something takes.
+func (c *crashed) part(what string) time.Duration {
+	return time.Duration(c.random.Float64() * float64(c.took[what])).Round(time.Millisecond)
 }
 
 // sound wants what must hold after every round.
