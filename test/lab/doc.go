@@ -33,6 +33,8 @@
 // socket. The folder of each machine is on the host's disk, so a power cut keeps what was written and not only what was synced,
 // but for machines with Shape.Volatile; of those the test finds files with Node.Path.
 //
+// What happens to every single connection, and when, NewTalk has containers write down: see TestConnectionsAreDrained.
+//
 // Everything has names unique to the test's process and goes away with the test; several labs run side by side. On failure
 // the end of each daemon's log is printed; LAB_KEEP=1 keeps the folders too. A Lab is used from one goroutine; a Node's methods
 // that only read and run commands may be called from several. It is not a sandbox: a machine shares the kernel and the disk of
