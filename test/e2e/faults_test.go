@@ -211,6 +211,7 @@ services:
     command: sh -c 'mkdir /w; echo well >/w/index.html; exec httpd -f -p 80 -h /w'
     ports: ["8090:80"]
     healthcheck: {test: ["CMD", "true"], interval: 1s, timeout: 10s}
+    stop_grace_period: 1s
 `)
 	n.GantryIn(t, dir, "up", "-d")
 	before := n.AwaitReady(t, "neighbour", 1)[0]
