@@ -6,6 +6,7 @@ import (
 
 	"github.com/gantryd/gantry/cluster"
 	"github.com/gantryd/gantry/cluster/identity"
+	"github.com/gantryd/gantry/fault"
 )
 
 func TestAFollowerSucceedsOnlyALeaderThatIsGone(t *testing.T) {
@@ -51,4 +52,23 @@ func TestAFollowerSucceedsOnlyALeaderThatIsGone(t *testing.T) {
 	if got := read(t, c, "k"); got != "v" {
 		t.Errorf("what was acknowledged is %q", got)
 	}
+}
+
+// Raft gives a hand-over to a member that is away up by itself.
+func TestTheLeadIsHandedToOneThatIsThere(t *testing.T) {
+	r := newRig(t)
+	a := r.start(r.options("a", identity.Server))
+	b, _ := r.join(a, "b")
+	c, _ := r.join(a, "c")
+	b.Stop()
+	if err := a.HandOver(t.Context(), b.ID()); !fault.Is(err, fault.Unavailable) {
+		t.Errorf("handed over to one that is away: %v", err)
+	}
+	check(t, a.HandOver(t.Context()))
+	r.eventually("the one that is there leads", func() error {
+		if c.Leader() != c.ID() {
+			return errors.New(c.Leader())
+		}
+		return nil
+	})
 }

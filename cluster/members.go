@@ -6,6 +6,7 @@ import (
 	"io"
 	"slices"
 	"strings"
+	"time"
 
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	"go.etcd.io/etcd/client/pkg/v3/types"
@@ -134,7 +135,7 @@ func (m *Member) HandOver(ctx context.Context, to ...string) error {
 			continue
 		}
 		others++
-		if !m.leads() || s.MoveLeader(ctx, uint64(s.MemberID()), uint64(x.ID)) == nil {
+		if !m.leads() || m.handTo(ctx, x.ID) == nil {
 			return nil
 		}
 	}
@@ -142,6 +143,16 @@ func (m *Member) HandOver(ctx context.Context, to ...string) error {
 		return nil
 	}
 	return fault.New(fault.Unavailable, "no other server can take over the lead").WithHint("gantry cluster status")
+}
+
+// handOverPatience is how long another member may take to lead. Raft gives a hand-over up after one to two seconds, and etcd does
+// not notice.
+const handOverPatience = 3 * time.Second
+
+func (m *Member) handTo(ctx context.Context, to types.ID) error {
+	ctx, cancel := context.WithTimeout(ctx, handOverPatience)
+	defer cancel()
+	return m.etcd.Server.MoveLeader(ctx, uint64(m.etcd.Server.MemberID()), uint64(to))
 }
 
 func memberFault(err error, format string, args ...any) error {
