@@ -121,6 +121,10 @@ func (l *eventLog) statusEvents(snap *store.ReadTx, i *gantryv1.Instance, old, n
 	}
 	exited := now.Phase == gantryv1.InstanceStatus_PHASE_EXITED || now.Phase == gantryv1.InstanceStatus_PHASE_RESTARTING
 	if exited && now.FinishedAt != nil && l.happened(now.FinishedAt, old) && (old == nil || old.FinishedAt.AsTime() != now.FinishedAt.AsTime()) {
+		// A process may have ended before anybody was told that it ran.
+		if l.happened(now.StartedAt, old) && now.StartedAt != nil && old.GetStartedAt().AsTime() != now.StartedAt.AsTime() {
+			add("start", origin(i.Meta))
+		}
 		if now.OomKilled {
 			add("oom", nil)
 		}
