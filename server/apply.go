@@ -4,6 +4,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"net/netip"
+	"slices"
 	"sort"
 	"time"
 
@@ -390,7 +391,7 @@ func (a *applier) release(s, old *gantryv1.Service) ([]*gantryv1.FieldChange, er
 		return nil, err
 	}
 	current, ok := store.Get[*gantryv1.Release](a.tx, rollout.ReleaseKey(s.Meta.Key, s.Release))
-	if ok && current.SpecHash == hash && !a.forced(s.Name) {
+	if ok && current.SpecHash == hash && !a.forced(s.Name) && !a.displaced(s, current.Spec) {
 		return diff(rest(old.Spec), rest(s.Spec)), nil
 	}
 	number := int64(1)
@@ -417,6 +418,24 @@ func (a *applier) release(s, old *gantryv1.Service) ([]*gantryv1.FieldChange, er
 		return nil, nil
 	}
 	return append(diff(running(current.Spec), running(s.Spec)), diff(rest(old.Spec), rest(s.Spec))...), nil
+}
+
+// displaced reports that a change of constraints leaves an instance of a service on a machine that they exclude, so that a rollout
+// is to move it. One with a volume stays where its data is; a global service follows its machines by itself.
+func (a *applier) displaced(s *gantryv1.Service, was *gantryv1.ServiceSpec) bool {
+	if slices.Equal(was.GetPlacement().GetConstraints(), s.Spec.GetPlacement().GetConstraints()) || placement.IsGlobal(s.Spec) || placement.IsJob(s.Spec) {
+		return false
+	}
+	for _, i := range store.List[*gantryv1.Instance](a.tx, "") {
+		n, ok := store.Get[*gantryv1.Node](a.tx, i.Node)
+		if progress.Key(i) != s.Meta.Key || !ok || progress.Pinned(a.tx, i) != "" {
+			continue
+		}
+		if st, _ := store.Get[*gantryv1.NodeStatus](a.tx, i.Node); !placement.Meets(n, st, s.Spec) {
+			return true
+		}
+	}
+	return false
 }
 
 const keepReleases = 20 // per service, besides those in use

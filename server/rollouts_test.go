@@ -94,6 +94,47 @@ func TestAnApplyBeginsRolloutsOfWhatChanges(t *testing.T) {
 	}
 }
 
+// A change of constraints moves what stands where they do not allow it, but nothing that has its data there.
+func TestConstraintsThatExcludeAnInstanceMoveIt(t *testing.T) {
+	constrained := func(constraint, volume string) *gantryv1.ApplyRequest {
+		return app(func(a *gantryv1.AppSpec) {
+			a.Services["web"].Placement = &gantryv1.Placement{Constraints: []string{constraint}}
+			if volume != "" {
+				a.Services["web"].Container.Mounts = []*gantryv1.Mount{{Type: gantryv1.Mount_TYPE_VOLUME, Source: volume, Target: "/data"}}
+			}
+		})
+	}
+	for name, test := range map[string]struct {
+		constraint, volume string
+		want               int64
+	}{
+		"still allowed":        {"node.labels.disk == ssd", "", 1},
+		"excluded":             {"node.labels.disk == hdd", "", 2},
+		"excluded, has volume": {"node.labels.disk == hdd", "production/shop/data", 1},
+	} {
+		t.Run(name, func(t *testing.T) {
+			p := start(t)
+			err := p.store.Update(t.Context(), func(tx *store.Tx) error {
+				store.Put(tx, &gantryv1.Node{Meta: &gantryv1.Meta{Key: "n1", Labels: map[string]string{"disk": "ssd"}}})
+				store.Put(tx, &gantryv1.Volume{Meta: store.NewMeta("production/shop/data"), Node: "n1"})
+				store.Put(tx, &gantryv1.Instance{
+					Meta: store.NewMeta("i1"), Environment: "production", App: "shop", Service: "web", Slot: 1, Release: 1, Node: "n1",
+				})
+				return nil
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+			p.apply(t, constrained("node.labels.disk != tape", test.volume))
+			p.apply(t, constrained(test.constraint, test.volume))
+			p.apply(t, constrained(test.constraint, test.volume)) // nothing has changed
+			if got := p.service(t, "web").Release; got != test.want {
+				t.Errorf("release %d, want %d", got, test.want)
+			}
+		})
+	}
+}
+
 func TestWhatCannotBeRolledOutIsRefused(t *testing.T) {
 	p := start(t)
 	for name, spoil := range map[string]func(*gantryv1.ServiceSpec){

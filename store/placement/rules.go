@@ -74,6 +74,13 @@ func Eligible(n *gantryv1.Node, st *gantryv1.NodeStatus, s *gantryv1.ServiceSpec
 	return active(n) && r.Bad == nil && m.meets(r) && m.executes(DemandOf(s.GetContainer())) == fits
 }
 
+// Meets reports whether a node is one that a service's constraints allow. st may be nil.
+func Meets(n *gantryv1.Node, st *gantryv1.NodeStatus, s *gantryv1.ServiceSpec) bool {
+	m := &Machine{id: n.GetMeta().GetKey(), Node: n, Status: st}
+	r := RulesOf("", "", s)
+	return r.Bad == nil && m.meets(r)
+}
+
 func active(n *gantryv1.Node) bool {
 	return n.GetAvailability() == "" || n.GetAvailability() == "active"
 }
