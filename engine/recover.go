@@ -169,6 +169,11 @@ func (e *Engine) clearLeftovers(ctx context.Context, byID map[string]*tasktypes.
 			e.clearTask(ctx, id)
 		}
 	}
+	// containerd renames a bundle, which nothing is mounted in any more, before it removes it.
+	halves, _ := filepath.Glob(embedded.Bundle(e.o.Run, Namespace, ".*"))
+	for _, dir := range halves {
+		_ = os.RemoveAll(dir)
+	}
 	for _, id := range e.strayIDs(ctx) {
 		e.log.Info("what a container left behind is removed", "container", id)
 		e.cgroup.kill(id)
