@@ -78,7 +78,7 @@ func (e *Engine) Exec(ctx context.Context, id string, req ExecRequest, streams I
 		return 0, err
 	}
 	x := &execution{e: e, c: c, id: "x" + strings.ToLower(rand.Text()[:20]), tty: req.Tty}
-	if err := x.open(e.Context(ctx), streams); err != nil {
+	if err := x.open(context.WithoutCancel(e.Context(ctx)), streams); err != nil {
 		return 0, err
 	}
 	defer x.close()
@@ -204,7 +204,10 @@ func (x *execution) run(ctx context.Context, p *specs.Process, req ExecRequest, 
 	if x.stdin != nil {
 		r.Stdin = x.path("stdin")
 	}
-	err = askShim(ctx, x.c.ID, "take a process", shimLimit, func(ctx context.Context) error {
+	// What is given up is started nevertheless, and killed then: the shim waits for readers of the output, half a minute if they
+	// have gone, and does not report the end of the container before.
+	starting := context.WithoutCancel(ctx)
+	err = askShim(starting, x.c.ID, "take a process", shimLimit, func(ctx context.Context) error {
 		_, err := svc.Exec(ctx, r)
 		return err
 	})
@@ -217,7 +220,7 @@ func (x *execution) run(ctx context.Context, p *specs.Process, req ExecRequest, 
 	defer x.remove(ctx)
 	x.copyOutput(streams)
 	var started *tasks.StartResponse
-	err = askShim(ctx, x.c.ID, "start a process", shimExecLimit, func(ctx context.Context) (err error) {
+	err = askShim(starting, x.c.ID, "start a process", shimExecLimit, func(ctx context.Context) (err error) {
 		started, err = svc.Start(ctx, &tasks.StartRequest{ContainerID: x.c.ID, ExecID: x.id})
 		return err
 	})
