@@ -74,27 +74,6 @@ func isTerminal() bool {
 	return err == nil && st.Mode()&(os.ModeDevice|os.ModeCharDevice) == os.ModeDevice|os.ModeCharDevice && hasForeground()
 }
 
-// reap collects all children that have ended and exits as the command did once it is among them.
-func reap(command int) {
-	for {
-		var ws syscall.WaitStatus
-		pid, err := syscall.Wait4(-1, &ws, syscall.WNOHANG, nil)
-		if errors.Is(err, syscall.EINTR) {
-			continue
-		}
-		if err != nil || pid <= 0 {
-			return
-		}
-		switch {
-		case pid != command:
-		case ws.Signaled():
-			os.Exit(128 + int(ws.Signal()))
-		default:
-			os.Exit(ws.ExitStatus())
-		}
-	}
-}
-
 func exitCode(err error) int {
 	switch {
 	case errors.Is(err, exec.ErrNotFound), errors.Is(err, os.ErrNotExist):
