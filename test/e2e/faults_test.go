@@ -3,7 +3,6 @@ package e2e_test
 import (
 	"bytes"
 	"cmp"
-	"errors"
 	"fmt"
 	"math/rand/v2"
 	"net"
@@ -15,6 +14,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"connectrpc.com/connect"
 
 	gantryv1 "github.com/gantryd/gantry/api/gen/gantry/v1"
 	"github.com/gantryd/gantry/test/lab"
@@ -56,10 +57,10 @@ func TestFullDisk(t *testing.T) {
 func admitted(t *testing.T, n *lab.Node) {
 	t.Helper()
 	lab.Eventually(t, time.Minute, "changes are taken", func() error {
-		if r := n.Try("run", "--rm", lab.Busybox, "true"); r.Code != 0 {
-			return errors.New(r.Stderr)
-		}
-		return nil
+		_, err := n.Client(t).Configs.Create(t.Context(), connect.NewRequest(&gantryv1.CreateFileRequest{
+			Environment: "production", Name: fmt.Sprint("admitted-", time.Now().UnixNano()), Content: []byte("x"),
+		}))
+		return err
 	})
 }
 
