@@ -56,7 +56,7 @@ type Options struct {
 	NoServer func() error
 	// Heard is called with every update of a server, before it is acted on. May be nil.
 	Heard func(*gantryv1.NodeUpdate)
-	// Lost is called when a session with a server has ended. May be nil.
+	// Lost is called when a session that a server had taken has ended. May be nil.
 	Lost   func()
 	Logger *slog.Logger
 }

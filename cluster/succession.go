@@ -18,7 +18,7 @@ import (
 // Raft waits one to two seconds in silence before it elects another leader, since silence may end. A leader whose process is
 // gone is not silent: its machine refuses connections. Then its followers need not wait.
 const (
-	refusals     = 3                      // so many connections have to be refused; a process does not end in one moment
+	refusalTries = 3                      // the last of so many connections has to be refused: a process does not end in one moment
 	refusalPause = 20 * time.Millisecond  // between two of them
 	dialPatience = 200 * time.Millisecond // a machine that does not answer in this time is silent, which is raft's to judge
 	turnPause    = 200 * time.Millisecond // from one follower's turn to be elected to the next one's
@@ -80,10 +80,10 @@ func (m *Member) peerAddress(id types.ID) string {
 	return ""
 }
 
-// refuses reports whether a machine is there and nothing listens at the address.
+// refuses reports whether a machine is there and nothing listens at the address, or no more after a moment.
 func refuses(ctx context.Context, address string) bool {
 	dialer := net.Dialer{Timeout: dialPatience}
-	for n := range refusals {
+	for n := range refusalTries {
 		if n > 0 {
 			select {
 			case <-time.After(refusalPause):
@@ -98,7 +98,7 @@ func refuses(ctx context.Context, address string) bool {
 		if err != nil && !errors.Is(err, syscall.ECONNREFUSED) {
 			return false
 		}
-		if err != nil && n == refusals-1 {
+		if err != nil && n == refusalTries-1 {
 			return true
 		}
 	}

@@ -89,8 +89,8 @@ func newRig(t *testing.T) *rig {
 	r.open(role, signer)
 	f := newFront(m, role, r.watched(nothing), nil, http.NotFoundHandler())
 	f.gate.now = func() time.Time { return time.Now().Add(time.Duration(r.probes.Load()) * time.Minute) } // it has a test of its own
-	stub := r.watched(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {}))
-	f.blobs, f.recovery, f.metrics = stub, stub, stub
+	silent := r.watched(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {}))
+	f.blobs, f.recovery, f.metrics = silent, silent, silent
 	r.front = f
 	r.listen(l)
 	return r

@@ -32,7 +32,7 @@ type Options struct {
 	Take func(context.Context, *gantryv1.NodeUpdate)
 	// Refused is called when a server says that the node does not belong to the cluster. May be nil.
 	Refused func(error)
-	// Lost is called when a session has ended, with the connection or otherwise. May be nil.
+	// Lost is called when a session has ended that a server had taken, with the connection or otherwise. May be nil.
 	Lost   func()
 	Outbox *Outbox
 	Logger *slog.Logger

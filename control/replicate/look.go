@@ -9,6 +9,7 @@ import (
 
 	gantryv1 "github.com/gantryd/gantry/api/gen/gantry/v1"
 	"github.com/gantryd/gantry/store"
+	"github.com/gantryd/gantry/store/placement"
 )
 
 // usualCopies is how many machines have each image, unless the cluster says otherwise.
@@ -46,7 +47,7 @@ func (r *run) machines(snap store.Reader) []machine {
 		m := machine{
 			id: n.Meta.Key, name: n.Name, arch: st.GetArchitecture(), server: n.Role == "server",
 			up:    st.GetState() != "" && st.GetState() != "down",
-			takes: n.Availability == "" || n.Availability == "active",
+			takes: placement.Active(n),
 			told:  r.o.Tracker.Told(n.Meta.Key), full: st.GetDiskFull(),
 		}
 		if m.name == "" {

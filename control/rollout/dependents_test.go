@@ -23,8 +23,8 @@ func dependent(t testing.TB, s *store.Store, name, on string, restart bool) {
 		DependsOn: []*gantryv1.Dependency{{Service: on, Restart: restart, Required: true}},
 	}
 	put(t, s,
-		&gantryv1.Service{Meta: store.NewMeta("p/a/"+name), Environment: "p", App: "a", Name: name, Replicas: 1, Release: 1, Spec: spec},
-		&gantryv1.Release{Meta: store.NewMeta(ReleaseKey("p/a/"+name, 1)), Service: "p/a/"+name, Number: 1, Spec: spec})
+		&gantryv1.Service{Meta: store.NewMeta("p/a/" + name), Environment: "p", App: "a", Name: name, Replicas: 1, Release: 1, Spec: spec},
+		&gantryv1.Release{Meta: store.NewMeta(ReleaseKey("p/a/"+name, 1)), Service: "p/a/" + name, Number: 1, Spec: spec})
 }
 
 // generation is how often the only instance of page has been asked to restart.

@@ -33,13 +33,10 @@ func (m *mover) node(ev store.Event) {
 func (m *mover) activated(ev store.Event) {
 	is, _ := ev.New.(*gantryv1.Node)
 	was, _ := ev.Old.(*gantryv1.Node)
-	if is != nil && was != nil && active(is) && !active(was) {
+	if is != nil && was != nil && placement.Active(is) && !placement.Active(was) {
 		m.due = true
 	}
 }
-
-// active reports that a node takes instances, as far as people say.
-func active(n *gantryv1.Node) bool { return n.Availability == "" || n.Availability == "active" }
 
 // rebalance names the one instance that is to move now, if any, and when to ask again.
 func (p *planner) rebalance(r store.Reader, now time.Time) (evict []eviction, again time.Time) {

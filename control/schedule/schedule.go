@@ -158,7 +158,7 @@ func assignIn(tx *store.Tx, a assignment) bool {
 		return true // the event of that is on its way
 	}
 	n, ok := store.Get[*gantryv1.Node](tx, a.node)
-	if !ok || !active(n) {
+	if !ok || !placement.Active(n) {
 		return false
 	}
 	c := proto.Clone(i).(*gantryv1.Instance)

@@ -108,7 +108,7 @@ func (m *Machine) may(d *Demand, r *Rules) miss {
 }
 
 func (m *Machine) up() miss {
-	if !active(m.Node) {
+	if !Active(m.Node) {
 		return missDrained
 	}
 	switch m.Status.GetState() {

@@ -71,7 +71,7 @@ func IsGlobal(s *gantryv1.ServiceSpec) bool {
 func Eligible(n *gantryv1.Node, st *gantryv1.NodeStatus, s *gantryv1.ServiceSpec) bool {
 	m := &Machine{id: n.GetMeta().GetKey(), Node: n, Status: st}
 	r := RulesOf("", "", s)
-	return active(n) && r.Bad == nil && m.meets(r) && m.executes(DemandOf(s.GetContainer())) == fits
+	return Active(n) && r.Bad == nil && m.meets(r) && m.executes(DemandOf(s.GetContainer())) == fits
 }
 
 // Meets reports whether a node is one that a service's constraints allow. st may be nil.
@@ -81,7 +81,8 @@ func Meets(n *gantryv1.Node, st *gantryv1.NodeStatus, s *gantryv1.ServiceSpec) b
 	return r.Bad == nil && m.meets(r)
 }
 
-func active(n *gantryv1.Node) bool {
+// Active reports whether a node takes instances, as far as people say.
+func Active(n *gantryv1.Node) bool {
 	return n.GetAvailability() == "" || n.GetAvailability() == "active"
 }
 
