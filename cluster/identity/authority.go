@@ -39,8 +39,8 @@ const (
 	AnyServer = "server.gantry"
 
 	rootLife = 20 * 365 * 24 * time.Hour
-	// backdate covers clocks that differ between machines.
-	backdate = 5 * time.Minute
+	// backdate covers clocks that differ between machines: an hour, as where one keeps local time.
+	backdate = time.Hour
 )
 
 // Authority signs the certificates of a cluster's machines.

@@ -90,6 +90,38 @@ func TestMachinesKnowOneAnother(t *testing.T) {
 	}
 }
 
+// TestClocksThatDiffer has machines meet whose clocks are up to an hour away from that of whoever made the certificates.
+func TestClocksThatDiffer(t *testing.T) {
+	a, roots := authority(t)
+	const life = 24 * time.Hour
+	server, node := machine(t, a, roots, "one", identity.Server, life), machine(t, a, roots, "two", identity.Node, life)
+	if got := node.Life(); got.Round(time.Minute) != life {
+		t.Errorf("a certificate for %s says that it is for %s", life, got)
+	}
+	for _, off := range []time.Duration{-time.Hour, time.Hour} {
+		wrong := func() time.Time { return time.Now().Add(off) }
+		there := server.ServerTLS()
+		config := there.GetConfigForClient
+		there.GetConfigForClient = func(hello *tls.ClientHelloInfo) (*tls.Config, error) {
+			c, err := config(hello)
+			c.Time = wrong
+			return c, err
+		}
+		s := httptest.NewUnstartedServer(http.NotFoundHandler())
+		s.TLS = there
+		s.StartTLS()
+		defer s.Close()
+		if _, err := get(t, s.URL, node.Client(identity.AnyServer)); err != nil {
+			t.Errorf("a server whose clock is off by %s: %v", off, err)
+		}
+		here := node.ClientTLS(identity.AnyServer)
+		here.Time = wrong
+		if _, err := get(t, serve(t, server), plain(here)); err != nil {
+			t.Errorf("a node whose clock is off by %s: %v", off, err)
+		}
+	}
+}
+
 func TestStrangersAreRefused(t *testing.T) {
 	a, roots := authority(t)
 	b, others := authority(t)

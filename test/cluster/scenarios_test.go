@@ -307,6 +307,31 @@ func TestWrongClocks(t *testing.T) {
 	tr.settle(t)
 }
 
+// TestWrongClockAndAnotherLeader has a machine whose clock is an hour behind, before the day its certificate was made, look for
+// another server: it goes on with what it runs, and nothing is started a second time elsewhere.
+func TestWrongClockAndAnotherLeader(t *testing.T) {
+	heavy(t)
+	tr := begin(t, lab.Shape{Servers: 3, Nodes: 1})
+	tr.up(t, "web", 8)
+	node, leader := tr.Node(3), tr.Leader(t)
+	node.SetClock(t, -time.Hour)
+	leader.PauseDaemon(t)
+	next := tr.Leader(t, tr.Except(leader, node)...)
+	time.Sleep(15 * time.Second)
+	views, err := next.Machines()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, view := range views {
+		if view.Node.Name == node.Name() && view.Status.GetState() != "ready" {
+			t.Errorf("with its clock an hour behind the node is %s for the next leader", view.Status.GetState())
+		}
+	}
+	leader.ResumeDaemon(t)
+	node.SetClock(t, 0)
+	tr.settle(t)
+}
+
 // TestPausedLeader stops the leader in its tracks for longer than an election, so that it wakes up deposed.
 func TestPausedLeader(t *testing.T) {
 	tr := begin(t, three)
