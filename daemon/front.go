@@ -32,7 +32,7 @@ type front struct {
 	blobs    http.Handler // parts of images, for other nodes
 	metrics  http.Handler
 	recovery http.Handler
-	alone    http.Handler // what a machine without a server that works answers of itself
+	alone    http.Handler // what a machine answers of itself, whoever leads
 	remote   http.RoundTripper
 	gate     *gate // before what anybody may send
 	errors   *connect.ErrorWriter
@@ -60,7 +60,8 @@ func newFront(m *machine, role *serverRole, node http.Handler, images *peer.Exch
 	return f
 }
 
-// nodeSystem is SystemService on a machine without a server that works: it speaks for itself alone.
+// nodeSystem is SystemService on a machine without a server that works, and says of each machine which version it runs: it
+// speaks for itself alone.
 type nodeSystem struct {
 	*front
 	local   server.Node
@@ -109,7 +110,7 @@ func (f *front) Operators() http.Handler {
 			f.recovery.ServeHTTP(w, r)
 			return
 		}
-		if !f.machine.isServer() && isSystem(r) {
+		if r.URL.Path == gantryv1connect.SystemServiceVersionProcedure || !f.machine.isServer() && isSystem(r) {
 			f.alone.ServeHTTP(w, r)
 			return
 		}

@@ -13,6 +13,7 @@ import (
 	"connectrpc.com/connect"
 
 	gantryv1 "github.com/gantryd/gantry/api/gen/gantry/v1"
+	"github.com/gantryd/gantry/api/gen/gantry/v1/gantryv1connect"
 	"github.com/gantryd/gantry/cluster/identity"
 	"github.com/gantryd/gantry/test/hostile"
 )
@@ -86,5 +87,17 @@ func TestNothingIsChangedWithoutALeader(t *testing.T) {
 		if aloneToo(r) && !reads[path.Base(procedure)] {
 			t.Errorf("%s is answered by servers that do not lead", procedure)
 		}
+	}
+}
+
+// TestAMachineTellsItsOwnVersion: another server, which may be of another version, is not asked.
+func TestAMachineTellsItsOwnVersion(t *testing.T) {
+	r := newRig(t)
+	r.serving.api = http.HandlerFunc(func(_ http.ResponseWriter, req *http.Request) { t.Errorf("the leader is asked %s", req.URL.Path) })
+	d := r.socket("api.sock")
+	got, err := gantryv1connect.NewSystemServiceClient(d.Client, d.Base).Version(t.Context(), connect.NewRequest(&gantryv1.VersionRequest{}))
+	check(t, err)
+	if v := got.Msg.Version; v != r.front.role.d.Version.Version {
+		t.Errorf("version %q", v)
 	}
 }

@@ -90,7 +90,7 @@ func newRig(t *testing.T) *rig {
 	f := newFront(m, role, r.watched(nothing), nil, http.NotFoundHandler())
 	f.gate.now = func() time.Time { return time.Now().Add(time.Duration(r.probes.Load()) * time.Minute) } // it has a test of its own
 	silent := r.watched(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {}))
-	f.blobs, f.recovery, f.metrics = silent, silent, silent
+	f.blobs, f.recovery, f.metrics, f.alone = silent, silent, silent, r.watched(f.alone)
 	r.front = f
 	r.listen(l)
 	return r

@@ -62,6 +62,10 @@ func (n *remoteNode) RemoveVolume(_ context.Context, r *connect.Request[gantryv1
 	return connect.NewResponse(&gantryv1.RemoveVolumeResponse{}), nil
 }
 
+func (n *remoteNode) Info(context.Context, *connect.Request[gantryv1.InfoRequest]) (*connect.Response[gantryv1.InfoResponse], error) {
+	return connect.NewResponse(&gantryv1.InfoResponse{Hostname: n.line}), nil
+}
+
 func (n *remoteNode) DiskUsage(context.Context, *connect.Request[gantryv1.DiskUsageRequest]) (*connect.Response[gantryv1.DiskUsageResponse], error) {
 	return connect.NewResponse(&gantryv1.DiskUsageResponse{Rows: []*gantryv1.DiskUsageResponse_Row{{Kind: "images", Size: 5}}}), nil
 }
@@ -247,6 +251,21 @@ func TestStatsAndDisksOfAllNodesThatAnswer(t *testing.T) {
 	pruned, err := p.images.Prune(t.Context(), connect.NewRequest(&gantryv1.PruneImagesRequest{}))
 	if err != nil || pruned.Msg.Reclaimed != 6 || len(pruned.Msg.Removed) != 1 || len(pruned.Msg.Failures) != 1 {
 		t.Errorf("pruned %v, %v", pruned, err)
+	}
+}
+
+// A machine that passes the question on to the leader is the one that it is about.
+func TestInfoIsOfTheMachineAsked(t *testing.T) {
+	p, _ := three(t, true)
+	for _, c := range []struct{ asked, node, want string }{
+		{"", "", "from n1"}, {"n2", "", "from n2"}, {"n2", "name-n3", "from n3"},
+	} {
+		req := connect.NewRequest(&gantryv1.InfoRequest{Node: c.node})
+		req.Header().Set(askedFirst, c.asked)
+		got, err := p.system.Info(t.Context(), req)
+		if err != nil || got.Msg.Hostname != c.want || len(got.Msg.Nodes) != 3 {
+			t.Errorf("%s asked about %q: %v, %v", c.asked, c.node, got, err)
+		}
 	}
 }
 

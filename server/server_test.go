@@ -90,10 +90,13 @@ func start(t *testing.T) *platform {
 	}
 }
 
+// askedFirst is the header with the machine whose socket a request of a test came to.
+const askedFirst = "Asked-First"
+
 // asAnn has every request made by a user.
 func asAnn(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
-		next.ServeHTTP(rw, r.WithContext(caller.With(r.Context(), caller.Caller{User: "ann"})))
+		next.ServeHTTP(rw, r.WithContext(caller.With(r.Context(), caller.Caller{User: "ann", Node: r.Header.Get(askedFirst)})))
 	})
 }
 

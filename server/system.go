@@ -1,12 +1,14 @@
 package server
 
 import (
+	"cmp"
 	"context"
 
 	"connectrpc.com/connect"
 	"google.golang.org/protobuf/proto"
 
 	gantryv1 "github.com/gantryd/gantry/api/gen/gantry/v1"
+	"github.com/gantryd/gantry/server/caller"
 	"github.com/gantryd/gantry/server/machines"
 	"github.com/gantryd/gantry/store"
 )
@@ -22,7 +24,7 @@ func (h *system) Version(context.Context, *connect.Request[gantryv1.VersionReque
 // Info implements the API.
 func (h *system) Info(ctx context.Context, req *connect.Request[gantryv1.InfoRequest]) (*connect.Response[gantryv1.InfoResponse], error) {
 	snap := h.s.store.Snapshot()
-	id := h.s.o.Node
+	id := cmp.Or(caller.Of(ctx).Node, h.s.o.Node) // the machine whose socket was used
 	if req.Msg.Node != "" {
 		n, err := machines.Find(snap, req.Msg.Node)
 		if err != nil {

@@ -50,7 +50,7 @@ func (s verbs) systemInfo() *cobra.Command {
 			return s.printInfo(info)
 		},
 	}
-	nodeFlag(cmd, &node, "ask this node in place of the server")
+	nodeFlag(cmd, &node, "ask this node in place of the machine that is called")
 	return s.OutputFlag(cmd, "table")
 }
 

@@ -1112,7 +1112,7 @@ func (x *VersionResponse) GetModules() map[string]string {
 
 type InfoRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// ID, unique prefix or name of a node; empty for the server that answers.
+	// ID, unique prefix or name of a node; empty for the machine whose socket is used.
 	Node          string `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
