@@ -21,6 +21,19 @@ type Figures struct {
 // Figures are the agent's own; they are live.
 func (a *Agent) Figures() *Figures { return &a.figures }
 
+// Reports is how many observations wait to be told to a server.
+func (a *Agent) Reports() int { return a.reports.Len() }
+
+// Lag is how many changes of endpoints the kernel and the name server do not have yet.
+func (a *Agent) Lag() int { return a.state.lag() }
+
+// lag is how many changes are not applied.
+func (e *endpointState) lag() int {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return int(e.asked - e.done)
+}
+
 // Phases counts the instances of this machine by phase.
 func (a *Agent) Phases() map[string]int {
 	out := map[string]int{}

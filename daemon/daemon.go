@@ -144,7 +144,7 @@ func (d *daemon) run(ctx context.Context) error {
 	}
 	nodeHandler := ag.Handler(append(server.HandlerOptions(), connect.WithInterceptors(server.Audit(d.Logger)))...)
 	role := newServerRole(d, m, ways, localNode(d.innerSocket(), nodeHandler))
-	f := newFront(m, role, nodeHandler, parts.Images.Peers(), role.metrics(d.nodeMetrics(ag)))
+	f := newFront(m, role, nodeHandler, parts.Images.Peers(), role.metrics(d.nodeMetrics(ag, m)))
 	group.Go(func() error { return serve(ctx, doors.inner, f.Local(), d.Logger) })
 	group.Go(func() error { return serve(ctx, doors.api, f.Operators(), d.Logger) })
 	if doors.machines != nil {

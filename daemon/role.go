@@ -63,6 +63,7 @@ type serving struct {
 	metrics   *observe.Metrics
 	scheduler *schedule.Controller
 	rollouts  rollout.Figures
+	jobs      job.Figures
 	tracker   *blobtrack.Tracker
 	copies    *replicate.Controller
 	reigns    atomic.Bool
@@ -405,10 +406,11 @@ func (r *serverRole) assemble(member *cluster.Member, st *store.Store, sealer *s
 		Guarded: []string{r.d.Root, r.d.Config.Run}, Logger: r.d.Logger,
 		Interceptors: []connect.Interceptor{calls}, ImageDigest: s.tracker.Digest, Holders: s.tracker.Holders,
 	})
-	sessionMetrics(s.metrics, srv)
+	sessionMetrics(s.metrics, srv.NodeSessions())
 	s.scheduler = schedule.New(st, r.d.Logger)
 	scheduleMetrics(s.metrics, s.scheduler.Figures())
 	rolloutMetrics(s.metrics, &s.rollouts)
+	jobMetrics(s.metrics, &s.jobs)
 	s.copies = replicate.New(st, replicate.Options{Tracker: s.tracker, Copy: r.copyImage(st), Logger: r.d.Logger})
 	copyMetrics(s.metrics, s.copies.Figures())
 	m := machines.New(st, member, machines.Options{
@@ -507,7 +509,7 @@ func (r *serverRole) lead(ctx context.Context, s *serving, srv *server.Server, s
 	group.Go(func() error { return srv.Lead(ctx) })
 	group.Go(func() error { return r.yield(ctx, s) })
 	group.Go(func() error { return rollout.New(s.store, r.d.Logger).Measure(&s.rollouts).Run(as(ctx, "rollout")) })
-	group.Go(func() error { return job.New(s.store, r.d.Logger).Run(as(ctx, "jobs")) })
+	group.Go(func() error { return job.New(s.store, r.d.Logger).Measure(&s.jobs).Run(as(ctx, "jobs")) })
 	group.Go(func() error { return s.scheduler.Run(as(ctx, "scheduler")) })
 	group.Go(func() error { return s.copies.Run(ctx) })
 	return group.Wait()

@@ -53,6 +53,7 @@ type Server struct {
 	applyMu sync.Mutex
 	known   atomic.Pointer[snapshot]
 	turn    atomic.Uint32
+	figures Figures
 }
 
 // New binds the sockets of a server. Questions wait in them until Run.
@@ -142,7 +143,7 @@ func (s *Server) serveUDP(ctx context.Context, u *net.UDPConn) error {
 			continue // an ICMP error about an earlier answer
 		}
 		asker := from.Addr().Unmap()
-		reply, forward := s.answer(in[:size], asker, true, out)
+		reply, forward := s.reply(in[:size], asker, true, out)
 		if forward {
 			s.forwardUDP(u, in[:size], from, s.upstreams(asker))
 		} else if reply != nil {
@@ -151,14 +152,25 @@ func (s *Server) serveUDP(ctx context.Context, u *net.UDPConn) error {
 	}
 }
 
+// reply is answer, counted.
+func (s *Server) reply(m []byte, asker netip.Addr, udp bool, out []byte) (response []byte, forward bool) {
+	begun := time.Now()
+	if response, forward = s.answer(m, asker, udp, out); !forward {
+		s.figures.answer(begun, response)
+	}
+	return response, forward
+}
+
 // forwardUDP asks upstream without holding up other questions.
 func (s *Server) forwardUDP(u *net.UDPConn, query []byte, to netip.AddrPort, servers []string) {
 	q := append([]byte(nil), query...)
-	accepted := s.up.submit(func(ctx context.Context) {
-		_, _ = u.WriteToUDPAddrPort(s.up.exchange(ctx, "udp", q, servers), to)
-	})
-	if !accepted {
-		_, _ = u.WriteToUDPAddrPort(failure(q, rcodeServFail), to)
+	ended := s.figures.forward()
+	tell := func(reply []byte) {
+		ended(reply)
+		_, _ = u.WriteToUDPAddrPort(reply, to)
+	}
+	if !s.up.submit(func(ctx context.Context) { tell(s.up.exchange(ctx, "udp", q, servers)) }) {
+		tell(failure(q, rcodeServFail))
 	}
 }
 
@@ -199,9 +211,11 @@ func (s *Server) converse(ctx context.Context, c *net.TCPConn) {
 		if err != nil {
 			return
 		}
-		reply, forward := s.answer(query, from.Addr().Unmap(), false, nil)
+		reply, forward := s.reply(query, from.Addr().Unmap(), false, nil)
 		if forward {
+			ended := s.figures.forward()
 			reply = s.up.exchange(ctx, "tcp", query, s.upstreams(from.Addr().Unmap()))
+			ended(reply)
 		}
 		if reply == nil || writeMessage(c, reply) != nil {
 			return

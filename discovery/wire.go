@@ -16,6 +16,7 @@ const (
 	typeANY  = 255
 	classIN  = 1
 
+	rcodeSuccess  = 0
 	rcodeFormErr  = 1
 	rcodeServFail = 2
 	rcodeNXDomain = 3

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"net/netip"
+	"time"
 
 	"github.com/gantryd/gantry/fault"
 	"github.com/gantryd/gantry/network/overlay"
@@ -12,9 +13,10 @@ import (
 // Apply makes the kernel say what the state says, in one transaction, and cuts connections of instances that are gone.
 // Connections of an instance that is merely not ready any more go on; new ones go elsewhere at once. It keeps what it is given,
 // which must not be changed afterwards; an object that is the same as in the call before costs next to nothing. Published ports must carry their host port, as Publish returns them.
-func (n *Network) Apply(_ context.Context, s State) error {
+func (n *Network) Apply(_ context.Context, s State) (err error) {
 	n.applying.Lock()
 	defer n.applying.Unlock()
+	defer func(begun time.Time) { n.figures.apply(begun, err) }(time.Now())
 	peers := n.peers(s.Nodes)
 	if n.applied == nil {
 		return n.applyAnew(s, peers)
@@ -30,7 +32,7 @@ func (n *Network) Apply(_ context.Context, s State) error {
 		return err
 	}
 	n.ports.route(n.applied.ports)
-	err := errors.Join(n.meet(&n.applied.model), n.cut(staleFlows(c, &n.applied.model)))
+	err = errors.Join(n.meet(&n.applied.model), n.cut(staleFlows(c, &n.applied.model)))
 	if n.applied.wasteful() {
 		n.applied.forget()
 	}
@@ -58,6 +60,7 @@ func (n *Network) write(c changes) error {
 		return nil
 	}
 	n.log.Warn("the nftables table did not take a change and is written anew", "err", err)
+	n.figures.Rewrites.Add(1)
 	return n.nft.replace(&n.applied.model)
 }
 
@@ -71,6 +74,7 @@ func (n *Network) reassert() error {
 	if n.applied == nil {
 		return n.nft.ensureBase()
 	}
+	n.figures.Rewrites.Add(1)
 	return n.nft.replace(&n.applied.model)
 }
 

@@ -92,6 +92,8 @@ type Network struct {
 	applied  *builder        // the model that the kernel has; nil until the first Apply
 	met      *[]overlay.Peer // that the overlay has; nil before the first time
 	removed  bool            // by Cleanup: nobody may put the table back
+
+	figures Figures
 }
 
 type names struct{ root, netns, records, ports, host, nodes string }

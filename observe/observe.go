@@ -67,22 +67,38 @@ func (m *Metrics) Level(name, help string, g *tally.Gauge) {
 
 // Levels publishes a value for each key that read gives.
 func (m *Metrics) Levels(name, help, label string, read func() map[string]int) {
-	m.registry.MustRegister(&levels{desc: prometheus.NewDesc(prefix+name, help, []string{label}, nil), read: read})
+	m.labelled(prometheus.GaugeValue, name, help, label, read)
 }
 
-// levels is a map as a gauge with a label.
-type levels struct {
+// Counts publishes a counter of a part for each value of a label.
+func (m *Metrics) Counts(name, help, label string, counters map[string]*tally.Counter) {
+	m.labelled(prometheus.CounterValue, name, help, label, func() map[string]int {
+		out := map[string]int{}
+		for key, c := range counters {
+			out[key] = int(c.Value())
+		}
+		return out
+	})
+}
+
+func (m *Metrics) labelled(kind prometheus.ValueType, name, help, label string, read func() map[string]int) {
+	m.registry.MustRegister(&labelled{kind: kind, desc: prometheus.NewDesc(prefix+name, help, []string{label}, nil), read: read})
+}
+
+// labelled is a map as a metric with a label.
+type labelled struct {
+	kind prometheus.ValueType
 	desc *prometheus.Desc
 	read func() map[string]int
 }
 
 // Describe is part of prometheus.Collector.
-func (l *levels) Describe(out chan<- *prometheus.Desc) { out <- l.desc }
+func (l *labelled) Describe(out chan<- *prometheus.Desc) { out <- l.desc }
 
 // Collect is part of prometheus.Collector.
-func (l *levels) Collect(out chan<- prometheus.Metric) {
+func (l *labelled) Collect(out chan<- prometheus.Metric) {
 	for key, n := range l.read() {
-		out <- prometheus.MustNewConstMetric(l.desc, prometheus.GaugeValue, float64(n), key)
+		out <- prometheus.MustNewConstMetric(l.desc, l.kind, float64(n), key)
 	}
 }
 

@@ -19,6 +19,7 @@ type state struct {
 	services  *prometheus.Desc
 	unplaced  *prometheus.Desc
 	steps     *prometheus.Desc
+	runs      *prometheus.Desc
 }
 
 // State publishes the objects of the store: how many there are, instances by phase, nodes by state.
@@ -35,12 +36,13 @@ func (m *Metrics) State(s *store.Store) {
 		services:  desc("cluster_services", "Services of all environments."),
 		unplaced:  desc("cluster_unplaced_instances", "Instances that have no node yet: the queue of the scheduler."),
 		steps:     desc("cluster_operations", "Operations that are kept, by kind and state.", "kind", "state"),
+		runs:      desc("cluster_job_runs", "Runs of jobs that are kept, by state.", "state"),
 	})
 }
 
 // Describe is part of prometheus.Collector.
 func (s *state) Describe(out chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{s.revision, s.objects, s.instances, s.nodes, s.services, s.unplaced, s.steps} {
+	for _, d := range []*prometheus.Desc{s.revision, s.objects, s.instances, s.nodes, s.services, s.unplaced, s.steps, s.runs} {
 		out <- d
 	}
 }
@@ -71,6 +73,16 @@ func (s *state) Collect(out chan<- prometheus.Metric) {
 		return [2]string{o.Kind, word(o.State.String(), "STATE_")}
 	}) {
 		put(s.steps, n, step[:]...)
+	}
+	runs := map[string]int{}
+	count(snap, objects, "job", func(j *gantryv1.Job) bool {
+		for _, r := range j.Runs {
+			runs[r.State]++
+		}
+		return true
+	})
+	for state, n := range runs {
+		put(s.runs, n, state)
 	}
 	count(snap, objects, "service", func(*gantryv1.Service) bool { return true })
 	count(snap, objects, "release", func(*gantryv1.Release) bool { return true })

@@ -11,6 +11,7 @@ import (
 	gantryv1 "github.com/gantryd/gantry/api/gen/gantry/v1"
 	"github.com/gantryd/gantry/fault"
 	"github.com/gantryd/gantry/fault/wire"
+	"github.com/gantryd/gantry/server/nodesession"
 	"github.com/gantryd/gantry/store"
 )
 
@@ -28,8 +29,8 @@ func nodeName(snap store.Reader, id string) string {
 	return id
 }
 
-// Sessions is the number of nodes that have a session with this server.
-func (s *Server) Sessions() int { return s.nodes.Sessions() }
+// NodeSessions is what holds the sessions of nodes with this server.
+func (s *Server) NodeSessions() *nodesession.Hub { return s.nodes }
 
 // briefs names all machines of the cluster.
 func briefs(snap store.Reader) []*gantryv1.NodeBrief {

@@ -1,6 +1,8 @@
 package store
 
 import (
+	"maps"
+	"slices"
 	"time"
 
 	"github.com/gantryd/gantry/internal/tally"
@@ -18,6 +20,25 @@ type Figures struct {
 
 // Figures are the store's own; they are live.
 func (s *Store) Figures() *Figures { return &s.figures }
+
+// Backlog is how many events wait for the subscriber that is furthest behind.
+func (s *Store) Backlog() int {
+	s.mu.Lock()
+	subs := slices.Collect(maps.Keys(s.subs))
+	s.mu.Unlock()
+	most := 0
+	for _, u := range subs {
+		most = max(most, u.waiting())
+	}
+	return most
+}
+
+// waiting is how many events nobody has taken.
+func (u *Subscription) waiting() int {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	return len(u.queue) - u.holes
+}
 
 // update counts a call in and gives what counts it out.
 func (f *Figures) update() func() {

@@ -48,6 +48,13 @@ func (o *Outbox) Gone(id string) {
 	o.signal()
 }
 
+// Len is how many observations nobody has taken.
+func (o *Outbox) Len() int {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return len(o.statuses) + len(o.removed)
+}
+
 func (o *Outbox) signal() {
 	close(o.changed)
 	o.changed = make(chan struct{})

@@ -32,6 +32,8 @@ type Controller struct {
 	jobs    map[string]*entry // by service key
 	members map[string]*entry // by instance
 	dirty   map[*entry]bool
+
+	figures *Figures
 }
 
 // entry is a service that is, or was, a job.
@@ -44,7 +46,7 @@ type entry struct {
 // New makes a controller over the store.
 func New(s *store.Store, log *slog.Logger) *Controller {
 	return &Controller{
-		store: s, log: log, now: time.Now,
+		store: s, log: log, now: time.Now, figures: &Figures{},
 		jobs: map[string]*entry{}, members: map[string]*entry{}, dirty: map[*entry]bool{},
 	}
 }
@@ -178,6 +180,9 @@ func (c *Controller) pass(ctx context.Context) error {
 			c.dirty[e] = true
 		}
 	}
+	if c.figures.Queue.Set(len(c.dirty)); len(c.dirty) > 0 {
+		defer c.figures.Passes.Since(time.Now())
+	}
 	var failed error
 	for e := range c.dirty {
 		delete(c.dirty, e)
@@ -185,6 +190,7 @@ func (c *Controller) pass(ctx context.Context) error {
 		if err := c.bring(ctx, e, now); err != nil {
 			e.again = now.Add(retryDelay)
 			failed = err
+			c.figures.Failed.Add(1)
 		}
 	}
 	return failed

@@ -43,6 +43,8 @@ type Hub struct {
 	o     Options
 	log   *slog.Logger
 	term  atomic.Pointer[term] // nil while this server does not lead
+
+	figures Figures
 }
 
 // New makes a hub over the store. It refuses sessions until Run.

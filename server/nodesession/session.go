@@ -227,12 +227,14 @@ func (s *session) send(ctx context.Context, stream *stream) error {
 		now := time.Now()
 		c, wait := s.take(now, sent)
 		if wait <= 0 {
+			begun := time.Now()
 			some, err := s.tell(c, stream.Send)
 			if err != nil {
 				return err
 			}
 			if some {
 				sent = time.Now()
+				s.term.hub.figures.Updates.Observe(sent.Sub(begun))
 			}
 			wait = sent.Add(keepAlive).Sub(now)
 		}
