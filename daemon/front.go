@@ -130,7 +130,12 @@ func (f *front) unready() error {
 	if f.machine.isServer() {
 		return f.role.unready()
 	}
-	return fault.New(fault.Unavailable, "this machine only runs instances; servers answer at %s", strings.Join(f.machine.Servers(), ", ")).
+	servers := strings.Join(f.machine.Servers(), ", ")
+	if !f.machine.hasSession() {
+		return fault.New(fault.Unavailable, "this machine only runs instances, and reaches no server that leads; it tries %s", servers).
+			WithHint("what it runs goes on; to see what is wrong: gantry cluster status on a server")
+	}
+	return fault.New(fault.Unavailable, "this machine only runs instances; servers answer at %s", servers).
 		WithHint("run gantry on a server, or make this machine one: gantry node promote %s", f.machine.Node().Name)
 }
 

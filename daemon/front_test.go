@@ -15,6 +15,7 @@ import (
 	gantryv1 "github.com/gantryd/gantry/api/gen/gantry/v1"
 	"github.com/gantryd/gantry/api/gen/gantry/v1/gantryv1connect"
 	"github.com/gantryd/gantry/cluster/identity"
+	"github.com/gantryd/gantry/fault"
 	"github.com/gantryd/gantry/test/hostile"
 )
 
@@ -100,4 +101,22 @@ func TestAMachineTellsItsOwnVersion(t *testing.T) {
 	if v := got.Msg.Version; v != r.front.role.d.Version.Version {
 		t.Errorf("version %q", v)
 	}
+}
+
+// TestANodeSaysThatItReachesNoServer: it runs what it ran, and whoever looks there learns that nobody decides about it.
+func TestANodeSaysThatItReachesNoServer(t *testing.T) {
+	r := newRig(t)
+	m := r.front.machine
+	check(t, m.update(func(rec *gantryv1.MachineRecord) { rec.Node.Role = string(identity.Node) }))
+	says := func(want, hint string) {
+		t.Helper()
+		if err := r.front.unready(); !strings.Contains(err.Error(), want) || !strings.Contains(fault.HintOf(err), hint) {
+			t.Errorf("it says %q (hint: %s), want %q (hint: %s)", err, fault.HintOf(err), want, hint)
+		}
+	}
+	says("reaches no server that leads", "gantry cluster status")
+	check(t, m.heard(&gantryv1.NodeUpdate{Full: true}))
+	says("servers answer at", "gantry node promote")
+	m.loseLeader()
+	says("reaches no server that leads", "gantry cluster status")
 }

@@ -34,6 +34,7 @@ type machine struct {
 	known   map[string]*gantryv1.Node // machines of the cluster, as last heard
 	changed chan struct{}             // closed and replaced with every change
 	barred  error                     // why it cannot be a server now
+	inTouch bool                      // it has a session with the leader
 
 	lost chan struct{} // has one when the session with the leader has ended
 }
@@ -286,6 +287,7 @@ func (m *machine) notify() {
 // heard takes what a server has told of the cluster.
 func (m *machine) heard(u *gantryv1.NodeUpdate) error {
 	m.mu.Lock()
+	m.inTouch = true
 	if u.Full {
 		clear(m.known)
 	}
@@ -346,6 +348,13 @@ func (m *machine) joined() error {
 		}
 	}
 	return nil
+}
+
+// hasSession reports whether the leader has taken this machine's session and has not gone silent since.
+func (m *machine) hasSession() bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.inTouch
 }
 
 // heardOf is this machine's object as the cluster has it; nil before a server was heard.

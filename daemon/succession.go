@@ -8,6 +8,9 @@ import (
 
 // loseLeader says that the session with the leader has ended. It may be called by anyone and does not wait.
 func (m *machine) loseLeader() {
+	m.mu.Lock()
+	m.inTouch = false
+	m.mu.Unlock()
 	select {
 	case m.lost <- struct{}{}:
 	default:
