@@ -62,13 +62,14 @@ func newEndpointState(n *network.Network, d *discovery.Server, node string) *end
 func (e *endpointState) update(u *gantryv1.NodeUpdate) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
+	before := e.services
 	if u.Full {
 		e.services, e.networks = map[string]*gantryv1.ServiceEndpoints{}, map[string]*gantryv1.Network{}
 		e.nodes = map[string]*gantryv1.Node{}
 		clear(e.merged)
 	}
 	for _, s := range u.Endpoints {
-		e.services[s.Service] = s
+		e.services[s.Service] = known(s, before[s.Service])
 		delete(e.merged, s.Service)
 	}
 	for _, key := range u.RemovedEndpoints {
@@ -91,6 +92,33 @@ func (e *endpointState) update(u *gantryv1.NodeUpdate) {
 	close(e.news)
 	e.news = make(chan struct{})
 	e.asked++
+}
+
+// known is a service of which the server that leads now has not heard some nodes yet: what they have stays where it was.
+func known(told, before *gantryv1.ServiceEndpoints) *gantryv1.ServiceEndpoints {
+	unheard := func(ep *gantryv1.Endpoint) bool { return ep.Address == "" }
+	if !slices.ContainsFunc(told.Endpoints, unheard) {
+		return told
+	}
+	was := map[string]*gantryv1.Endpoint{}
+	for _, ep := range before.GetEndpoints() {
+		was[ep.Instance] = ep
+	}
+	out := withPorts(told, told.Ports)
+	out.Endpoints = make([]*gantryv1.Endpoint, 0, len(told.Endpoints))
+	for _, ep := range told.Endpoints {
+		old := was[ep.Instance]
+		switch {
+		case !unheard(ep):
+			out.Endpoints = append(out.Endpoints, ep)
+		case old != nil:
+			out.Endpoints = append(out.Endpoints, &gantryv1.Endpoint{
+				Instance: ep.Instance, Slot: ep.Slot, Address: old.Address, Address6: old.Address6, Node: ep.Node,
+				Ready: ep.Ready && old.Ready, Weight: ep.Weight,
+			})
+		}
+	}
+	return out
 }
 
 // setLocal records an instance of this machine and reports whether its reachability changed.

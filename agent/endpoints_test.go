@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"fmt"
 	"testing"
 
 	"google.golang.org/protobuf/proto"
@@ -68,6 +69,37 @@ func TestEndpointsOfThisMachineAreItsOwnWordAndTheServersWeight(t *testing.T) {
 	e.update(&gantryv1.NodeUpdate{RemovedEndpoints: []string{"e/a/s"}})
 	if now := e.state().Endpoints; len(now) != 0 {
 		t.Errorf("a removed service stays: %v", now)
+	}
+}
+
+// TestAddressesOutliveTheServerThatTold has another server lead, which has not heard all nodes.
+func TestAddressesOutliveTheServerThatTold(t *testing.T) {
+	e := newEndpointState(nil, nil, "n1")
+	say := func(full bool, endpoints ...*gantryv1.Endpoint) string {
+		e.update(&gantryv1.NodeUpdate{Full: full, Endpoints: []*gantryv1.ServiceEndpoints{{Service: "e/a/s", VirtualIp: "10.1.1.1", Endpoints: endpoints}}})
+		out := ""
+		for _, ep := range e.state().Endpoints[0].Endpoints {
+			out += fmt.Sprintf("%s %s %t; ", ep.Instance, ep.Address, ep.Ready)
+		}
+		return out
+	}
+	unheard := func(id string, ready bool) *gantryv1.Endpoint {
+		return &gantryv1.Endpoint{Instance: id, Node: "n2", Ready: ready}
+	}
+	a := &gantryv1.Endpoint{Instance: "a", Node: "n2", Address: "10.64.2.1", Ready: true}
+	b := &gantryv1.Endpoint{Instance: "b", Node: "n2", Address: "10.64.2.2"}
+	c := &gantryv1.Endpoint{Instance: "c", Node: "n3", Address: "10.64.3.3", Ready: true}
+	for _, step := range []struct {
+		what, want, got string
+	}{
+		{"told", "a 10.64.2.1 true; b 10.64.2.2 false; c 10.64.3.3 true; ", say(true, a, b, c)},
+		{"nothing is heard", "a 10.64.2.1 true; b 10.64.2.2 false; ", say(true, unheard("a", true), unheard("b", true), unheard("new", true))},
+		{"one is, another goes", "a 10.64.2.1 false; b 10.64.2.2 false; c 10.64.3.3 true; ", say(false, unheard("a", false), unheard("b", true), c)},
+		{"all is", "a 10.64.2.1 true; ", say(false, a)},
+	} {
+		if step.got != step.want {
+			t.Errorf("%s: %s, want %s", step.what, step.got, step.want)
+		}
 	}
 }
 

@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -383,6 +384,62 @@ func TestASilentNodeIsSuspectThenDownAndReadyAgain(t *testing.T) {
 	w.state("n1", "ready")
 	two.until("that it is back", func() bool { return two.ready("p/a/web") == 1 })
 	again.until("its instance", func() bool { return again.here["i1"] != nil })
+}
+
+// TestWhatANodeHasStaysWhereItWasUntilItSays has a server lead that has not heard all nodes: whoever knows the addresses of the
+// others keeps them until their nodes say, or are down.
+func TestWhatANodeHasStaysWhereItWasUntilItSays(t *testing.T) {
+	w := newWorld(t)
+	defer w.lead()()
+	patience := func(down time.Duration) {
+		w.put(&gantryv1.Cluster{Meta: store.NewMeta("cluster"), SuspectAfter: durationpb.New(down / 2), DownAfter: durationpb.New(down)})
+	}
+	patience(time.Hour)
+	w.put(machine("n1"), machine("n2"), machine("n3"))
+	w.put(service("a", "web", "p/a/default")...)
+	leaving := instance("i4", "a", "web", "n3")
+	leaving.Desired = gantryv1.Instance_DESIRED_REMOVED
+	w.put(instance("i1", "a", "web", "n1"), instance("i2", "a", "web", "n2"), instance("i3", "a", "web", "n3"), leaving)
+	runs := func(id, at string) *gantryv1.InstanceStatus {
+		return &gantryv1.InstanceStatus{Meta: store.NewMeta(id), Phase: gantryv1.InstanceStatus_PHASE_RUNNING, Address: at}
+	}
+	one := w.join("n1", runs("i1", "10.64.1.2"))
+	said := func() string {
+		var out []string
+		for _, e := range one.known["p/a/web"].GetEndpoints() {
+			out = append(out, fmt.Sprintf("%s %q %t; ", e.Instance, e.Address, e.Ready))
+		}
+		slices.Sort(out)
+		return strings.Join(out, "")
+	}
+	one.until("all that may serve", func() bool { return said() == `i1 "10.64.1.2" true; i2 "" true; i3 "" true; i4 "" false; ` })
+	w.join("n2")
+	one.until("that n2 has none", func() bool { return said() == `i1 "10.64.1.2" true; i3 "" true; i4 "" false; ` })
+	patience(time.Second)
+	one.until("that n3 is down", func() bool { return said() == `i1 "10.64.1.2" true; ` })
+}
+
+func TestASuspectNodeGetsNothingNewWhileAnotherCanServe(t *testing.T) {
+	w := newWorld(t)
+	defer w.lead()()
+	w.put(&gantryv1.Cluster{Meta: store.NewMeta("cluster"), SuspectAfter: durationpb.New(300 * time.Millisecond), DownAfter: durationpb.New(time.Hour)})
+	w.put(machine("n1"), machine("n2"))
+	w.put(service("a", "web", "p/a/default")...)
+	w.put(service("a", "db", "p/a/default")...)
+	w.put(instance("i1", "a", "web", "n1"), instance("i2", "a", "web", "n2"), instance("i3", "a", "db", "n2"))
+	runs := func(id, at string) *gantryv1.InstanceStatus {
+		return &gantryv1.InstanceStatus{Meta: store.NewMeta(id), Phase: gantryv1.InstanceStatus_PHASE_RUNNING, Address: at}
+	}
+	one, two := w.join("n1", runs("i1", "10.64.1.2")), []*gantryv1.InstanceStatus{runs("i2", "10.64.2.2"), runs("i3", "10.64.2.3")}
+	gone := w.join("n2", two...)
+	ready := func(web, db int) func() bool {
+		return func() bool { return one.ready("p/a/web") == web && one.ready("p/a/db") == db }
+	}
+	one.until("both of web", ready(2, 1))
+	gone.leave()
+	one.until("one of web, and the only one of db", ready(1, 1))
+	w.join("n2", two...)
+	one.until("both again", ready(2, 1))
 }
 
 // raw opens a session without nodelink, for what a well-behaved node does not do.

@@ -203,16 +203,17 @@ func (t *term) endpointChanged(i *instance) {
 	t.touch(i.service.topic, i.object.Meta.Key)
 }
 
-// endpoint is nil for an instance without address. Nobody is sent to one on a node that is down.
+// endpoint is nil for an instance without address. Nobody is sent to one on a node that is down. What a node says is lost with
+// the server that led; until it has said it to this one, nodes go on with the address that they know.
 func (t *term) endpoint(i *instance) *gantryv1.Endpoint {
-	st := i.status
-	if st.GetAddress() == "" || i.object.Node == "" {
+	st, n := i.status, t.nodes[i.object.Node]
+	if i.object.Node == "" || st.GetAddress() == "" && n.status != nil {
 		return nil
 	}
-	down := t.nodes[i.object.Node].status.GetState() == stateDown
+	wanted := i.object.Desired != gantryv1.Instance_DESIRED_REMOVED
 	return &gantryv1.Endpoint{
-		Instance: i.object.Meta.Key, Slot: i.object.Slot, Address: st.Address, Address6: st.Address6, Node: i.object.Node,
-		Ready: progress.Ready(st) && i.object.Desired != gantryv1.Instance_DESIRED_REMOVED && !down,
+		Instance: i.object.Meta.Key, Slot: i.object.Slot, Address: st.GetAddress(), Address6: st.GetAddress6(), Node: i.object.Node,
+		Ready: wanted && (st.GetAddress() == "" || progress.Ready(st) && n.status.GetState() != stateDown),
 	}
 }
 
@@ -224,21 +225,27 @@ func sameEndpoint(a, b *gantryv1.Endpoint) bool {
 	return a.Ready == b.Ready && a.Address == b.Address && a.Address6 == b.Address6 && a.Node == b.Node && a.Slot == b.Slot
 }
 
-// weighs gives the share of each ready instance while a rollout holds traffic: percents of the service are divided among
-// the instances of a release. It returns the instances whose weight has changed.
+// weigh gives the share of each ready instance while a rollout holds traffic: percents of the service are divided among
+// the instances of a release. Those on suspect nodes get nothing new while another is ready elsewhere. It returns the instances
+// whose weight has changed.
 func (s *service) weigh() []string {
-	weights := s.object.GetWeights()
 	if !s.weighed {
 		return nil
 	}
-	s.weighed = len(weights) > 0
+	weights := s.object.GetWeights()
 	shares := s.shares(weights)
+	suspect, avoided := s.suspicion(shares)
+	s.weighed = len(weights) > 0 || suspect
 	var changed []string
 	for id, i := range s.instances {
 		if i.endpoint == nil {
 			continue
 		}
-		if w := shares[i.object.Release]; i.endpoint.Weight != w {
+		w := shares[i.object.Release]
+		if avoided && s.term.suspects(i) {
+			w = withheld
+		}
+		if i.endpoint.Weight != w {
 			e := proto.Clone(i.endpoint).(*gantryv1.Endpoint)
 			e.Weight = w
 			i.endpoint = e
@@ -246,6 +253,24 @@ func (s *service) weigh() []string {
 		}
 	}
 	return changed
+}
+
+// suspicion reports whether instances are on suspect nodes, and whether another one can do their work.
+func (s *service) suspicion(shares map[int64]int32) (suspect, avoided bool) {
+	for _, i := range s.instances {
+		switch {
+		case i.endpoint == nil:
+		case s.term.suspects(i):
+			suspect = true
+		case i.endpoint.Ready && shares[i.object.Release] != withheld:
+			avoided = true
+		}
+	}
+	return suspect, avoided
+}
+
+func (t *term) suspects(i *instance) bool {
+	return t.nodes[i.object.Node].status.GetState() == stateSuspect
 }
 
 const weightUnit = 100 // so that a percent of a large release is not rounded away

@@ -255,16 +255,21 @@ func (t *term) nodeStatusChanged(o *gantryv1.NodeStatus, gone bool) {
 	if n == nil {
 		return
 	}
-	was := n.status.GetState() == stateDown
+	was := n.status.GetState()
 	n.status = o
 	if gone {
 		n.status = nil
 	}
-	if was == (n.status.GetState() == stateDown) {
+	now := n.status.GetState()
+	if was == now {
 		return
 	}
 	for _, i := range n.instances {
 		t.endpointChanged(i)
+		if was == stateSuspect || now == stateSuspect {
+			i.service.weighed = true
+			t.pending[i.service.topic] = struct{}{}
+		}
 	}
 }
 

@@ -537,9 +537,10 @@ type Endpoint struct {
 	state    protoimpl.MessageState `protogen:"open.v1"`
 	Instance string                 `protobuf:"bytes,1,opt,name=instance,proto3" json:"instance,omitempty"`
 	Slot     int32                  `protobuf:"varint,2,opt,name=slot,proto3" json:"slot,omitempty"`
-	Address  string                 `protobuf:"bytes,3,opt,name=address,proto3" json:"address,omitempty"`
-	Address6 string                 `protobuf:"bytes,4,opt,name=address6,proto3" json:"address6,omitempty"`
-	Node     string                 `protobuf:"bytes,5,opt,name=node,proto3" json:"node,omitempty"`
+	// Empty where the server that leads has not heard the node yet: whoever knows the addresses goes on with them.
+	Address  string `protobuf:"bytes,3,opt,name=address,proto3" json:"address,omitempty"`
+	Address6 string `protobuf:"bytes,4,opt,name=address6,proto3" json:"address6,omitempty"`
+	Node     string `protobuf:"bytes,5,opt,name=node,proto3" json:"node,omitempty"`
 	// Takes new connections.
 	Ready bool `protobuf:"varint,6,opt,name=ready,proto3" json:"ready,omitempty"`
 	// Share of new connections beside the others of the service; 0 means 1. Below 0 it gets none, and is not ready.
