@@ -237,6 +237,9 @@ func TestFlushedTableComesBack(t *testing.T) {
 		if !works() {
 			t.Errorf("%s, and the service does not come back", what)
 		}
+		if l.Figures().Rewrites.Value() == 0 {
+			t.Errorf("%s, and no writing of the whole table is counted", what)
+		}
 		stranger.cannotReach(a.IPv4.String() + ":80")
 	}
 }

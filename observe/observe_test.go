@@ -57,6 +57,7 @@ func TestPartsArePublished(t *testing.T) {
 	m.Count("things_total", "Things.", &c)
 	m.Level("queue", "What waits.", &g)
 	m.Time("pass_seconds", "Passes.", &l)
+	m.Counts("questions_total", "Questions.", "outcome", map[string]*tally.Counter{"answered": &c, "failed": {}})
 	m.Levels("phases", "Instances.", "phase", func() map[string]int { return map[string]int{"running": 2} })
 	process := observe.New()
 	process.Process("1.2.3")
@@ -64,7 +65,8 @@ func TestPartsArePublished(t *testing.T) {
 	g.Set(5)
 	l.Observe(2 * time.Millisecond)
 	l.Observe(2 * time.Hour)
-	lines(t, scrape(t, m, process), `gantry_things_total 3`, `gantry_phases{phase="running"} 2`, `gantry_queue 5`, `gantry_pass_seconds_bucket{le="0.001"} 0`,
+	lines(t, scrape(t, m, process), `gantry_things_total 3`, `# TYPE gantry_questions_total counter`, `gantry_questions_total{outcome="answered"} 3`,
+		`gantry_questions_total{outcome="failed"} 0`, `gantry_phases{phase="running"} 2`, `gantry_queue 5`, `gantry_pass_seconds_bucket{le="0.001"} 0`,
 		`gantry_pass_seconds_bucket{le="0.0025"} 1`, `gantry_pass_seconds_bucket{le="+Inf"} 2`, `gantry_pass_seconds_count 2`,
 		`gantry_info{version="1.2.3"} 1`)
 }
@@ -84,6 +86,7 @@ func TestTheStateAndItsLibraryArePublished(t *testing.T) {
 	err := st.Update(t.Context(), func(tx *store.Tx) error {
 		store.Put(tx, &gantryv1.Node{Meta: store.NewMeta("n1")})
 		store.Put(tx, &gantryv1.Node{Meta: store.NewMeta("n2")})
+		store.Put(tx, &gantryv1.Job{Meta: store.NewMeta("p/a/task"), Runs: []*gantryv1.JobRun{{State: "failed"}, {State: "failed"}, {State: "running"}}})
 		for _, id := range []string{"a", "b", "c"} {
 			store.Put(tx, &gantryv1.Instance{Meta: store.NewMeta(id)})
 		}
@@ -103,6 +106,7 @@ func TestTheStateAndItsLibraryArePublished(t *testing.T) {
 	m.State(st)
 	text := scrape(t, m)
 	lines(t, text, `gantry_cluster_instances{phase="running"} 1`, `gantry_cluster_instances{phase="exited"} 1`, `gantry_cluster_instances{phase="unspecified"} 1`,
+		`gantry_cluster_job_runs{state="failed"} 2`, `gantry_cluster_job_runs{state="running"} 1`, `gantry_store_objects{kind="job"} 1`,
 		`gantry_cluster_nodes{state="down"} 1`, `gantry_cluster_nodes{state="unknown"} 1`, `gantry_store_objects{kind="instance"} 3`, `gantry_cluster_unplaced_instances 3`)
 	for _, family := range []string{"etcd_disk_wal_fsync_duration_seconds", "go_goroutines", "process_resident_memory_bytes"} {
 		if !strings.Contains(text, "\n# TYPE "+family+" ") {

@@ -75,3 +75,29 @@ func TestWhatCameAndWentIsTold(t *testing.T) {
 		t.Errorf("%+v", ev)
 	}
 }
+
+// TestBacklogIsOfWhoIsFurthestBehind has two subscribers, one of which takes nothing.
+func TestBacklogIsOfWhoIsFurthestBehind(t *testing.T) {
+	idle, busy := &Subscription{wake: make(chan struct{}, 1)}, &Subscription{wake: make(chan struct{}, 1)}
+	s := &Store{subs: map[*Subscription]struct{}{idle: {}, busy: {}}}
+	one := []Event{{New: &gantryv1.Instance{Meta: NewMeta("one")}}}
+	for range 3 {
+		idle.push(one)
+	}
+	busy.push(one)
+	if n := s.Backlog(); n != 3 {
+		t.Errorf("%d events wait, want 3", n)
+	}
+	idle.push(slices.Repeat(one, mergeAfter)) // which become one
+	if n := s.Backlog(); n != 1 {
+		t.Errorf("%d events wait of one object, want 1", n)
+	}
+	for _, u := range []*Subscription{idle, busy} {
+		if _, err := u.Take(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if n := s.Backlog(); n != 0 {
+		t.Errorf("%d events wait, and all were taken", n)
+	}
+}

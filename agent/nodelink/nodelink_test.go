@@ -23,7 +23,13 @@ func TestOutboxKeepsTheNewestAndPutsBackTheUnsent(t *testing.T) {
 	}
 	o.Status(st(1))
 	o.Status(st(2))
+	if o.Len() != 1 {
+		t.Errorf("%d observations wait, of one instance", o.Len())
+	}
 	r := o.take()
+	if o.Len() != 0 {
+		t.Errorf("%d observations wait after all were taken", o.Len())
+	}
 	if len(r.Statuses) != 1 || r.Statuses[0].Pid != 2 {
 		t.Fatalf("%v", r)
 	}
