@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"github.com/gantryd/gantry/cli/verb"
 )
@@ -37,6 +38,47 @@ func TestEveryCommandIsDescribed(t *testing.T) {
 		}
 	}
 	walk(newRoot(&session{&verb.Session{}}), "")
+}
+
+// doc/cli.md names every flag of every command, in a row of the command or in one of flags of many commands.
+func TestEveryFlagIsDescribed(t *testing.T) {
+	page, err := os.ReadFile("../doc/cli.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	commands, _, _ := strings.Cut(string(page), "\n## gantryd\n")
+	common := rowsOf(commands, "^`--")
+	var walk func(c *cobra.Command)
+	walk = func(c *cobra.Command) {
+		rows := regexp.QuoteMeta(c.CommandPath()) + "[` ]"
+		if c.HasParent() { // the row of `gantry image tag` and `rm` is of gantry image rm too
+			rows += "|" + regexp.QuoteMeta(c.Parent().CommandPath()) + " .*`" + regexp.QuoteMeta(c.Name()) + "[` ]"
+		}
+		own := rowsOf(commands, rows)
+		c.LocalFlags().VisitAll(func(f *pflag.Flag) {
+			long, short := "[` ]--"+f.Name+"[^a-z-]", "[` ]-"+f.Shorthand+"[^a-z-]"
+			named := regexp.MustCompile(long).MatchString(own+common) || f.Shorthand != "" && regexp.MustCompile(short).MatchString(own)
+			if !named && !f.Hidden && f.Name != "help" {
+				t.Errorf("doc/cli.md does not name --%s of %s", f.Name, c.CommandPath())
+			}
+		})
+		for _, sub := range c.Commands() {
+			walk(sub)
+		}
+	}
+	walk(newRoot(&session{&verb.Session{}}))
+}
+
+// rowsOf has the rows of tables whose first cell has the pattern.
+func rowsOf(page, pattern string) string {
+	cell := regexp.MustCompile(pattern)
+	var out string
+	for _, line := range strings.Split(strings.ReplaceAll(page, `\|`, ","), "\n") {
+		if row, ok := strings.CutPrefix(line, "| "); ok && cell.MatchString(row[:strings.Index(row+"|", "|")]) {
+			out += line + "\n"
+		}
+	}
+	return out
 }
 
 func lineWith(page, verb string) string {

@@ -17,13 +17,12 @@ import (
 )
 
 // hostFlags are those of init and join.
-func hostFlags(cmd *cobra.Command, o *hostinit.Options, advertise, timeout *string) {
+func hostFlags(cmd *cobra.Command, o *hostinit.Options, timeout *string) {
 	cmd.Flags().StringVar(&o.Root, "root", "/var/lib/gantry", "directory for all that the daemon keeps")
 	cmd.Flags().StringVar(&o.Run, "run", "/run/gantry", "directory for what is gone after a reboot")
 	cmd.Flags().StringVar(&o.Listen, "listen", "", "where the daemon listens (unix://RUN/gantry.sock)")
 	cmd.Flags().StringVar(&o.Group, "group", "", "group that may use the daemon without sudo; made if it is not there (gantry)")
 	cmd.Flags().StringVar(&o.Daemon, "daemon", "", "path of gantryd")
-	cmd.Flags().StringVar(advertise, "advertise", "auto", "address that other machines reach this one at; none for a machine that stands alone")
 	cmd.Flags().StringVarP(timeout, "timeout", "t", "60s", "how long to wait for the daemon's first answer")
 }
 
@@ -56,7 +55,8 @@ func (s *session) initCommand() *cobra.Command {
 			return s.tellJoin(cmd.Context(), o, advertise, limit)
 		},
 	}
-	hostFlags(cmd, &o, &advertise, &timeout)
+	hostFlags(cmd, &o, &timeout)
+	cmd.Flags().StringVar(&advertise, "advertise", "auto", "address that other machines reach this one at; none for a machine that stands alone")
 	cmd.Flags().BoolVar(&encrypt, "encrypt", false, "encrypt what instances on different machines say to one another (WireGuard)")
 	return cmd
 }
@@ -129,8 +129,9 @@ func (s *session) joinCommand() *cobra.Command {
 			return s.initHost(cmd.Context(), o, limit)
 		},
 	}
-	hostFlags(cmd, &o, &advertise, &timeout)
-	cmd.Flags().StringVar(&token, "token", "", "token from `gantry cluster token create`; - reads it from standard input")
+	hostFlags(cmd, &o, &timeout)
+	cmd.Flags().StringVar(&advertise, "advertise", "auto", "address that other machines reach this one at (auto: the one on its way to ADDRESS)")
+	cmd.Flags().StringVar(&token, "token", "", "token from gantry cluster token create; - reads it from standard input")
 	cmd.Flags().BoolVar(&asServer, "server", false, "become a server; the token must be one for servers")
 	cmd.Flags().StringArrayVar(&labels, "label", nil, "label of the node, KEY=VALUE")
 	_ = cmd.MarkFlagRequired("token") // the flag is there

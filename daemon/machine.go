@@ -126,7 +126,7 @@ func (m *machine) found(c Config) error {
 	}})
 }
 
-// nodePrefix is the length of the ranges that nodes are given: 1,022 instances each.
+// nodePrefix is the length of the ranges that nodes are given: 1,021 instances each.
 const nodePrefix = 22
 
 func foundingNode(c Config, request []byte) (*gantryv1.Node, error) {
@@ -235,6 +235,13 @@ func (m *machine) Subnet() (netip.Prefix, error) {
 		return p, fault.Wrap(fault.Corrupt, err, "the range of this node's instances %q cannot be read", m.Node().Subnet)
 	}
 	return p, nil
+}
+
+// virtualIPs is the range of the addresses of services: the cluster's, whatever this daemon was started with. The network could
+// not have been opened with one that cannot be read.
+func (m *machine) virtualIPs() netip.Prefix {
+	p, _ := netip.ParsePrefix(m.Cluster().GetVirtualIps())
+	return p
 }
 
 // Servers lists where servers answer, without this machine.

@@ -237,9 +237,9 @@ func (s verbs) configure() *cobra.Command {
 		},
 	}
 	cmd.Flags().StringVar(&life, "certificate-life", "", "how long machines' certificates are good; those that are there are renewed within a minute (default 30 days)")
-	cmd.Flags().StringVar(&suspect, "suspect-after", "", "silence after which a node gets no new instances (default 2s)")
-	cmd.Flags().StringVar(&down, "down-after", "", "silence after which a node's instances are replaced elsewhere (default 5s)")
-	cmd.Flags().Int32Var(&copies, "image-copies", 0, "machines that have each image a release needs; 1 copies none ahead (default 2)")
+	cmd.Flags().StringVar(&suspect, "suspect-after", "", "silence after which a node gets no new instances, 500ms or more (default 2s)")
+	cmd.Flags().StringVar(&down, "down-after", "", "silence after which a node's instances are replaced elsewhere, longer than --suspect-after (default 5s)")
+	cmd.Flags().Int32Var(&copies, "image-copies", 0, "machines that have each image a release needs; 1 copies none ahead, at most 100 (default 2)")
 	cmd.MarkFlagsOneRequired("certificate-life", "suspect-after", "down-after", "image-copies")
 	return cmd
 }
