@@ -3,6 +3,8 @@
 //	talk serve ADDRESS FILE          answers each line with its host name and the address of who asks. Told to end, it takes no
 //	                                 more connections, waits for those it has, and ends
 //	talk ask FILE ADDRESS            makes a short connection after the other
+//	talk load FILE ADDRESS RATE      makes that many short connections a second, whether those before have ended or not; each is
+//	                                 given up after a second
 //	talk hold FILE ADDRESS           keeps one connection busy, and makes another when it breaks
 //	talk names FILE NAME             looks a name up again and again
 //	talk now                         prints the time
@@ -19,6 +21,7 @@ import (
 	"os"
 	"os/signal"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -28,6 +31,7 @@ import (
 const (
 	pause    = 10 * time.Millisecond // between two connections or questions
 	patience = 10 * time.Second
+	hurry    = time.Second // patience of load
 )
 
 func main() {
@@ -42,8 +46,12 @@ func command(args []string) error {
 		_, err := fmt.Println(time.Now().UnixNano())
 		return err
 	}
-	if len(args) != 3 {
-		return errors.New("usage: talk serve ADDRESS FILE | talk ask|hold FILE ADDRESS | talk names FILE NAME | talk now")
+	want := 3
+	if len(args) > 0 && args[0] == "load" {
+		want = 4
+	}
+	if len(args) != want {
+		return errors.New("usage: talk serve ADDRESS FILE | talk ask|hold FILE ADDRESS | talk load FILE ADDRESS RATE | talk names FILE NAME | talk now")
 	}
 	if args[0] == "serve" {
 		b, err := open(args[2])
@@ -59,6 +67,8 @@ func command(args []string) error {
 	switch args[0] {
 	case "ask":
 		return ask(b, args[2])
+	case "load":
+		return load(b, args[2], args[3])
 	case "hold":
 		return hold(b, args[2])
 	case "names":
@@ -135,8 +145,8 @@ func dial(address string) (net.Conn, time.Time, error) {
 }
 
 // question asks once and returns the answer.
-func question(conn net.Conn, in *bufio.Reader) (string, error) {
-	if err := conn.SetDeadline(time.Now().Add(patience)); err != nil {
+func question(conn net.Conn, in *bufio.Reader, until time.Time) (string, error) {
+	if err := conn.SetDeadline(until); err != nil {
 		return "", err
 	}
 	if _, err := fmt.Fprintln(conn, "who?"); err != nil {
@@ -153,7 +163,7 @@ func ask(b *book, address string) error {
 			b.note(at, "failed", err)
 			continue
 		}
-		text, err := question(conn, bufio.NewReader(conn))
+		text, err := question(conn, bufio.NewReader(conn), time.Now().Add(patience))
 		_ = conn.Close()
 		if err != nil {
 			b.note(at, "failed", conn.LocalAddr(), "after it was connected:", err)
@@ -161,6 +171,37 @@ func ask(b *book, address string) error {
 		}
 		b.note(at, "answer", text)
 	}
+}
+
+// load notes failures when they are known, and how long they took.
+func load(b *book, address, rate string) error {
+	each, err := strconv.Atoi(rate)
+	if err != nil || each < 1 {
+		return fmt.Errorf("%q is no rate", rate)
+	}
+	for range time.Tick(time.Second / time.Duration(each)) {
+		go func() {
+			began := time.Now()
+			text, err := once(address, began.Add(hurry))
+			if err != nil {
+				b.note(time.Now(), "failed", "after", time.Since(began).Round(time.Millisecond), err)
+				return
+			}
+			b.note(began, "answer", text)
+		}()
+	}
+	return nil
+}
+
+// once asks once over a connection of its own.
+func once(address string, until time.Time) (string, error) {
+	dialer := net.Dialer{Deadline: until}
+	conn, err := dialer.Dial("tcp", address)
+	if err != nil {
+		return "", err
+	}
+	defer conn.Close()
+	return question(conn, bufio.NewReader(conn), until)
 }
 
 func hold(b *book, address string) error {
@@ -172,7 +213,7 @@ func hold(b *book, address string) error {
 		}
 		in, last := bufio.NewReader(conn), ""
 		for ; ; time.Sleep(50 * time.Millisecond) {
-			text, err := question(conn, in)
+			text, err := question(conn, in, time.Now().Add(patience))
 			if err != nil {
 				b.note(time.Now(), "broken", last, err)
 				break
