@@ -39,8 +39,9 @@ const (
 	AnyServer = "server.gantry"
 
 	rootLife = 20 * 365 * 24 * time.Hour
-	// backdate covers clocks that differ between machines: an hour, as where one keeps local time.
-	backdate = time.Hour
+	// Backdate is how far before its making a certificate begins. It covers clocks that differ between machines: an hour, as where
+	// one keeps local time.
+	Backdate = time.Hour
 )
 
 // Authority signs the certificates of a cluster's machines.
@@ -52,14 +53,18 @@ type Authority struct {
 
 // NewAuthority makes a root for a cluster. It returns the PEM of the root and of its key besides.
 func NewAuthority(cluster string) (a *Authority, roots, key []byte, err error) {
+	return newAuthority(time.Now(), cluster)
+}
+
+func newAuthority(now time.Time, cluster string) (a *Authority, roots, key []byte, err error) {
 	signer, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		return nil, nil, nil, fault.Wrap(fault.Internal, err, "cannot make a key")
 	}
-	now, number := time.Now(), serial()
+	number := serial()
 	template := &x509.Certificate{
 		SerialNumber: number, Subject: pkix.Name{CommonName: "gantry cluster " + cluster, SerialNumber: number.Text(16)},
-		NotBefore: now.Add(-backdate), NotAfter: now.Add(rootLife),
+		NotBefore: now.Add(-Backdate), NotAfter: now.Add(rootLife),
 		IsCA: true, BasicConstraintsValid: true,
 		KeyUsage: x509.KeyUsageCertSign | x509.KeyUsageCRLSign,
 	}
@@ -128,6 +133,10 @@ func hashOf(c *x509.Certificate) string {
 // Sign makes the certificate of a machine. Of the request only its public key is used: who the machine is and what it may do
 // is for the cluster to say.
 func (a *Authority) Sign(request []byte, node string, role Role, address string, life time.Duration) ([]byte, error) {
+	return a.sign(time.Now(), request, node, role, address, life)
+}
+
+func (a *Authority) sign(now time.Time, request []byte, node string, role Role, address string, life time.Duration) ([]byte, error) {
 	csr, err := x509.ParseCertificateRequest(request)
 	if err == nil {
 		err = csr.CheckSignature()
@@ -138,11 +147,10 @@ func (a *Authority) Sign(request []byte, node string, role Role, address string,
 	if role != Server && role != Node {
 		return nil, fault.New(fault.Invalid, "there is no role %q", role)
 	}
-	now := time.Now()
 	template := &x509.Certificate{
 		SerialNumber: serial(),
 		Subject:      pkix.Name{CommonName: node, OrganizationalUnit: []string{string(role)}},
-		NotBefore:    now.Add(-backdate), NotAfter: now.Add(life),
+		NotBefore:    now.Add(-Backdate), NotAfter: now.Add(life),
 		KeyUsage:    x509.KeyUsageDigitalSignature,
 		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
 		DNSNames:    []string{AnyMachine, node},

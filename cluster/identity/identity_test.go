@@ -122,6 +122,24 @@ func TestClocksThatDiffer(t *testing.T) {
 	}
 }
 
+// expired is a node whose certificate has ended.
+func expired(t *testing.T, a *identity.Authority, roots []byte, node string) *identity.Keeper {
+	t.Helper()
+	key, request, err := identity.Request()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cert, err := a.Sign(request, node, identity.Node, "127.0.0.1", -time.Second)
+	if err != nil {
+		t.Fatal(err)
+	}
+	k, err := identity.KeeperOf(cert, key, roots)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return k
+}
+
 func TestStrangersAreRefused(t *testing.T) {
 	a, roots := authority(t)
 	b, others := authority(t)
@@ -131,7 +149,7 @@ func TestStrangersAreRefused(t *testing.T) {
 	if got, err := get(t, url, plain(foreign)); err == nil && got != "  false" {
 		t.Errorf("a certificate of another cluster was let in: %q", got)
 	}
-	expired := machine(t, a, roots, "n2", identity.Node, -time.Second)
+	expired := expired(t, a, roots, "n2")
 	if got, err := get(t, url, expired.Client(identity.AnyServer)); err == nil {
 		t.Errorf("a certificate that has ended was let in: %q", got)
 	}
@@ -196,6 +214,59 @@ func TestReplace(t *testing.T) {
 	}
 	if info, err := os.Stat(pair); err != nil || info.Mode().Perm() != 0o600 {
 		t.Errorf("mode of the key: %v, %v", info.Mode(), err)
+	}
+}
+
+// TestReplaceKeepsWhatIsGood: with a certificate that is not good yet, as a leader signs whose clock is ahead, or no longer, every
+// other machine would refuse this one. The same goes for one under roots that are not good yet, and for one of another cluster.
+func TestReplaceKeepsWhatIsGood(t *testing.T) {
+	a, roots := authority(t)
+	other, _ := authority(t)
+	k := machine(t, a, roots, "n1", identity.Node, time.Hour)
+	ends, changed := k.Ends(), k.Changed()
+	key, request, err := identity.Request()
+	if err != nil {
+		t.Fatal(err)
+	}
+	sign := func(a *identity.Authority, ahead time.Duration) []byte {
+		cert, err := identity.SignAt(a, time.Now().Add(ahead), request, "n1", identity.Node, 2*time.Hour)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return cert
+	}
+	late, lateRoots, _, err := identity.NewAuthorityAt(time.Now().Add(2*time.Hour), "test")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for what, c := range map[string]struct {
+		cert, roots []byte
+		want        string
+	}{
+		"not good yet":       {sign(a, 2*time.Hour), roots, "is good from "},
+		"good no longer":     {sign(a, -4*time.Hour), roots, "ended at "},
+		"of a later root":    {sign(late, 0), lateRoots, "not good under the roots"},
+		"of another cluster": {sign(other, 0), roots, "not good under the roots"},
+	} {
+		err := k.Replace(c.cert, key, c.roots)
+		if !fault.Is(err, fault.Unavailable) || !strings.Contains(err.Error(), c.want) || fault.HintOf(err) == "" {
+			t.Errorf("%s: %v (hint: %s)", what, err, fault.HintOf(err))
+		}
+	}
+	select {
+	case <-changed:
+		t.Error("another certificate is in force")
+	default:
+	}
+	pair, _ := k.Files()
+	again, err := identity.OpenKeeper(filepath.Dir(pair))
+	if err != nil || !again.Ends().Equal(ends) || !k.Ends().Equal(ends) || !bytes.Equal(again.Roots(), roots) {
+		t.Errorf("the certificate ends at %s, on disk at %s: %v", k.Ends(), again.Ends(), err)
+	}
+	for what, ahead := range map[string]time.Duration{"an hour ahead": time.Hour, "behind": -time.Hour} {
+		if err := k.Replace(sign(a, ahead), key, roots); err != nil {
+			t.Errorf("from a clock that is %s: %v", what, err)
+		}
 	}
 }
 

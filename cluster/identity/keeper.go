@@ -63,11 +63,15 @@ func NewKeeper(dir string, cert, key, roots []byte) (*Keeper, error) {
 	return k, k.Replace(cert, key, roots)
 }
 
-// Replace puts a new certificate into force, all in PEM.
+// Replace puts a new certificate into force, all in PEM. One that other machines would refuse now is refused, and the one before
+// it stays.
 func (k *Keeper) Replace(cert, key, roots []byte) error {
 	pair := append(append([]byte{}, cert...), key...)
 	probe := &Keeper{changed: make(chan struct{})}
 	if err := probe.use(pair, roots); err != nil {
+		return err
+	}
+	if err := probe.holds(time.Now()); err != nil {
 		return err
 	}
 	// The roots go first: a machine that trusts more than its certificate needs is whole, one that trusts less is cut off.
@@ -111,6 +115,32 @@ func (k *Keeper) use(text, roots []byte) error {
 	return nil
 }
 
+// holds refuses a certificate that is not good at that time, or under the roots beside it. Whoever made it may have a wrong clock.
+func (k *Keeper) holds(now time.Time) error {
+	const hint = "is the clock right here, and on the server that leads? timedatectl, there: gantry cluster status; it is asked for again"
+	switch begins, ends := k.leaf.NotBefore, k.leaf.NotAfter; {
+	case now.Before(begins):
+		return fault.New(fault.Unavailable, "the new certificate of this machine is good from %s on, and here it is %s",
+			begins.Format(time.RFC3339), now.UTC().Format(time.RFC3339)).WithHint(hint)
+	case now.After(ends):
+		return fault.New(fault.Unavailable, "the new certificate of this machine ended at %s, and here it is %s",
+			ends.Format(time.RFC3339), now.UTC().Format(time.RFC3339)).WithHint(hint)
+	}
+	between := x509.NewCertPool()
+	for _, der := range k.cert.Certificate[1:] {
+		if c, err := x509.ParseCertificate(der); err == nil {
+			between.AddCert(c)
+		}
+	}
+	_, err := k.leaf.Verify(x509.VerifyOptions{
+		Roots: k.roots, Intermediates: between, CurrentTime: now, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageAny},
+	})
+	if err != nil {
+		return fault.Wrap(fault.Unavailable, err, "the new certificate of this machine is not good under the roots that came with it").WithHint(hint)
+	}
+	return nil
+}
+
 // Node is the ID that the certificate names.
 func (k *Keeper) Node() string { return k.current().Subject.CommonName }
 
@@ -123,7 +153,7 @@ func (k *Keeper) Ends() time.Time { return k.current().NotAfter }
 // Life is how long the certificate was made for.
 func (k *Keeper) Life() time.Duration {
 	c := k.current()
-	return c.NotAfter.Sub(c.NotBefore) - backdate
+	return c.NotAfter.Sub(c.NotBefore) - Backdate
 }
 
 // Roots is the PEM of the roots that this machine trusts.
