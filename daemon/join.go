@@ -44,6 +44,12 @@ func (c Config) at(offset int) string {
 	return net.JoinHostPort(c.Advertise, strconv.Itoa(c.Port+offset))
 }
 
+// NotAdmittedError is that of a machine that is no part of the cluster that it was told to join, and will not be by asking again.
+type NotAdmittedError struct{ error }
+
+// Unwrap returns what the cluster or this machine itself has against it.
+func (e NotAdmittedError) Unwrap() error { return e.error }
+
 // askToJoin calls the server until it answers yes or no.
 func askToJoin(ctx context.Context, c Config) (*gantryv1.JoinResponse, []byte, error) {
 	token, err := readToken(c.TokenFile)
@@ -51,8 +57,8 @@ func askToJoin(ctx context.Context, c Config) (*gantryv1.JoinResponse, []byte, e
 		return nil, nil, err
 	}
 	if c.Advertise == "" {
-		return nil, nil, fault.New(fault.Invalid, "a machine that joins others must be reachable for them").
-			WithHint("add --advertise ADDRESS, an address of this machine that they reach")
+		return nil, nil, NotAdmittedError{fault.New(fault.Invalid, "a machine that joins others must be reachable for them").
+			WithHint("add --advertise ADDRESS, an address of this machine that they reach")}
 	}
 	key, request, err := joiningKey(c.Root)
 	if err != nil {
@@ -75,12 +81,11 @@ func askToJoin(ctx context.Context, c Config) (*gantryv1.JoinResponse, []byte, e
 		if err == nil {
 			return resp.Msg, key, nil
 		}
-		err = wire.Decode(err)
-		if !fault.Is(err, fault.Unavailable) || time.Now().After(deadline) {
-			return nil, nil, fault.Wrap(fault.KindOf(err), err, "cannot join the cluster at %s", c.Join).
-				WithHint("%s", orElse(fault.HintOf(err), "does this machine reach %s? is gantryd running there with --advertise?", c.Join))
+		final := refuses(err)
+		if final || time.Now().After(deadline) {
+			return nil, nil, c.notJoined(err, final)
 		}
-		c.Logger.Info("the server does not answer yet, trying again", "server", c.Join, "err", err)
+		c.Logger.Info("the server does not admit this machine yet, trying again", "server", c.Join, "err", wire.Decode(err))
 		select {
 		case <-time.After(joinRetry):
 		case <-ctx.Done():
@@ -89,16 +94,47 @@ func askToJoin(ctx context.Context, c Config) (*gantryv1.JoinResponse, []byte, e
 	}
 }
 
+// refuses reports whether an answer to a machine that asks to join stays the same until somebody does something: no other token
+// comes by itself. That a server cannot be reached, has no leader, or is asked too often, passes.
+func refuses(err error) bool {
+	if own, ok := errors.AsType[*fault.Error](err); ok {
+		return own.Kind == fault.Denied // of this side: the server's certificate is not what the token says
+	}
+	switch fault.KindOf(wire.Decode(err)) {
+	case fault.Denied, fault.Invalid, fault.Conflict, fault.Exists, fault.Unsupported:
+		return true
+	}
+	return false
+}
+
+// notJoined says why a machine has not joined.
+func (c Config) notJoined(err error, final bool) error {
+	hint := fault.HintOf(err)
+	if err = wire.Decode(err); hint == "" {
+		hint = fault.HintOf(err)
+	}
+	failed := fault.Wrap(fault.KindOf(err), err, "cannot join the cluster at %s", c.Join).
+		WithHint("%s", orElse(hint, "does this machine reach %s? is gantryd running there with --advertise?", c.Join))
+	if final {
+		return NotAdmittedError{failed}
+	}
+	return failed
+}
+
 func readToken(path string) (identity.Token, error) {
 	if path == "" {
-		return identity.Token{}, fault.New(fault.Invalid, "--join needs a token").
-			WithHint("on a server: gantry cluster token create; here: --token-file FILE")
+		return identity.Token{}, NotAdmittedError{fault.New(fault.Invalid, "--join needs a token").
+			WithHint("on a server: gantry cluster token create; here: --token-file FILE")}
 	}
 	text, err := os.ReadFile(path)
 	if err != nil {
 		return identity.Token{}, fault.Wrap(fault.NotFound, err, "cannot read the token").WithHint("--token-file names a file that holds the token alone")
 	}
-	return identity.ParseToken(string(text))
+	token, err := identity.ParseToken(string(text))
+	if err != nil {
+		return token, NotAdmittedError{err}
+	}
+	return token, nil
 }
 
 // joiningKey is the key and request of this machine, the same after a crash.

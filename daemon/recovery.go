@@ -199,8 +199,13 @@ func (r *serverRole) adopt(head *gantryv1.BackupChunk) error {
 	return r.machine.update(func(m *gantryv1.MachineRecord) { m.Recovering, m.Founding = true, false })
 }
 
+// ErrAnew is what a daemon ends with that has to start anew at once, since it cannot go on with what it has opened. What runs is
+// not touched.
+var ErrAnew = errors.New("gantryd starts anew")
+
 // reclaim makes this machine the one server of a state that was restored or forced: it is given a certificate of that
-// cluster, and the servers of the lost majority have to begin again as nodes.
+// cluster, and the servers of the lost majority have to begin again as nodes. Where the cluster has another network than the one
+// that this machine was set up with, nothing may run on it and nobody be told of it before that is opened.
 func (r *serverRole) reclaim(ctx context.Context, s *serving, sealer *seal.Box) error {
 	rec := r.machine.Record()
 	if !rec.Recovering {
@@ -208,7 +213,7 @@ func (r *serverRole) reclaim(ctx context.Context, s *serving, sealer *seal.Box) 
 	}
 	n := rec.Node
 	n.Member, n.Role = s.member.ID(), string(identity.Server)
-	c, err := machines.TakeOver(ctx, s.store, n)
+	c, own, err := machines.TakeOver(ctx, s.store, n)
 	if err != nil {
 		return err
 	}
@@ -216,15 +221,26 @@ func (r *serverRole) reclaim(ctx context.Context, s *serving, sealer *seal.Box) 
 		return err
 	}
 	c.Meta, c.SealedKey = nil, nil
-	return r.machine.update(func(m *gantryv1.MachineRecord) {
+	err = r.machine.update(func(m *gantryv1.MachineRecord) {
 		m.Recovering, m.Cluster, m.Member, m.Node.Member, m.InitialCluster = false, c, n.Member, n.Member, nil
-		m.Servers = nil
+		m.Servers, m.Node.Subnet = nil, own.Subnet
 		for _, o := range store.List[*gantryv1.Node](s.store.Snapshot(), "") {
 			if o.Role == string(identity.Server) && o.ApiAddress != "" {
 				m.Servers = append(m.Servers, o.ApiAddress)
 			}
 		}
 	})
+	if err != nil || sameNetwork(rec, r.machine.Record()) {
+		return err
+	}
+	return fault.Wrap(fault.Unavailable, ErrAnew, "the cluster that this machine has taken over has another network than it was set up with")
+}
+
+// sameNetwork reports whether the networks that a daemon opens with the two records are the same.
+func sameNetwork(a, b *gantryv1.MachineRecord) bool {
+	x, y := a.Cluster, b.Cluster
+	return a.Node.GetSubnet() == b.Node.GetSubnet() && x.GetOverlay() == y.GetOverlay() && x.GetId() == y.GetId() &&
+		x.GetNodeRange() == y.GetNodeRange() && x.GetVirtualIps() == y.GetVirtualIps()
 }
 
 // certify signs this machine's own certificate with the authority of its cluster.

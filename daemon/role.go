@@ -101,11 +101,11 @@ func (r *serverRole) run(ctx context.Context) error {
 	}
 }
 
-// anew is the error with which the daemon ends so that its supervisor starts another one, if what stood in the way is mended:
-// a start with damaged state is not tried again by itself.
+// anew is the error with which the daemon ends and starts anew, if what stood in the way is mended: a start with damaged state
+// is not tried again by itself.
 func (r *serverRole) anew(ctx context.Context, err error) error {
 	if ctx.Err() == nil && errors.Is(err, cluster.ErrBroken) && fault.Is(err, fault.Corrupt) {
-		return fault.New(fault.Unavailable, "something was done about the damaged state: gantryd starts anew")
+		return fault.Wrap(fault.Unavailable, ErrAnew, "something was done about the damaged state")
 	}
 	return err
 }
@@ -115,7 +115,7 @@ func (r *serverRole) anew(ctx context.Context, err error) error {
 func (r *serverRole) outlive(ctx context.Context, err error) bool {
 	mends := fault.Is(err, fault.Exhausted) || fault.Is(err, fault.Corrupt) || errors.Is(err, cluster.ErrFailed)
 	broken := errors.Is(err, cluster.ErrBroken)
-	hopeless := errors.Is(err, errStuck) || broken && !fault.Is(err, fault.Corrupt)
+	hopeless := errors.Is(err, errStuck) || errors.Is(err, ErrAnew) || broken && !fault.Is(err, fault.Corrupt)
 	if ctx.Err() != nil || hopeless || len(r.machine.Servers()) == 0 && !mends {
 		return false
 	}
@@ -402,7 +402,7 @@ func (r *serverRole) assemble(member *cluster.Member, st *store.Store, sealer *s
 	calls := s.metrics.API()
 	node := r.machine.Node().Meta.Key
 	srv := server.New(st, r.local, server.Options{
-		Node: node, VirtualIPs: r.d.VirtualIPs, Sealer: sealer, Version: r.d.Version, Leadership: s, Reach: r.reach,
+		Node: node, VirtualIPs: r.machine.virtualIPs(), Sealer: sealer, Version: r.d.Version, Leadership: s, Reach: r.reach,
 		Guarded: []string{r.d.Root, r.d.Config.Run}, Logger: r.d.Logger,
 		Interceptors: []connect.Interceptor{calls}, ImageDigest: s.tracker.Digest, Holders: s.tracker.Holders,
 	})

@@ -229,10 +229,14 @@ func (s verbs) sendBackup(ctx context.Context, m *gantryv1.BackupChunk, r io.Rea
 	return s.afterRecovery(ctx, c)
 }
 
-// afterRecovery waits until the server leads again.
+// afterRecovery waits until the server leads again, and does what a leader does: before that it may start anew.
 func (s verbs) afterRecovery(ctx context.Context, c *client.Client) error {
 	for range recoveryTries {
-		if st, err := client.Call(ctx, c.Cluster.Status, &gantryv1.ClusterStatusRequest{}); err == nil && st.GetLeader() != "" {
+		st, err := client.Call(ctx, c.Cluster.Status, &gantryv1.ClusterStatusRequest{})
+		if err == nil && st.GetLeader() != "" {
+			_, err = client.Call(ctx, c.Nodes.List, &gantryv1.ListNodesRequest{})
+		}
+		if err == nil && st.GetLeader() != "" {
 			s.Say("this machine leads cluster %s; make the other servers servers again: gantry node promote NODE", st.GetId())
 			return nil
 		}

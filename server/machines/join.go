@@ -31,6 +31,9 @@ func (h *joining) Join(ctx context.Context, req *connect.Request[gantryv1.JoinRe
 	var n *gantryv1.Node
 	err = h.store.Update(ctx, func(tx *store.Tx) error {
 		role, err := admit(tx, m.Token, time.Now())
+		if err == nil {
+			err = h.maySign()
+		}
 		if err != nil {
 			return err
 		}
@@ -123,13 +126,7 @@ func FreeRange(c *gantryv1.Cluster, nodes []*gantryv1.Node) (string, error) {
 	if err != nil {
 		return "", fault.Wrap(fault.Corrupt, err, "the cluster's range of addresses %q cannot be read", c.NodeRange)
 	}
-	taken := make([]netip.Prefix, 0, len(nodes)+1)
-	for _, s := range append(rangesOf(nodes), c.VirtualIps) {
-		if p, err := netip.ParsePrefix(s); err == nil {
-			taken = append(taken, p)
-		}
-	}
-	bits := int(c.NodePrefix)
+	taken, bits := takenIn(c, nodes), int(c.NodePrefix)
 	for a := all.Masked().Addr(); all.Contains(a); {
 		p := netip.PrefixFrom(a, bits)
 		clash := overlap(p, taken)
@@ -147,10 +144,27 @@ func FreeRange(c *gantryv1.Cluster, nodes []*gantryv1.Node) (string, error) {
 		WithHint("remove nodes that are gone: gantry node ls; gantry node rm")
 }
 
-func rangesOf(nodes []*gantryv1.Node) []string {
-	out := make([]string, 0, len(nodes))
+// rangeFor is the range that a machine has, if it is of the cluster's and nobody else has any of it; another one if not.
+func rangeFor(c *gantryv1.Cluster, has string, nodes []*gantryv1.Node) (string, error) {
+	all, err := netip.ParsePrefix(c.NodeRange)
+	p, err2 := netip.ParsePrefix(has)
+	if err == nil && err2 == nil && all.Bits() <= p.Bits() && all.Contains(p.Addr()) && !overlap(p, takenIn(c, nodes)).IsValid() {
+		return has, nil
+	}
+	return FreeRange(c, nodes)
+}
+
+// takenIn is what of a cluster's addresses is given away.
+func takenIn(c *gantryv1.Cluster, nodes []*gantryv1.Node) []netip.Prefix {
+	out := make([]netip.Prefix, 0, len(nodes)+1)
+	add := func(s string) {
+		if p, err := netip.ParsePrefix(s); err == nil {
+			out = append(out, p)
+		}
+	}
+	add(c.VirtualIps)
 	for _, n := range nodes {
-		out = append(out, n.Subnet)
+		add(n.Subnet)
 	}
 	return out
 }

@@ -141,10 +141,10 @@ func (a *API) authority(c *gantryv1.Cluster) (*identity.Authority, error) {
 	return Authority(c, a.o.Sealer)
 }
 
-// TakeOver makes a machine the only server of a cluster whose others are lost; those that come back begin again as nodes.
-func TakeOver(ctx context.Context, s *store.Store, n *gantryv1.Node) (*gantryv1.Cluster, error) {
-	var c *gantryv1.Cluster
-	err := s.Update(ctx, func(tx *store.Tx) error {
+// TakeOver makes a machine the only server of a cluster whose others are lost; those that come back begin again as nodes. It
+// gives the cluster, and the machine as it is in it: one that the cluster did not know may have to use another range.
+func TakeOver(ctx context.Context, s *store.Store, n *gantryv1.Node) (c *gantryv1.Cluster, own *gantryv1.Node, err error) {
+	err = s.Update(ctx, func(tx *store.Tx) (err error) {
 		var ok bool
 		if c, ok = store.Get[*gantryv1.Cluster](tx, ClusterKey); !ok {
 			return fault.New(fault.Corrupt, "the restored state holds no cluster").WithHint("use another backup")
@@ -155,14 +155,16 @@ func TakeOver(ctx context.Context, s *store.Store, n *gantryv1.Node) (*gantryv1.
 				return err
 			}
 		}
-		own := proto.Clone(n).(*gantryv1.Node)
+		own = proto.Clone(n).(*gantryv1.Node)
 		if old, ok := store.Get[*gantryv1.Node](tx, n.Meta.Key); ok {
 			own.Meta, own.Subnet, own.Availability = old.Meta, old.Subnet, old.Availability
+		} else if own.Subnet, err = rangeFor(c, n.Subnet, store.List[*gantryv1.Node](tx, "")); err != nil {
+			return err
 		}
 		store.Put(tx, own)
 		return nil
 	})
-	return c, err
+	return c, own, err
 }
 
 // retire makes another server of a lost majority a node. One at the address of the machine that takes over is that machine

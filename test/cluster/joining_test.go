@@ -33,8 +33,8 @@ func printed(t *testing.T, n *lab.Node, args ...string) string {
 	return strings.TrimSpace(n.Gantry(t, args...))
 }
 
-// awaitRoles waits until exactly those machines are ready, in those roles.
-func awaitRoles(t *testing.T, by *lab.Node, want map[*lab.Node]string) {
+// awaitRoles waits until exactly those machines are ready, in those roles; what others there are, beside the lost ones, is wrong.
+func awaitRoles(t *testing.T, by *lab.Node, want map[*lab.Node]string, lost ...*lab.Node) {
 	t.Helper()
 	lab.Eventually(t, 2*time.Minute, fmt.Sprintf("%d machines are ready", len(want)), func() error {
 		views, err := by.Machines()
@@ -44,6 +44,9 @@ func awaitRoles(t *testing.T, by *lab.Node, want map[*lab.Node]string) {
 		roles := map[string]string{}
 		for _, view := range views {
 			roles[view.Node.Name] = view.Node.Role + " " + view.Status.GetState()
+		}
+		for _, n := range lost {
+			delete(roles, n.Name())
 		}
 		for n, role := range want {
 			if roles[n.Name()] != role+" ready" || len(roles) != len(want) {

@@ -74,6 +74,13 @@ func (n *Node) Rejoin(t testing.TB, role string) {
 	n.PowerOn(t)
 }
 
+// Refound is PowerOn for a machine that was wiped: it founds a cluster of its own.
+func (n *Node) Refound(t testing.TB, flags ...string) {
+	t.Helper()
+	n.join, n.flags = []string{"--advertise", n.addr}, flags
+	n.PowerOn(t)
+}
+
 func (n *Node) prepare(t testing.TB, shape Shape) {
 	t.Helper()
 	n.flags, n.bin = shape.Flags, shape.Programs
