@@ -2,8 +2,10 @@ package cluster
 
 import (
 	"context"
+	"sync/atomic"
 	"time"
 
+	clientv3 "go.etcd.io/etcd/client/v3"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
@@ -20,13 +22,16 @@ const EpochKey = "/gantry/Leadership/epoch"
 func (m *Member) Lead(ctx context.Context, name string, run func(ctx context.Context, epoch int64) error) error {
 	for {
 		changed := m.etcd.Server.LeaderChangedNotify()
+		var again <-chan time.Time
 		if m.leads() {
 			if err := m.reign(ctx, name, run); err != nil {
 				return err
 			}
+			again = time.After(retryEpoch) // its epoch may have been overtaken, without another leader
 		}
 		select {
 		case <-changed:
+		case <-again:
 		case <-m.etcd.Server.StopNotify():
 			<-ctx.Done() // its end is reported by Err
 			return nil
@@ -42,14 +47,16 @@ func (m *Member) leads() bool { return m.etcd.Server.Leader() == m.etcd.Server.M
 func (m *Member) reign(ctx context.Context, name string, run func(context.Context, int64) error) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
+	var begun atomic.Int64
 	go func() {
 		defer cancel()
-		m.awaitDeposed(ctx)
+		m.awaitDeposed(ctx, &begun)
 	}()
 	epoch, err := m.begin(ctx, name)
 	if err != nil {
 		return nil // it lost the lead before it began
 	}
+	begun.Store(epoch)
 	err = run(ctx, epoch)
 	if ctx.Err() != nil {
 		return nil
@@ -76,14 +83,15 @@ func (m *Member) Confirm(ctx context.Context) error {
 // confirmPatience is longer than a leader without a majority takes to step down.
 const confirmPatience = 3 * time.Second
 
-// awaitDeposed returns when this member leads no longer, or ctx ends. Nothing is notified of a leader that is lost before there
-// is another one, so it looks, too.
-func (m *Member) awaitDeposed(ctx context.Context) {
+// awaitDeposed returns when this member leads no longer, its epoch is not the newest, or ctx ends. Nothing is notified of a
+// leader that is lost before there is another one, so it looks, too. The epoch is overtaken where this member has led twice
+// without being seen to lose the lead, and where what it wrote for a lead that it had lost is stored in the next one.
+func (m *Member) awaitDeposed(ctx context.Context, epoch *atomic.Int64) {
 	look := time.NewTicker(deposedPoll)
 	defer look.Stop()
 	for {
 		changed := m.etcd.Server.LeaderChangedNotify()
-		if !m.leads() {
+		if !m.leads() || m.overtaken(ctx, epoch.Load()) {
 			return
 		}
 		select {
@@ -95,6 +103,15 @@ func (m *Member) awaitDeposed(ctx context.Context) {
 			return
 		}
 	}
+}
+
+// overtaken looks at what this member itself has stored.
+func (m *Member) overtaken(ctx context.Context, epoch int64) bool {
+	if epoch == 0 {
+		return false // it has not begun
+	}
+	resp, err := m.client.Get(ctx, EpochKey, clientv3.WithSerializable(), clientv3.WithKeysOnly())
+	return err == nil && len(resp.Kvs) == 1 && resp.Kvs[0].ModRevision > epoch
 }
 
 // begin writes the new epoch; it fails only when ctx ends.

@@ -307,6 +307,32 @@ func TestLead(t *testing.T) {
 	}
 }
 
+// TestAnOvertakenEpochBeginsAgain has the epoch written while its leader leads: by a write that was made for a lead that had
+// been lost, and came late. Its changes would all be refused, for as long as it leads.
+func TestAnOvertakenEpochBeginsAgain(t *testing.T) {
+	r := newRig(t)
+	a := r.start(r.options("a", identity.Server))
+	epochs := make(chan int64, 10)
+	go func() {
+		_ = a.Lead(t.Context(), "a", func(ctx context.Context, epoch int64) error {
+			epochs <- epoch
+			<-ctx.Done()
+			return nil
+		})
+	}()
+	first := <-epochs
+	late, err := a.Client().Put(t.Context(), cluster.EpochKey, "late")
+	check(t, err)
+	select {
+	case next := <-epochs:
+		if next <= late.Header.Revision {
+			t.Errorf("after %d and %d it began again with %d", first, late.Header.Revision, next)
+		}
+	case <-time.After(time.Minute):
+		t.Error("a leader whose epoch was overtaken goes on")
+	}
+}
+
 // TestLeadWithoutMajority shows that a leader that nobody answers stops leading, and does not claim to lead before.
 func TestLeadWithoutMajority(t *testing.T) {
 	r := newRig(t)

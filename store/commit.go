@@ -2,11 +2,13 @@ package store
 
 import (
 	"context"
+	"errors"
 	"runtime/debug"
 	"sync"
 	"sync/atomic"
 	"time"
 
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
@@ -114,6 +116,8 @@ type flight struct {
 	mu      sync.Mutex
 	changes []*change
 	cancel  context.CancelFunc
+
+	open bool // the outcome of one before is not known, and reads may not see it yet; of the goroutine that commits alone
 }
 
 func (s *Store) abandon() {
@@ -288,14 +292,15 @@ func (s *Store) try(ctx context.Context, tx *Tx) (bool, error) {
 	if err != nil {
 		return false, err
 	}
+	s.flight.open = true
 	resp, err := s.client.Txn(ctx).If(cmps...).Then(ops...).Else(look...).Commit()
 	if err != nil {
-		return false, fault.Wrap(fault.Unavailable, err, "the change could not be stored").
-			WithHint("gantry cluster status says which servers answer")
+		return false, notStored(err)
 	}
 	if !resp.Succeeded && guard != nil {
 		kvs := resp.Responses[0].GetResponseRange().Kvs
 		if len(kvs) == 0 || kvs[0].ModRevision != guard.rev {
+			s.flight.open = false
 			return false, errDeposed()
 		}
 	}
@@ -306,7 +311,22 @@ func (s *Store) try(ctx context.Context, tx *Tx) (bool, error) {
 			}
 		}
 	}
-	return resp.Succeeded, s.Await(ctx, resp.Header.Revision)
+	if err := s.Await(ctx, resp.Header.Revision); err != nil {
+		return false, notStored(err)
+	}
+	s.flight.open = false
+	return resp.Succeeded, nil
+}
+
+// notStored is why a change was not acknowledged. Unless the state refused it before anything was written, it may be stored.
+func notStored(err error) error {
+	for _, refused := range []error{rpctypes.ErrNoSpace, rpctypes.ErrRequestTooLarge, rpctypes.ErrTooManyRequests, rpctypes.ErrTooManyOps} {
+		if errors.Is(err, refused) {
+			return fault.Wrap(fault.Unavailable, err, "the change could not be stored").WithHint("gantry cluster status says which servers answer")
+		}
+	}
+	return fault.Wrap(fault.Unavailable, err, "it is not known whether the change was stored").
+		WithHint("look before you try again; gantry cluster status says which servers answer")
 }
 
 func errDeposed() error {
@@ -368,10 +388,29 @@ func (s *Store) admit(o Origin) error {
 // ClearGuard ends what SetGuard began.
 func (s *Store) ClearGuard() { s.guard.Store(nil) }
 
-// caughtUp waits until reads see all that was written before this server began to lead.
+// caughtUp waits until reads see all that was written before this server began to lead, and what became of a transaction
+// whose outcome is not known. Lists that are read are not compared when a change is stored, so none may be made on older ones.
 func (s *Store) caughtUp(ctx context.Context) error {
 	if g := s.guard.Load(); g != nil {
-		return s.Await(ctx, g.rev)
+		if err := s.Await(ctx, g.rev); err != nil {
+			return err
+		}
 	}
+	if !s.flight.open {
+		return nil
+	}
+	// What comes after it in raft's log is carried out after it, or it never will be.
+	resp, err := s.client.Delete(ctx, barrier)
+	if err == nil {
+		err = s.Await(ctx, resp.Header.Revision)
+	}
+	if err != nil {
+		return fault.Wrap(fault.Unavailable, err, "the change was not made: it is not known what became of the one before it").
+			WithHint("try again; gantry cluster status says which servers answer")
+	}
+	s.flight.open = false
 	return nil
 }
+
+// barrier is a key that there never is.
+const barrier = prefix + "barrier"

@@ -243,8 +243,17 @@ func (s *Store) apply(resp clientv3.WatchResponse) error {
 			events = append(events, ev)
 		}
 	}
-	s.advance(resp.Header.Revision, events)
+	s.advance(reached(resp), events)
 	return nil
+}
+
+// reached is how far a response of the watch leads: one that catches up has the newest revision in its header, and may bring
+// only the first thousand of those that were missed.
+func reached(resp clientv3.WatchResponse) int64 {
+	if n := len(resp.Events); n > 0 {
+		return resp.Events[n-1].Kv.ModRevision
+	}
+	return resp.Header.Revision
 }
 
 // set and unset change the cache; mu is held.
