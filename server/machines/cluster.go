@@ -11,6 +11,7 @@ import (
 	gantryv1 "github.com/gantryd/gantry/api/gen/gantry/v1"
 	"github.com/gantryd/gantry/cluster/identity"
 	"github.com/gantryd/gantry/fault"
+	"github.com/gantryd/gantry/internal/silence"
 	"github.com/gantryd/gantry/store"
 )
 
@@ -101,6 +102,9 @@ func (h *clusterService) RevokeToken(ctx context.Context, req *connect.Request[g
 
 // RotateCA implements the API: machines see the new roots in the cluster's object and renew their certificates.
 func (h *clusterService) RotateCA(ctx context.Context, _ *connect.Request[gantryv1.RotateCARequest]) (*connect.Response[gantryv1.RotateCAResponse], error) {
+	if err := h.maySign(); err != nil {
+		return nil, err
+	}
 	var hash string
 	err := h.store.Update(ctx, func(tx *store.Tx) error {
 		c, err := h.cluster(tx)
@@ -158,24 +162,12 @@ func configure(c *gantryv1.Cluster, m *gantryv1.ConfigureClusterRequest) error {
 	if m.ImageCopies > 0 {
 		c.ImageCopies = m.ImageCopies
 	}
-	suspect, down := Silence(c)
-	if suspect < 500*time.Millisecond || down <= suspect {
-		return fault.New(fault.Invalid, "a node cannot be suspect after %s and down after %s", suspect, down).
+	t := silence.After(c.GetSuspectAfter().AsDuration(), c.GetDownAfter().AsDuration())
+	if t.Suspect < 500*time.Millisecond || t.Down <= t.Suspect {
+		return fault.New(fault.Invalid, "a node cannot be suspect after %s and down after %s", t.Suspect, t.Down).
 			WithHint("suspect at the earliest after 500 ms, down later than that; 2s and 5s are the defaults")
 	}
 	return nil
-}
-
-// Silence is after which silence a node is suspect, and down.
-func Silence(c *gantryv1.Cluster) (suspect, down time.Duration) {
-	suspect, down = 2*time.Second, 5*time.Second
-	if d := c.GetSuspectAfter().AsDuration(); d > 0 {
-		suspect = d
-	}
-	if d := c.GetDownAfter().AsDuration(); d > 0 {
-		down = d
-	}
-	return suspect, down
 }
 
 // Status implements the API. Every server answers it, with a leader or without.
@@ -205,13 +197,7 @@ func (h *clusterService) Status(context.Context, *connect.Request[gantryv1.Clust
 }
 
 func input(r store.Reader, nodes []*gantryv1.Node, st *gantryv1.ClusterStatusResponse, life time.Duration) Health {
-	h := Health{Cluster: st, Nodes: nodes, Status: map[string]*gantryv1.NodeStatus{}, Life: life, Now: time.Now()}
-	for _, n := range nodes {
-		if s, ok := store.Get[*gantryv1.NodeStatus](r, n.Meta.Key); ok {
-			h.Status[n.Meta.Key] = s
-		}
-	}
-	return h
+	return Health{Cluster: st, Nodes: nodes, Status: statuses(r, nodes), Life: life, Now: time.Now()}
 }
 
 // Health is what Examine looks at.
@@ -220,14 +206,11 @@ type Health struct {
 	Nodes   []*gantryv1.Node
 	Status  map[string]*gantryv1.NodeStatus // by node ID
 	Life    time.Duration                   // of certificates
-	Now     time.Time
+	Now     time.Time                       // by the leader's clock
 }
 
-const (
-	clockTolerance = 2 * time.Second
-	// diskWarning is what etcd calls slow: as long as a heartbeat.
-	diskWarning = 100 * time.Millisecond
-)
+// diskWarning is what etcd calls slow: as long as a heartbeat.
+const diskWarning = 100 * time.Millisecond
 
 // Examine says in plain words what is wrong with a cluster and what to do. It is pure.
 func Examine(h Health) []*gantryv1.Finding {
@@ -240,6 +223,9 @@ func Examine(h Health) []*gantryv1.Finding {
 			"no server leads: changes are refused, and nodes go on with what they run")
 	}
 	out = append(out, examineMembers(h)...)
+	clocks := readClocks(h.Nodes, h.Status)
+	out = append(out, clocks.examine(h.Nodes, h.Cluster.Leader)...)
+	h.Now = h.Now.Add(clocks.right)
 	versions := map[string]bool{}
 	for _, n := range h.Nodes {
 		st := h.Status[n.Meta.Key]
@@ -263,12 +249,6 @@ func examineNode(n *gantryv1.Node, st *gantryv1.NodeStatus, h Health) []*gantryv
 		out = append(out, &gantryv1.Finding{
 			Severity: "error", Subject: n.Name, Message: fmt.Sprintf("node %s (%s) is %s", n.Name, n.Address, state),
 			Hint: "is it up, and does it reach the servers? if it is lost for good: gantry node rm --force " + n.Name,
-		})
-	}
-	if skew := st.GetClock().AsTime().Sub(st.GetLastSeen().AsTime()); st.GetState() == "ready" && st.GetClock() != nil && st.GetLastSeen() != nil && skew.Abs() > clockTolerance {
-		out = append(out, &gantryv1.Finding{
-			Severity: "warning", Subject: n.Name, Message: fmt.Sprintf("the clock of node %s is off by %s", n.Name, skew.Round(100*time.Millisecond)),
-			Hint: "synchronise it: systemctl status systemd-timesyncd, or chrony",
 		})
 	}
 	if slow := st.GetSlowDisk().AsDuration(); slow >= diskWarning {

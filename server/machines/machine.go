@@ -73,6 +73,9 @@ func (h *machineService) Renew(ctx context.Context, req *connect.Request[gantryv
 	if err != nil {
 		return nil, err
 	}
+	if err := h.maySign(); err != nil {
+		return nil, err
+	}
 	cert, err := h.certificate(c, n, req.Msg.CertificateRequest)
 	out := &gantryv1.RenewResponse{Certificate: cert, Roots: c.Roots}
 	if n.Role == string(identity.Server) {
