@@ -127,8 +127,13 @@ func sessionMetrics(m *observe.Metrics, h *nodesession.Hub) {
 
 // metrics serves what the roles of this machine publish just now.
 func (r *serverRole) metrics(node *observe.Metrics) http.Handler {
+	etcd := observe.New()
+	etcd.Etcd()
 	return observe.Handler(func() []*observe.Metrics {
 		out := []*observe.Metrics{node}
+		if r.machine.isServer() { // also while no majority is there
+			out = append(out, etcd)
+		}
 		if s, _ := r.current(); s != nil {
 			out = append(out, s.metrics)
 		}

@@ -2,7 +2,7 @@
 //
 // New, then the methods that take a part's figures, then Handler for /metrics. The parts know nothing of it: they have
 // counters of package internal/tally, which are read when somebody asks. Each role of a daemon has Metrics of its own, which
-// come and go with it; Process and etcd's own figures are of the whole process. Everything is safe in parallel. The package
+// come and go with it; Process and Etcd are of the whole process. Everything is safe in parallel. The package
 // stores no history and raises no alarms.
 package observe
 
@@ -22,7 +22,10 @@ import (
 const prefix = "gantry_"
 
 // Metrics is what one role of a daemon publishes.
-type Metrics struct{ registry *prometheus.Registry }
+type Metrics struct {
+	registry *prometheus.Registry
+	etcd     bool
+}
 
 // New makes Metrics without any.
 func New() *Metrics { return &Metrics{registry: prometheus.NewRegistry()} }
@@ -37,12 +40,20 @@ func (m *Metrics) Process(version string) {
 	)
 }
 
+// Etcd publishes what etcd keeps in the registry of the process. It is there, and says that there is no leader, even where no
+// member of the cluster runs: for servers only.
+func (m *Metrics) Etcd() { m.etcd = true }
+
 // Handler serves /metrics: what all that parts lists when somebody asks have to say.
 func Handler(parts func() []*Metrics) http.Handler {
 	return http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
-		all := prometheus.Gatherers{library{prometheus.DefaultGatherer}}
+		var all prometheus.Gatherers
+		etcd := false
 		for _, m := range parts() {
-			all = append(all, m.registry)
+			all, etcd = append(all, m.registry), etcd || m.etcd
+		}
+		if etcd {
+			all = append(all, library{prometheus.DefaultGatherer})
 		}
 		// What one part cannot tell must not hide the others.
 		promhttp.HandlerFor(all, promhttp.HandlerOpts{ErrorHandling: promhttp.ContinueOnError}).ServeHTTP(rw, r)

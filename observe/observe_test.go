@@ -104,7 +104,11 @@ func TestTheStateAndItsLibraryArePublished(t *testing.T) {
 	m := observe.New()
 	m.Process("1")
 	m.State(st)
-	text := scrape(t, m)
+	if text := scrape(t, m); strings.Contains(text, "etcd_") {
+		t.Error("a machine that is no server tells of etcd")
+	}
+	m.Etcd()
+	text := scrape(t, m, observe.New())
 	lines(t, text, `gantry_cluster_instances{phase="running"} 1`, `gantry_cluster_instances{phase="exited"} 1`, `gantry_cluster_instances{phase="unspecified"} 1`,
 		`gantry_cluster_job_runs{state="failed"} 2`, `gantry_cluster_job_runs{state="running"} 1`, `gantry_store_objects{kind="job"} 1`,
 		`gantry_cluster_nodes{state="down"} 1`, `gantry_cluster_nodes{state="unknown"} 1`, `gantry_store_objects{kind="instance"} 3`, `gantry_cluster_unplaced_instances 3`)
