@@ -9,6 +9,7 @@ import (
 	"context"
 	"log/slog"
 	"math/rand/v2"
+	"sync/atomic"
 	"time"
 
 	"connectrpc.com/connect"
@@ -18,11 +19,13 @@ import (
 	"github.com/gantryd/gantry/api/gen/gantry/v1/gantryv1connect"
 	"github.com/gantryd/gantry/fault"
 	"github.com/gantryd/gantry/fault/wire"
+	"github.com/gantryd/gantry/internal/silence"
 )
 
 // Options says how a node speaks.
 type Options struct {
-	// Server opens sessions. Every call may go to another server: one that does not lead refuses, and the next is tried.
+	// Server opens sessions. Every call may go to another server: one that does not lead refuses, and the next is tried. It may
+	// be a Guide too.
 	Server gantryv1connect.NodeSessionServiceClient
 	// Hello tells a server everything: which node this is and how each of its instances is.
 	Hello func() *gantryv1.NodeReport
@@ -38,18 +41,34 @@ type Options struct {
 	Logger *slog.Logger
 }
 
+// Guide is a Server that can be told by one server which other leads.
+type Guide interface {
+	// Refer is called with the hint of a refusal: the address of the server that leads, if the one that refuses knows it.
+	Refer(hint string)
+}
+
 // Link keeps a session. Use New.
-type Link struct{ o Options }
+type Link struct {
+	o     Options
+	times atomic.Pointer[silence.Times] // as the cluster says
+	paced chan struct{}                 // has one when the times have changed
+}
 
 // New makes a link.
-func New(o Options) *Link { return &Link{o} }
+func New(o Options) *Link {
+	l, times := &Link{o: o, paced: make(chan struct{}, 1)}, silence.After(0, 0)
+	l.times.Store(&times)
+	return l
+}
 
-// Times of a session.
+// Times of a session; others are the cluster's.
 const (
-	heartbeat = time.Second
-	patience  = 4 * time.Second // of silence after which a server is given up
-	firstWait = 20 * time.Millisecond
-	lastWait  = 500 * time.Millisecond
+	// A server answers at once or it is frozen, or has too much to do: then each try in a row waits longer.
+	answerWait     = 2 * time.Second
+	moreAnswerWait = time.Second
+	lastAnswerWait = 6 * time.Second
+	firstWait      = 20 * time.Millisecond
+	lastWait       = 500 * time.Millisecond
 	// Reports go at once, but for a node that has sent reportBurst of them faster than one in reportPause.
 	reportPause = 20 * time.Millisecond
 	reportBurst = 20
@@ -57,10 +76,14 @@ const (
 
 // Run keeps a session for as long as ctx lives. Without one the node goes on with what it knows.
 func (l *Link) Run(ctx context.Context) error {
+	mute := 0 // tries in a row that no server has answered
 	for failures := 0; ctx.Err() == nil; failures++ {
-		heard, err := l.session(ctx)
+		heard, err := l.session(ctx, min(answerWait+time.Duration(mute)*moreAnswerWait, lastAnswerWait))
 		if ctx.Err() != nil {
 			return nil
+		}
+		if mute++; heard || !fault.Is(err, fault.Timeout) {
+			mute = 0
 		}
 		if heard {
 			failures = 0
@@ -69,6 +92,9 @@ func (l *Link) Run(ctx context.Context) error {
 			}
 		}
 		l.complain(failures, err)
+		if g, ok := l.o.Server.(Guide); ok && fault.Is(err, fault.Unavailable) {
+			g.Refer(fault.HintOf(err))
+		}
 		if fault.Is(err, fault.Denied) && l.o.Refused != nil {
 			l.o.Refused(err)
 		}
@@ -97,14 +123,15 @@ func backoff(failures int) time.Duration {
 
 type stream = connect.BidiStreamForClient[gantryv1.NodeReport, gantryv1.NodeUpdate]
 
-// session is one session; heard tells whether the server took it.
-func (l *Link) session(ctx context.Context) (heard bool, err error) {
+// session is one session with a server that has so long to answer; heard tells whether it took it.
+func (l *Link) session(ctx context.Context, wait time.Duration) (heard bool, err error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	silence := time.AfterFunc(patience, func() {
-		cancel(fault.New(fault.Timeout, "the server said nothing for %s", patience))
-	})
-	defer silence.Stop()
+	limit := func(of time.Duration) *time.Timer {
+		return time.AfterFunc(of, func() { cancel(fault.New(fault.Timeout, "the server said nothing for %s", of)) })
+	}
+	silent := limit(wait)
+	defer func() { silent.Stop() }()
 	stream := l.o.Server.Session(ctx)
 	// While the request's body is open, the transport does not notice that ctx has ended.
 	stop := context.AfterFunc(ctx, func() { _ = stream.CloseRequest() })
@@ -131,11 +158,25 @@ func (l *Link) session(ctx context.Context) (heard bool, err error) {
 			return heard, err
 		}
 		heard = true
-		silence.Stop()
+		silent.Stop()
 		if whole := in.add(u); whole != nil {
+			l.learn(whole.Cluster)
 			l.o.Take(ctx, whole)
 		}
-		silence.Reset(patience)
+		silent = limit(l.times.Load().Patience)
+	}
+}
+
+// learn takes the times from what a server has told of the cluster, if it has.
+func (l *Link) learn(c *gantryv1.Cluster) {
+	times := silence.After(c.GetSuspectAfter().AsDuration(), c.GetDownAfter().AsDuration())
+	if c == nil || times == *l.times.Load() {
+		return
+	}
+	l.times.Store(&times)
+	select {
+	case l.paced <- struct{}{}:
+	default:
 	}
 }
 
@@ -157,10 +198,11 @@ func why(ctx context.Context, err error) error {
 
 // report sends what the outbox collects, and heartbeats.
 func (l *Link) report(ctx context.Context, send func(*gantryv1.NodeReport) error) error {
-	beat := time.NewTicker(heartbeat)
+	beat := time.NewTicker(l.times.Load().Beat)
 	defer beat.Stop()
 	var p pacer
 	for {
+		alive := false
 		select {
 		case <-l.o.Outbox.wake:
 			if !p.wait(ctx) {
@@ -172,11 +214,18 @@ func (l *Link) report(ctx context.Context, send func(*gantryv1.NodeReport) error
 				return err
 			}
 		case <-beat.C:
-			if err := send(&gantryv1.NodeReport{Status: l.o.Status()}); err != nil {
-				return err
-			}
+			alive = true
+		case <-l.paced:
+			beat.Reset(l.times.Load().Beat)
+			alive = true // the server may go by shorter times already
 		case <-ctx.Done():
 			return nil
+		}
+		if !alive {
+			continue
+		}
+		if err := send(&gantryv1.NodeReport{Status: l.o.Status()}); err != nil {
+			return err
 		}
 	}
 }

@@ -109,10 +109,15 @@ func (h *Hub) Session(ctx context.Context, stream *stream) error {
 	defer cancel(nil)
 	s := t.attach(name, cancel)
 	defer t.detach(s)
-	if err := s.greet(ctx, first); err != nil {
+	// An update of everything takes its time: the node is to know before it that this server has taken the session.
+	if err := stream.Send(&gantryv1.NodeUpdate{}); err != nil {
 		return err
 	}
-	go func() { cancel(s.receive(ctx, stream)) }()
+	go func() { cancel(s.forget(ctx)) }()
+	if err := s.greet(first); err != nil {
+		return err
+	}
+	go func() { cancel(s.receive(stream)) }()
 	err = s.send(ctx, stream)
 	if cause := context.Cause(ctx); cause != nil {
 		return cause
@@ -144,14 +149,11 @@ func errStranger(node string) error {
 		WithHint("gantry node ls lists its machines; a machine joins with gantryd --join")
 }
 
-// Times of a session.
+// Times of a session; others are the cluster's.
 const (
-	keepAlive    = time.Second            // after which a node that was sent nothing is told that the server lives
-	tick         = 100 * time.Millisecond // between two looks for silent nodes
-	paceShare    = 50 * time.Microsecond  // per session: how long news that are not urgent wait for more of their kind
-	longestPace  = 200 * time.Millisecond
-	longestHold  = 250 * time.Millisecond // of changes of one service under load
-	maxMessage   = 64 << 10               // bytes after which an update goes on in the next message
-	suspectAfter = 2 * time.Second
-	downAfter    = 5 * time.Second
+	tick        = 100 * time.Millisecond // between two looks for silent nodes
+	paceShare   = 50 * time.Microsecond  // per session: how long news that are not urgent wait for more of their kind
+	longestPace = 200 * time.Millisecond
+	longestHold = 250 * time.Millisecond // of changes of one service under load
+	maxMessage  = 64 << 10               // bytes after which an update goes on in the next message
 )

@@ -18,7 +18,7 @@ func errReplaced() error {
 }
 
 // greet replaces all that was known of the node by what it says now.
-func (s *session) greet(ctx context.Context, hello *gantryv1.NodeReport) error {
+func (s *session) greet(hello *gantryv1.NodeReport) error {
 	said := map[string]bool{}
 	for _, st := range hello.Statuses {
 		said[st.GetMeta().GetKey()] = true
@@ -41,23 +41,23 @@ func (s *session) greet(ctx context.Context, hello *gantryv1.NodeReport) error {
 	if len(stale) > 0 {
 		t.hub.store.Observe(nil, stale)
 	}
-	return s.report(ctx, hello)
+	return s.report(hello)
 }
 
-func (s *session) receive(ctx context.Context, stream *stream) error {
+func (s *session) receive(stream *stream) error {
 	for {
 		r, err := stream.Receive()
 		if err != nil {
 			return err
 		}
-		if err := s.report(ctx, r); err != nil {
+		if err := s.report(r); err != nil {
 			return err
 		}
 	}
 }
 
 // report takes one report: what a node says of instances that are not its own is ignored.
-func (s *session) report(ctx context.Context, r *gantryv1.NodeReport) error {
+func (s *session) report(r *gantryv1.NodeReport) error {
 	t := s.term
 	put := make([]store.Object, 0, len(r.Statuses)+1)
 	live := t.hub.store.Live()
@@ -67,10 +67,13 @@ func (s *session) report(ctx context.Context, r *gantryv1.NodeReport) error {
 			put = append(put, st)
 		}
 	}
-	// Under the lock of the term, so that a session that has been replaced changes nothing any more.
+	// Under the lock of the term, so that a session that has ended or been replaced changes nothing any more.
 	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.ended != nil {
+		return t.ended
+	}
 	if s.node.session != s {
-		t.mu.Unlock()
 		return errReplaced()
 	}
 	if st := s.hear(r.Status); st != nil {
@@ -79,11 +82,8 @@ func (s *session) report(ctx context.Context, r *gantryv1.NodeReport) error {
 	if len(put) > 0 {
 		t.hub.store.Observe(put, nil)
 	}
-	t.mu.Unlock()
-	if len(r.Removed) == 0 {
-		return nil
-	}
-	return s.forget(ctx, r.Removed)
+	s.strike(r.Removed)
+	return nil
 }
 
 // hear notes that the node lives; it returns its status if that says something new.
@@ -144,24 +144,47 @@ func sameStatus(a, b *gantryv1.NodeStatus) bool {
 	return proto.Equal(x, y)
 }
 
-// forget removes instances whose node has nothing left of them.
-func (s *session) forget(ctx context.Context, ids []string) error {
-	s.term.mu.Lock()
+// strike notes instances whose node has nothing left of them; mu is held.
+func (s *session) strike(ids []string) {
 	for _, id := range ids {
 		if s.node.instances[id] != nil {
 			s.removed[id] = struct{}{}
+			s.struck[id] = struct{}{}
 		}
 	}
-	s.term.mu.Unlock()
-	return s.term.hub.store.Update(ctx, func(tx *store.Tx) error {
-		for _, id := range ids {
-			i, ok := store.Get[*gantryv1.Instance](tx, id)
-			if ok && i.Node == s.node.id && i.Desired == gantryv1.Instance_DESIRED_REMOVED {
-				store.Delete[*gantryv1.Instance](tx, id)
-			}
+	if len(s.struck) == 0 {
+		return
+	}
+	select {
+	case s.strikes <- struct{}{}:
+	default:
+	}
+}
+
+// forget removes what is struck until ctx ends. The state may take seconds to store it, in which the node is heard.
+func (s *session) forget(ctx context.Context) error {
+	for {
+		select {
+		case <-s.strikes:
+		case <-ctx.Done():
+			return nil
 		}
-		return nil
-	})
+		s.term.mu.Lock()
+		ids := drain(s.struck)
+		s.term.mu.Unlock()
+		err := s.term.hub.store.Update(ctx, func(tx *store.Tx) error {
+			for _, id := range ids {
+				i, ok := store.Get[*gantryv1.Instance](tx, id)
+				if ok && i.Node == s.node.id && i.Desired == gantryv1.Instance_DESIRED_REMOVED {
+					store.Delete[*gantryv1.Instance](tx, id)
+				}
+			}
+			return nil
+		})
+		if err != nil {
+			return err // the node says it again in its next session
+		}
+	}
 }
 
 // States of a node.
@@ -179,18 +202,20 @@ const stall = 500 * time.Millisecond
 func (t *term) watch(now time.Time, since time.Duration) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	suspect, down := t.patience()
 	var put []store.Object
 	for id, o := range t.objects.nodes {
 		n := t.node(id)
 		if since > stall {
 			n.heard = n.heard.Add(since)
 		}
-		state, silence := n.state, now.Sub(n.heard)
+		state, silence, down := n.state, now.Sub(n.heard), t.times.Down
+		if state == "" { // it may be about to leave the server that led before
+			down = t.times.Unheard
+		}
 		switch {
 		case silence >= down:
 			state = stateDown
-		case silence >= suspect && n.state == stateReady:
+		case silence >= t.times.Suspect && n.state == stateReady:
 			state = stateSuspect
 		}
 		if state != n.state {
@@ -202,16 +227,4 @@ func (t *term) watch(now time.Time, since time.Duration) {
 	if len(put) > 0 {
 		t.hub.store.Observe(put, nil)
 	}
-}
-
-// patience is the silence after which a node is suspect and down.
-func (t *term) patience() (suspect, down time.Duration) {
-	suspect, down = suspectAfter, downAfter
-	if d := t.cluster.GetSuspectAfter().AsDuration(); d > 0 {
-		suspect = d
-	}
-	if d := t.cluster.GetDownAfter().AsDuration(); d > 0 {
-		down = d
-	}
-	return suspect, down
 }

@@ -15,12 +15,15 @@ type session struct {
 	cancel context.CancelCauseFunc
 	wake   chan struct{}
 
+	strikes chan struct{} // has one when something is struck
+
 	// Under term.mu: what has changed since the last update.
 	full     bool
 	urgent   bool                // something that is not only news of topics
 	recheck  bool                // something that assignments are made from has changed
 	dirty    map[string]struct{} // instances
 	removed  map[string]struct{} // instances that the node itself said are gone
+	struck   map[string]struct{} // those of them that are to be removed from the state
 	dropped  map[string]struct{} // services that it need not know any more
 	news     map[*topic]struct{}
 	self     bool
@@ -55,8 +58,8 @@ func (t *term) attach(id string, cancel context.CancelCauseFunc) *session {
 		t.release(n.session)
 	}
 	s := &session{
-		term: t, node: n, cancel: cancel, wake: make(chan struct{}, 1), full: true, self: true, servers: true, cluster: true,
-		dirty: map[string]struct{}{}, removed: map[string]struct{}{}, dropped: map[string]struct{}{},
+		term: t, node: n, cancel: cancel, wake: make(chan struct{}, 1), strikes: make(chan struct{}, 1), full: true, self: true, servers: true, cluster: true,
+		dirty: map[string]struct{}{}, removed: map[string]struct{}{}, struck: map[string]struct{}{}, dropped: map[string]struct{}{},
 		news: map[*topic]struct{}{}, uses: map[string]struct{}{}, networks: map[string]struct{}{}, assigned: map[string]string{},
 	}
 	n.session, n.heard = s, time.Now()
@@ -148,13 +151,7 @@ func (s *session) take(now, sent time.Time) (c changes, wait time.Duration) {
 			s.dirty[id] = struct{}{}
 		}
 	}
-	for id := range s.removed {
-		if _, changed := s.dirty[id]; changed && t.instances[id] == nil {
-			c.forgotten = append(c.forgotten, id)
-			delete(s.removed, id)
-			delete(s.dirty, id)
-		}
-	}
+	c.forgotten = s.forgotten()
 	c.dirty = drain(s.dirty)
 	c.dropped = drain(s.dropped)
 	if len(c.dropped) > 0 {
@@ -180,6 +177,24 @@ func (s *session) take(now, sent time.Time) (c changes, wait time.Duration) {
 	}
 	s.urgent, s.recheck, s.self, s.servers, s.cluster = false, false, false, false, false
 	return c, 0
+}
+
+// forgotten lists what is gone now that the node itself has said is gone: it is not told of that, nor that it was to go.
+func (s *session) forgotten() (out []string) {
+	for id := range s.removed {
+		if _, changed := s.dirty[id]; !changed {
+			continue
+		}
+		i := s.term.instances[id]
+		if i == nil {
+			out = append(out, id)
+			delete(s.removed, id)
+		}
+		if i == nil || i.object.Desired == gantryv1.Instance_DESIRED_REMOVED {
+			delete(s.dirty, id)
+		}
+	}
+	return out
 }
 
 // unlink lists the networks in which no service is left that the node has to know.
@@ -236,19 +251,26 @@ func (s *session) send(ctx context.Context, stream *stream) error {
 				sent = time.Now()
 				s.term.hub.figures.Updates.Observe(sent.Sub(begun))
 			}
-			wait = sent.Add(keepAlive).Sub(now)
+			wait = sent.Add(s.beat()).Sub(now)
 		}
 		again, err := s.await(ctx, wait)
 		if err != nil {
 			return err
 		}
-		if again && time.Since(sent) >= keepAlive {
+		if again && time.Since(sent) >= s.beat() {
 			if err := stream.Send(&gantryv1.NodeUpdate{}); err != nil {
 				return err
 			}
 			sent = time.Now()
 		}
 	}
+}
+
+// beat is after what time a node that was sent nothing is told that the server lives.
+func (s *session) beat() time.Duration {
+	s.term.mu.Lock()
+	defer s.term.mu.Unlock()
+	return s.term.times.Beat
 }
 
 // await returns when something has changed, or with true when the time is over.

@@ -9,6 +9,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	gantryv1 "github.com/gantryd/gantry/api/gen/gantry/v1"
+	"github.com/gantryd/gantry/internal/silence"
 	"github.com/gantryd/gantry/store"
 	"github.com/gantryd/gantry/store/progress"
 )
@@ -31,6 +32,7 @@ type term struct {
 	objects   *machineSet // what machines is about
 	servers   []string
 	cluster   *gantryv1.Cluster
+	times     silence.Times
 	users     map[string]map[*session]struct{} // of secrets and the like, by path
 	pending   map[*topic]struct{}              // topics with changes that no log has yet
 }
@@ -71,7 +73,7 @@ func newTerm(h *Hub) *term {
 		hub: h, began: time.Now(), nodes: map[string]*node{}, services: map[string]*service{}, instances: map[string]*instance{},
 		scopes: map[string]*scope{}, ingress: map[*service]struct{}{}, objects: objects,
 		networks: map[string]*gantryv1.Network{}, machines: newTopic(objects),
-		users: map[string]map[*session]struct{}{}, pending: map[*topic]struct{}{},
+		users: map[string]map[*session]struct{}{}, pending: map[*topic]struct{}{}, times: silence.After(0, 0),
 	}
 }
 
@@ -190,12 +192,23 @@ func (t *term) clusterChanged(c *gantryv1.Cluster, gone bool) {
 		t.cluster = proto.Clone(c).(*gantryv1.Cluster)
 		t.cluster.SealedKey = nil // it signs certificates: no node has to have it
 	}
+	t.setTimes(silence.After(c.GetSuspectAfter().AsDuration(), c.GetDownAfter().AsDuration()))
 	for _, n := range t.nodes {
 		if n.session != nil {
 			n.session.cluster = true
 			n.session.urge()
 		}
 	}
+}
+
+// setTimes has shorter times count for nodes from when they could have heard of them.
+func (t *term) setTimes(now silence.Times) {
+	if now.Suspect < t.times.Suspect || now.Down < t.times.Down {
+		for _, n := range t.nodes {
+			n.heard = time.Now()
+		}
+	}
+	t.times = now
 }
 
 func (t *term) nodeChanged(o *gantryv1.Node, gone bool) store.Object {
