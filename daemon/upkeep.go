@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"math/rand/v2"
+	"net"
 	"time"
 
 	gantryv1 "github.com/gantryd/gantry/api/gen/gantry/v1"
@@ -100,14 +101,21 @@ func (d *daemon) refresh(ctx context.Context, m *machine, s *servers, due time.T
 	if r.Node.Role != string(identity.Server) && len(m.Servers()) == 0 {
 		return fault.New(fault.Unavailable, "this machine knows no server")
 	}
-	stale := string(m.keeper.Role()) != r.Node.Role || len(r.Cluster.Roots) > 0 && !bytes.Equal(m.keeper.Roots(), r.Cluster.Roots)
-	if stale || time.Now().After(due) {
+	if m.stale() || time.Now().After(due) {
 		if _, err := s.renew(ctx); err != nil {
 			return err
 		}
 		d.Logger.Info("this machine has a new certificate", "role", m.keeper.Role(), "ends", m.keeper.Ends())
 	}
 	return d.describe(ctx, m, s)
+}
+
+// stale reports whether the certificate says something else of this machine than the cluster does. Who signs it takes the
+// address that the cluster knows.
+func (m *machine) stale() bool {
+	r, heard := m.Record(), m.heardOf()
+	return string(m.keeper.Role()) != r.Node.Role || len(r.Cluster.Roots) > 0 && !bytes.Equal(m.keeper.Roots(), r.Cluster.Roots) ||
+		heard != nil && heard.Address == r.Node.Address && net.ParseIP(heard.Address) != nil && !m.keeper.At(heard.Address)
 }
 
 // describe tells the cluster where this machine is, if the cluster thinks otherwise.

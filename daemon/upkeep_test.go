@@ -101,3 +101,24 @@ func TestACertificateThatHasEnded(t *testing.T) {
 		t.Errorf("a node: %v; %s", err, fault.HintOf(err))
 	}
 }
+
+// TestACertificateForAnotherAddress is renewed once the cluster knows the new one, by which it is signed.
+func TestACertificateForAnotherAddress(t *testing.T) {
+	m := newMachine(t, Config{Root: t.TempDir(), Advertise: "10.0.0.1", Port: 7450})
+	told := func(address string) bool {
+		n := m.Record().Node
+		n.Address = address
+		check(t, m.heard(&gantryv1.NodeUpdate{Full: true, Node: n, Nodes: []*gantryv1.Node{n}}))
+		return m.stale()
+	}
+	if told("10.0.0.1") {
+		t.Error("a certificate as it should be is stale")
+	}
+	check(t, m.update(func(r *gantryv1.MachineRecord) { r.Node.Address = "10.0.0.9" }))
+	if told("10.0.0.1") {
+		t.Error("it is asked for before the cluster knows the address")
+	}
+	if !told("10.0.0.9") {
+		t.Error("a certificate for the address before is kept")
+	}
+}

@@ -150,6 +150,9 @@ func (k *Keeper) Role() Role { return roleOf(k.current()) }
 // Ends is when the certificate ends.
 func (k *Keeper) Ends() time.Time { return k.current().NotAfter }
 
+// At reports whether the certificate is for a machine at that address: etcd's members hold it against the one they call.
+func (k *Keeper) At(address string) bool { return k.current().VerifyHostname(address) == nil }
+
 // Life is how long the certificate was made for.
 func (k *Keeper) Life() time.Duration {
 	c := k.current()
