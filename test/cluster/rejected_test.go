@@ -31,7 +31,8 @@ func TestRejectedLeader(t *testing.T) {
 		tr.AwaitNodes(t, 3)
 		tr.converge(t)
 	}
-	tr.settle(t)
+	// Slots may have run twice: the firewall kept a machine from its server, and the lab does not know of it.
+	tr.ledger.check(t)
 }
 
 // reigns is how often a server of the cluster has begun to lead.
