@@ -153,6 +153,7 @@ func (d *daemon) run(ctx context.Context) error {
 		})
 	}
 	group.Go(func() error { return role.run(ctx) })
+	group.Go(func() error { return f.watchCallers(ctx) })
 	group.Go(func() error { return d.upkeep(ctx, m, ways) })
 	group.Go(func() error { return d.keepSpare(ctx) })
 	if x := parts.Images.Peers(); x != nil {

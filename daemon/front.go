@@ -35,6 +35,7 @@ type front struct {
 	alone    http.Handler // what a machine answers of itself, whoever leads
 	remote   http.RoundTripper
 	gate     *gate // before what anybody may send
+	guests   guests
 	errors   *connect.ErrorWriter
 }
 
@@ -131,9 +132,10 @@ func (f *front) unready() error {
 		return f.role.unready()
 	}
 	servers := strings.Join(f.machine.Servers(), ", ")
-	if !f.machine.hasSession() {
-		return fault.New(fault.Unavailable, "this machine only runs instances, and reaches no server that leads; it tries %s", servers).
-			WithHint("what it runs goes on; to see what is wrong: gantry cluster status on a server")
+	if since, ok := f.machine.hasSession(); !ok {
+		return fault.New(fault.Unavailable, "this machine only runs instances, and since %s reaches no server that leads; it tries %s", since, servers).
+			WithHint("what it runs goes on; does it reach them? there: gantry cluster status, and gantry node ls (is %s still one of them?); here: the log of gantryd",
+				f.machine.Node().Name)
 	}
 	return fault.New(fault.Unavailable, "this machine only runs instances; servers answer at %s", servers).
 		WithHint("run gantry on a server, or make this machine one: gantry node promote %s", f.machine.Node().Name)
@@ -211,6 +213,10 @@ func (f *front) leaderless(w http.ResponseWriter, r *http.Request, s *serving, p
 
 // pass sends a call on to another server.
 func (f *front) pass(w http.ResponseWriter, r *http.Request, address, prefix string) {
+	ctx, cancel := context.WithCancelCause(r.Context())
+	defer cancel(nil)
+	answered := make(chan struct{})
+	go func() { cancel(f.overtaken(ctx, address, answered)) }()
 	p := &httputil.ReverseProxy{
 		Rewrite: func(pr *httputil.ProxyRequest) {
 			pr.SetURL(&url.URL{Scheme: "https", Host: address})
@@ -223,13 +229,62 @@ func (f *front) pass(w http.ResponseWriter, r *http.Request, address, prefix str
 			caller.Forward(pr.In.Context(), pr.Out.Header, f.machine.Node().Meta.Key)
 		},
 		Transport: f.remote, FlushInterval: -1,
-		ModifyResponse: func(res *http.Response) error { res.Body = answer{res.Body, r.Body}; return nil },
+		ModifyResponse: func(res *http.Response) error {
+			close(answered)
+			res.Body = answer{res.Body, r.Body}
+			return nil
+		},
 		ErrorHandler: func(w http.ResponseWriter, r *http.Request, err error) {
+			if gone, ok := context.Cause(ctx).(*fault.Error); ok {
+				f.fail(w, r, gone)
+				return
+			}
 			f.fail(w, r, fault.Wrap(fault.Unavailable, err, "the leader at %s does not answer", address).WithHint("try again; gantry cluster status"))
 		},
 	}
-	p.ServeHTTP(w, r)
+	p.ServeHTTP(w, r.WithContext(ctx))
 }
+
+// overtaken returns when a call to the server that led need not be waited for: another leads, and the one called is silent.
+// Without that it returns nil, when the call is answered or ends, but never while it may be cut off by it.
+func (f *front) overtaken(ctx context.Context, address string, answered <-chan struct{}) error {
+	for {
+		select {
+		case <-time.After(overtakenPoll):
+		case <-answered:
+			<-ctx.Done()
+			return nil
+		case <-ctx.Done():
+			return nil
+		}
+		s, _ := f.role.current()
+		if s == nil || !s.Leading() && (s.LeaderAddress() == "" || s.LeaderAddress() == address) || f.lives(ctx, address) {
+			continue
+		}
+		return fault.New(fault.Unavailable, "the server at %s, which led, does not answer, and another one leads now", address).
+			WithHint("try again; what the call was to do may be done: look before, where it is not the same when done twice")
+	}
+}
+
+// lives reports whether a server answers at all: one that leads no longer may still have calls to end.
+func (f *front) lives(ctx context.Context, address string) bool {
+	ctx, cancel := context.WithTimeout(ctx, livesPatience)
+	defer cancel()
+	r, err := http.NewRequestWithContext(ctx, http.MethodGet, "https://"+address+"/", nil)
+	if err != nil {
+		return false
+	}
+	resp, err := f.remote.RoundTrip(r)
+	if err != nil {
+		return false
+	}
+	return resp.Body.Close() == nil
+}
+
+const (
+	overtakenPoll = 250 * time.Millisecond
+	livesPatience = time.Second
+)
 
 // answer is the body of a response whose end is that of the request too. Without it, a stream that the leader ends while the
 // caller has more to say would last as long as the caller says nothing.
@@ -329,7 +384,7 @@ const sessionPatience = time.Second
 
 const anyRole identity.Role = ""
 
-// from lets machines of the cluster with the role through, and notes who calls.
+// from lets machines of the cluster with the role through, and notes who calls. What one that is removed has open then ends.
 func (f *front) from(role identity.Role, h http.HandlerFunc) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		c, ok := identity.CallerOf(r)
@@ -346,6 +401,7 @@ func (f *front) from(role identity.Role, h http.HandlerFunc) http.Handler {
 			f.fail(w, r, fault.New(fault.Denied, "node %s is not a %s", c.Node, role))
 			return
 		}
+		peer := c.Node
 		// The certificate of a server that was demoted still says that it is one.
 		if on := r.Header.Get(callerHeader); on != "" && today == identity.Server {
 			c = identity.Caller{Node: on}
@@ -354,6 +410,8 @@ func (f *front) from(role identity.Role, h http.HandlerFunc) http.Handler {
 				return
 			}
 		}
+		r, leave := f.guests.enter(w, r, peer, c.Node)
+		defer leave()
 		h(w, r.WithContext(identity.WithCaller(r.Context(), c)))
 	})
 }

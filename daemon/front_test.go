@@ -114,9 +114,10 @@ func TestANodeSaysThatItReachesNoServer(t *testing.T) {
 			t.Errorf("it says %q (hint: %s), want %q (hint: %s)", err, fault.HintOf(err), want, hint)
 		}
 	}
-	says("reaches no server that leads", "gantry cluster status")
+	says("since gantryd was started reaches no server that leads", "gantry cluster status")
 	check(t, m.heard(&gantryv1.NodeUpdate{Full: true}))
 	says("servers answer at", "gantry node promote")
 	m.loseLeader()
-	says("reaches no server that leads", "gantry cluster status")
+	says("since 20", "gantry cluster status, and gantry node ls (is "+m.Node().Name+" still")
+	says("Z reaches no server that leads", "the log of gantryd")
 }

@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
@@ -29,12 +30,15 @@ type machine struct {
 	root   string
 	keeper *identity.Keeper
 
+	writing sync.Mutex // held from reading the record until it is changed
+
 	mu      sync.Mutex
 	record  *gantryv1.MachineRecord
 	known   map[string]*gantryv1.Node // machines of the cluster, as last heard
 	changed chan struct{}             // closed and replaced with every change
 	barred  error                     // why it cannot be a server now
 	inTouch bool                      // it has a session with the leader
+	alone   time.Time                 // when the last one ended; zero before the first
 
 	lost chan struct{} // has one when the session with the leader has ended
 }
@@ -260,8 +264,10 @@ func (m *machine) knows(c identity.Caller) (identity.Role, bool) {
 	return identity.Role(n.GetRole()), n != nil
 }
 
-// update changes the record on disk, then in memory.
+// update changes the record on disk, then in memory. Changes come one after another: fn must not make another one.
 func (m *machine) update(fn func(*gantryv1.MachineRecord)) error {
+	m.writing.Lock()
+	defer m.writing.Unlock()
 	next, same := m.Record(), m.Record()
 	fn(next)
 	if proto.Equal(next, same) {
@@ -357,11 +363,14 @@ func (m *machine) joined() error {
 	return nil
 }
 
-// hasSession reports whether the leader has taken this machine's session and has not gone silent since.
-func (m *machine) hasSession() bool {
+// hasSession reports whether the leader has taken this machine's session and has not gone silent since, and if not, since when.
+func (m *machine) hasSession() (since string, ok bool) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	return m.inTouch
+	if since = "gantryd was started"; !m.alone.IsZero() {
+		since = m.alone.UTC().Format(time.RFC3339)
+	}
+	return since, m.inTouch
 }
 
 // heardOf is this machine's object as the cluster has it; nil before a server was heard.

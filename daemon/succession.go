@@ -2,6 +2,7 @@ package daemon
 
 import (
 	"context"
+	"time"
 
 	"github.com/gantryd/gantry/cluster"
 )
@@ -9,7 +10,7 @@ import (
 // loseLeader says that the session with the leader has ended. It may be called by anyone and does not wait.
 func (m *machine) loseLeader() {
 	m.mu.Lock()
-	m.inTouch = false
+	m.inTouch, m.alone = false, time.Now()
 	m.mu.Unlock()
 	select {
 	case m.lost <- struct{}{}:
