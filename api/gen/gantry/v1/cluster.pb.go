@@ -415,7 +415,9 @@ func (x *RenewResponse) GetSecretsKey() []byte {
 type AddMemberRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// URL of the member's peer listener; it is named after its node.
-	PeerUrl       string `protobuf:"bytes,1,opt,name=peer_url,json=peerUrl,proto3" json:"peer_url,omitempty"`
+	PeerUrl string `protobuf:"bytes,1,opt,name=peer_url,json=peerUrl,proto3" json:"peer_url,omitempty"`
+	// The machine has nothing of a member's state: one that has begun at the URL is lost, and another takes its place.
+	Empty         bool `protobuf:"varint,2,opt,name=empty,proto3" json:"empty,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -455,6 +457,13 @@ func (x *AddMemberRequest) GetPeerUrl() string {
 		return x.PeerUrl
 	}
 	return ""
+}
+
+func (x *AddMemberRequest) GetEmpty() bool {
+	if x != nil {
+		return x.Empty
+	}
+	return false
 }
 
 type AddMemberResponse struct {
@@ -2131,9 +2140,10 @@ const file_gantry_v1_cluster_proto_rawDesc = "" +
 	"\vcertificate\x18\x01 \x01(\fR\vcertificate\x12\x14\n" +
 	"\x05roots\x18\x02 \x01(\fR\x05roots\x12\x1f\n" +
 	"\vsecrets_key\x18\x03 \x01(\fR\n" +
-	"secretsKey\"-\n" +
+	"secretsKey\"C\n" +
 	"\x10AddMemberRequest\x12\x19\n" +
-	"\bpeer_url\x18\x01 \x01(\tR\apeerUrl\"T\n" +
+	"\bpeer_url\x18\x01 \x01(\tR\apeerUrl\x12\x14\n" +
+	"\x05empty\x18\x02 \x01(\bR\x05empty\"T\n" +
 	"\x11AddMemberResponse\x12\x16\n" +
 	"\x06member\x18\x01 \x01(\tR\x06member\x12'\n" +
 	"\x0finitial_cluster\x18\x02 \x03(\tR\x0einitialCluster\".\n" +
