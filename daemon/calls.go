@@ -4,6 +4,8 @@ import (
 	"context"
 	"net/http"
 	"path/filepath"
+	"slices"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -25,7 +27,45 @@ type servers struct {
 	ready   atomic.Bool // the local server answers
 
 	// Each use has turns of its own: others between two tries would have them come to the same server again and again.
-	sessions, trackers atomic.Uint32
+	sessions, trackers turns
+	answered           atomic.Pointer[string] // base of the server that answered a call last
+}
+
+// turns is whose turn it is: always that of the server that was tried the longest time ago. What was just left, or did not
+// answer, comes last, also while the list of servers changes.
+type turns struct {
+	mu    sync.Mutex
+	tries int
+	tried map[string]int // by base, the number of the last try
+	lead  string         // base of the server that is said to lead
+}
+
+// refer has a server be the next that is tried, since another one says that it leads. One that the others have sent here from is
+// not: they may all be wrong, and send whoever asks to and fro.
+func (t *turns) refer(base string, servers int) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if last, tried := t.tried[base]; !tried || t.tries-last >= servers-1 {
+		t.lead = base
+	}
+}
+
+func (t *turns) next(ways []way) way {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	chosen := ways[0]
+	for _, w := range ways[1:] {
+		if w.base == t.lead || chosen.base != t.lead && t.tried[w.base] < t.tried[chosen.base] {
+			chosen = w
+		}
+	}
+	t.lead = ""
+	if t.tried == nil {
+		t.tried = map[string]int{}
+	}
+	t.tries++
+	t.tried[chosen.base] = t.tries
+	return chosen
 }
 
 const callTimeout = 10 * time.Second
@@ -40,13 +80,16 @@ type way struct {
 	base   string
 }
 
+// localBase is the base of the way to this machine's own server role.
+const localBase = "http://gantryd"
+
 func (s *servers) ways() []way {
 	var out []way
 	for _, a := range s.machine.Servers() {
 		out = append(out, way{s.remote, "https://" + a})
 	}
 	if s.ready.Load() || len(out) == 0 && s.machine.isServer() {
-		out = append([]way{{s.local, "http://gantryd"}}, out...)
+		out = append([]way{{s.local, localBase}}, out...)
 	}
 	return out
 }
@@ -58,28 +101,48 @@ func (s *servers) Session(ctx context.Context) *connect.BidiStreamForClient[gant
 	return gantryv1connect.NewNodeSessionServiceClient(w.client, w.base).Session(ctx)
 }
 
+// Refer is part of nodelink.Guide. Only what is a server for all this machine knows is tried.
+func (s *servers) Refer(leader string) {
+	base, ways := "https://"+leader, s.ways()
+	if leader == s.machine.Node().ApiAddress {
+		base = localBase
+	}
+	for _, w := range ways {
+		if w.base == base {
+			s.sessions.refer(base, len(ways))
+		}
+	}
+}
+
 // tracker is the way to the leader's tracker of images, through whichever server's turn it is.
 func (s *servers) tracker(context.Context) (gantryv1connect.NodeImageServiceClient, error) {
 	w := s.next(&s.trackers)
 	return gantryv1connect.NewNodeImageServiceClient(w.client, w.base), nil
 }
 
-func (s *servers) next(turn *atomic.Uint32) way {
+func (s *servers) next(t *turns) way {
 	ways := s.ways()
 	if len(ways) == 0 {
 		return way{s.remote, "https://no-server-is-known"}
 	}
-	return ways[(turn.Add(1)-1)%uint32(len(ways))]
+	return t.next(ways)
 }
 
-// each calls servers in turn until one answers other than that it cannot just now.
+// each calls servers in turn until one answers other than that it cannot just now. It begins with the one that did so last.
 func (s *servers) each(ctx context.Context, call func(context.Context, way) error) error {
 	err := error(fault.New(fault.Unavailable, "this machine knows no server").WithHint("was it joined? its record is %s", recordFile))
-	for _, w := range s.ways() {
+	ways := s.ways()
+	if last := s.answered.Load(); last != nil {
+		if i := slices.IndexFunc(ways, func(w way) bool { return w.base == *last }); i > 0 {
+			ways[0], ways[i] = ways[i], ways[0]
+		}
+	}
+	for _, w := range ways {
 		ctx, cancel := context.WithTimeout(ctx, callTimeout)
 		err = wire.Decode(call(ctx, w))
 		cancel()
 		if err == nil || !fault.Is(err, fault.Unavailable) && !fault.Is(err, fault.Timeout) {
+			s.answered.Store(&w.base)
 			return err
 		}
 	}

@@ -216,7 +216,7 @@ func (f *front) pass(w http.ResponseWriter, r *http.Request, address, prefix str
 	ctx, cancel := context.WithCancelCause(r.Context())
 	defer cancel(nil)
 	answered := make(chan struct{})
-	go func() { cancel(f.overtaken(ctx, address, answered)) }()
+	go f.overtake(ctx, cancel, address, answered)
 	p := &httputil.ReverseProxy{
 		Rewrite: func(pr *httputil.ProxyRequest) {
 			pr.SetURL(&url.URL{Scheme: "https", Host: address})
@@ -235,8 +235,8 @@ func (f *front) pass(w http.ResponseWriter, r *http.Request, address, prefix str
 			return nil
 		},
 		ErrorHandler: func(w http.ResponseWriter, r *http.Request, err error) {
-			if gone, ok := context.Cause(ctx).(*fault.Error); ok {
-				f.fail(w, r, gone)
+			if cause := context.Cause(ctx); fault.Is(cause, fault.Unavailable) {
+				f.fail(w, r, cause)
 				return
 			}
 			f.fail(w, r, fault.Wrap(fault.Unavailable, err, "the leader at %s does not answer", address).WithHint("try again; gantry cluster status"))
@@ -245,24 +245,27 @@ func (f *front) pass(w http.ResponseWriter, r *http.Request, address, prefix str
 	p.ServeHTTP(w, r.WithContext(ctx))
 }
 
-// overtaken returns when a call to the server that led need not be waited for: another leads, and the one called is silent.
-// Without that it returns nil, when the call is answered or ends, but never while it may be cut off by it.
-func (f *front) overtaken(ctx context.Context, address string, answered <-chan struct{}) error {
-	for {
+// overtake gives a call to the server that led up when another leads and the one called is silent. It returns when the call is
+// answered or ends.
+func (f *front) overtake(ctx context.Context, cancel context.CancelCauseFunc, address string, answered <-chan struct{}) {
+	look := time.NewTicker(overtakenPoll)
+	defer look.Stop()
+	for alive := true; alive; {
 		select {
-		case <-time.After(overtakenPoll):
+		case <-look.C:
+			s, _ := f.role.current()
+			alive = s == nil || !s.Leading() && (s.LeaderAddress() == "" || s.LeaderAddress() == address) || f.lives(ctx, address)
 		case <-answered:
-			<-ctx.Done()
-			return nil
+			return
 		case <-ctx.Done():
-			return nil
+			return
 		}
-		s, _ := f.role.current()
-		if s == nil || !s.Leading() && (s.LeaderAddress() == "" || s.LeaderAddress() == address) || f.lives(ctx, address) {
-			continue
-		}
-		return fault.New(fault.Unavailable, "the server at %s, which led, does not answer, and another one leads now", address).
-			WithHint("try again; what the call was to do may be done: look before, where it is not the same when done twice")
+	}
+	select {
+	case <-answered:
+	default:
+		cancel(fault.New(fault.Unavailable, "the server at %s, which led, does not answer, and another one leads now", address).
+			WithHint("try again; it may have done what was asked: look first, if that must not be done twice"))
 	}
 }
 
@@ -442,7 +445,8 @@ func (f *front) stranger(ctx context.Context, node string) error {
 	return fault.New(fault.Unavailable, "node %q is not known here, and this server does not lead", node).WithHint("try another server")
 }
 
-const newcomerPatience = 2 * time.Second
+// newcomerPatience is shorter than a node waits for the first answer to its session.
+const newcomerPatience = time.Second
 
 func (f *front) known(c identity.Caller) (identity.Role, bool) {
 	if s, _ := f.role.current(); s != nil {
