@@ -20,7 +20,7 @@
 // # What can go wrong
 //
 //	links       Lab.Cut, CutOneWay, Partition, Lose, Heal · Node.Isolate, Mute, Deafen, Lose, Delay, Flap, Heal
-//	the cable   Node.Unplug, Plug: the interface is gone, with its addresses
+//	the cable   Node.Unplug, Plug: the interface is gone, with its addresses · Node.Readdress: it has another
 //	the daemon  Node.KillDaemon, StopDaemon, StartDaemon, PauseDaemon, ResumeDaemon
 //	the machine Node.Freeze, Thaw (as a paused virtual machine) · PowerOff, PowerOn, Reboot · Wipe, Rejoin
 //	the disk    Node.FillDisk, FreeDisk, StallDisk, ResumeDisk, SlowDisk, for machines with Shape.Disk · what was not

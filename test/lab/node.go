@@ -160,6 +160,17 @@ func (n *Node) Unplug(t testing.TB) {
 	run(t, time.Minute, "ip", "link", "del", n.name)
 }
 
+// Readdress gives a machine of a cluster, whose daemon does not run, another address, with which it is started next.
+func (n *Node) Readdress(t testing.TB) {
+	t.Helper()
+	old := n.addr
+	n.addr = fmt.Sprintf("198.18.%d.%d", n.lab.subnet, 200+n.index)
+	n.join = []string{"--advertise", n.addr}
+	n.Exec(t, "ip", "addr", "del", old+"/24", "dev", "eth0") // the default route goes with it
+	n.Exec(t, "ip", "addr", "add", n.addr+"/24", "dev", "eth0")
+	n.Exec(t, "ip", "route", "add", "default", "via", n.lab.gateway())
+}
+
 // firstChild returns the only child of a process.
 func firstChild(t testing.TB, pid int) int {
 	t.Helper()
