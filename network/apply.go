@@ -16,7 +16,11 @@ import (
 func (n *Network) Apply(_ context.Context, s State) (err error) {
 	n.applying.Lock()
 	defer n.applying.Unlock()
-	defer func(begun time.Time) { n.figures.apply(begun, err) }(time.Now())
+	defer func(begun time.Time) {
+		if n.figures.Applies.Since(begun); err != nil {
+			n.figures.Failed.Add(1)
+		}
+	}(time.Now())
 	peers := n.peers(s.Nodes)
 	if n.applied == nil {
 		return n.applyAnew(s, peers)

@@ -1,10 +1,6 @@
 package network
 
-import (
-	"time"
-
-	"github.com/gantryd/gantry/internal/tally"
-)
+import "github.com/gantryd/gantry/internal/tally"
 
 // Figures is what a network counts of its work.
 type Figures struct {
@@ -15,11 +11,3 @@ type Figures struct {
 
 // Figures are the network's own; they are live.
 func (n *Network) Figures() *Figures { return &n.figures }
-
-// apply counts a call of Apply.
-func (f *Figures) apply(begun time.Time, err error) {
-	f.Applies.Since(begun)
-	if err != nil {
-		f.Failed.Add(1)
-	}
-}
