@@ -56,7 +56,7 @@ func newFront(m *machine, role *serverRole, node http.Handler, images *peer.Exch
 	if images != nil {
 		f.blobs = images.Handler()
 	}
-	_, f.recovery = gantryv1connect.NewRecoveryServiceHandler(&recovery{role}, server.HandlerOptions()...)
+	_, f.recovery = gantryv1connect.NewRecoveryServiceHandler(&recovery{role}, server.AuditedOptions(role.d.Logger)...)
 	_, f.alone = gantryv1connect.NewSystemServiceHandler(&nodeSystem{front: f, local: role.local, version: role.d.Version}, server.HandlerOptions()...)
 	return f
 }
