@@ -37,6 +37,9 @@ type Options struct {
 	Peers *Peers
 	// Initial has "name=url" of every member of the cluster that a new member joins, itself included; empty for a new cluster.
 	Initial []string
+	// Existing says that a member has begun here before: if its state is not there, it is lost, and none is begun in its place unless
+	// the member joins others.
+	Existing bool
 	// Force makes a cluster of one out of what this member has, when the majority is lost for good.
 	Force bool
 }
@@ -105,6 +108,9 @@ func Start(ctx context.Context, o Options) (*Member, error) {
 
 // Open opens or makes the member and does not wait: until AwaitReady returns it can only tell what is on its own disk.
 func Open(o Options) (*Member, error) {
+	if err := o.lost(); err != nil {
+		return nil, err
+	}
 	reserved, err := o.room()
 	if err != nil {
 		return nil, err

@@ -67,11 +67,18 @@ func (m *Member) announce(ctx context.Context, p *Peers) error {
 }
 
 // AddLearner makes place for a member that will be at the URL. It has no vote until Promote. Asked again for the same URL,
-// it answers as before. initial is what the new member starts with.
-func (m *Member) AddLearner(ctx context.Context, name, peerURL string) (id string, initial []string, err error) {
+// it answers as before, unless the one at the URL has to begin anew: a member that has begun once and has lost its state has
+// acknowledged changes and given votes that it does not know of. initial is what the new member starts with.
+func (m *Member) AddLearner(ctx context.Context, name, peerURL string, anew bool) (id string, initial []string, err error) {
 	for _, x := range m.Members() {
-		if x.PeerURL == peerURL {
+		if x.PeerURL != peerURL {
+			continue
+		}
+		if !anew || x.Name == "" {
 			return x.ID, initialOf(m.Members(), x.ID, name), nil
+		}
+		if err := m.Remove(ctx, x.ID); err != nil {
+			return "", nil, err
 		}
 	}
 	resp, err := m.client.MemberAddAsLearner(ctx, []string{peerURL})
@@ -160,6 +167,9 @@ func memberFault(err error, format string, args ...any) error {
 		return nil
 	}
 	f := fault.Wrap(fault.Unavailable, err, format, args...)
+	if errors.Is(err, membership.ErrTooManyLearners) || errors.Is(err, rpctypes.ErrTooManyLearners) {
+		return f.WithHint("another server has no vote yet, and one is added at a time: gantry cluster status names it")
+	}
 	if errors.Is(err, etcderrors.ErrUnhealthy) || errors.Is(err, rpctypes.ErrUnhealthy) {
 		return f.WithHint("too few servers answer for this change: gantry cluster status")
 	}

@@ -88,7 +88,7 @@ func (r *rig) join(by *cluster.Member, name string) (*cluster.Member, cluster.Op
 	var id string
 	r.known.Store(name, true)
 	r.eventually("the member is added", func() (err error) {
-		id, o.Initial, err = by.AddLearner(r.t.Context(), name, o.Peers.Advertise)
+		id, o.Initial, err = by.AddLearner(r.t.Context(), name, o.Peers.Advertise, false)
 		return err
 	})
 	m := r.start(o)
@@ -139,7 +139,7 @@ func TestMembersComeAndGo(t *testing.T) {
 	a := r.start(r.options("a", identity.Server))
 	check(t, put(t.Context(), a, "k", "1"))
 	b, ob := r.join(a, "b")
-	if again, _, err := a.AddLearner(t.Context(), "b", ob.Peers.Advertise); err != nil || again != b.ID() {
+	if again, _, err := a.AddLearner(t.Context(), "b", ob.Peers.Advertise, false); err != nil || again != b.ID() {
 		t.Errorf("asked twice for one place: %s, %v", again, err)
 	}
 	if got := read(t, b, "k"); got != "1" {
@@ -165,13 +165,44 @@ func TestMembersComeAndGo(t *testing.T) {
 	check(t, put(t.Context(), b, "k", "2"))
 }
 
+// TestMemberWithoutItsState has a voter lose its state and come back as another member. As the one that it was it would know
+// nothing of what that has acknowledged, and raft would end it.
+func TestMemberWithoutItsState(t *testing.T) {
+	r := newRig(t)
+	a := r.start(r.options("a", identity.Server))
+	r.join(a, "b")
+	c, oc := r.join(a, "c")
+	for i := range 20 {
+		check(t, put(t.Context(), a, "k", fmt.Sprint(i)))
+	}
+	was := c.ID()
+	c.Stop()
+	check(t, os.RemoveAll(oc.Root))
+	var id string
+	r.eventually("it is added anew", func() (err error) {
+		id, oc.Initial, err = a.AddLearner(t.Context(), "c", oc.Peers.Advertise, true)
+		return err
+	})
+	if again, _, err := a.AddLearner(t.Context(), "c", oc.Peers.Advertise, true); err != nil || again != id || id == was {
+		t.Errorf("it was %s, is %s, and asked again %s, %v", was, id, again, err)
+	}
+	m := r.start(oc)
+	r.eventually("it has its vote", func() error { return a.Promote(t.Context(), id) })
+	if got := read(t, m, "k"); got != "19" {
+		t.Errorf("it has %q", got)
+	}
+	if got := a.Members(); len(got) != 3 {
+		t.Errorf("members: %+v", got)
+	}
+}
+
 func TestOnlyServersArePeers(t *testing.T) {
 	r := newRig(t)
 	a := r.start(r.options("a", identity.Server))
 	r.known.Store("n", true)
 	for name, role := range map[string]identity.Role{"n": identity.Node, "stranger": identity.Server} {
 		o := r.options(name, role)
-		id, initial, err := a.AddLearner(t.Context(), name, o.Peers.Advertise)
+		id, initial, err := a.AddLearner(t.Context(), name, o.Peers.Advertise, false)
 		check(t, err)
 		o.Initial = initial
 		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)

@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"go.etcd.io/etcd/api/v3/mvccpb"
 	"go.etcd.io/etcd/client/pkg/v3/fileutil"
@@ -17,6 +18,26 @@ import (
 	"github.com/gantryd/gantry/fault"
 	"github.com/gantryd/gantry/internal/boltcheck"
 )
+
+// Begun reports whether a member has begun under o.Root: then it has a log.
+func (o Options) Begun() (bool, error) {
+	files, err := os.ReadDir(filepath.Join(o.Root, "member", "wal"))
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return false, fault.Wrap(fault.Unavailable, err, "the state in %s cannot be read", o.Root).WithHint("look at the disk: dmesg; mount")
+	}
+	return slices.ContainsFunc(files, func(f os.DirEntry) bool { return filepath.Ext(f.Name()) == ".wal" }), nil
+}
+
+// lost is a fault if a member has begun here and has nothing left. etcd would begin another cluster, which knows of nothing: all
+// machines would remove what they run.
+func (o Options) lost() error {
+	begun, err := o.Begun()
+	if err != nil || begun || !o.Existing || len(o.Initial) > 0 {
+		return err
+	}
+	return fault.New(fault.Corrupt, "the state of this server in %s is gone; what runs goes on", o.Root).
+		WithHint("is the disk that it is on mounted? stop gantryd and put it back, or: gantry cluster restore BACKUP, here")
+}
 
 // preflight looks whether what a member has on disk can be opened: etcd panics on some damage, and on other damage it waits
 // for ever without a word.
@@ -64,8 +85,11 @@ func keyValue(key, value []byte) error {
 // missing end for a write that a crash has cut, and gives out its numbers again.
 func logged(dir string, applied uint64) error {
 	files, err := filepath.Glob(filepath.Join(dir, "*.wal")) // sorted, as they were written
-	if err != nil || len(files) == 0 || applied == 0 {
+	if err != nil || applied == 0 {
 		return err
+	}
+	if len(files) == 0 {
+		return fault.New(fault.Corrupt, "the log in %s is gone, while entry %d is applied already", dir, applied)
 	}
 	var readers []fileutil.FileReader
 	for _, name := range files {

@@ -58,3 +58,50 @@ func TestDamagedState(t *testing.T) {
 		t.Errorf("put back, the state has %q", got)
 	}
 }
+
+// TestNothingIsBegunInPlaceOfWhatIsLost has a member that has begun before start without its state, as when the disk that it is
+// on is not mounted: it is refused, and nothing is made that would be in the way when the state comes back.
+func TestNothingIsBegunInPlaceOfWhatIsLost(t *testing.T) {
+	o := alone(t)
+	m := startAlone(t, o)
+	check(t, put(t.Context(), m, "k", "kept"))
+	m.Stop()
+	o.Existing = true
+	away := o.Root + ".away"
+	refused := func(how string) {
+		t.Helper()
+		m, err := cluster.Open(o)
+		if err == nil {
+			m.Stop()
+		}
+		if !fault.Is(err, fault.Corrupt) || !strings.Contains(fault.HintOf(err), "gantry cluster restore") {
+			t.Errorf("%s: %v", how, err)
+		}
+	}
+	check(t, os.Rename(o.Root, away))
+	refused("without its directory")
+	if _, err := os.Stat(o.Root); err == nil {
+		t.Error("what is refused has made a directory")
+	}
+	check(t, os.Mkdir(o.Root, 0o700))
+	refused("with an empty one")
+	check(t, os.Remove(o.Root))
+	check(t, os.Rename(away, o.Root))
+	again := startAlone(t, o)
+	if got := read(t, again, "k"); got != "kept" {
+		t.Errorf("put back, the state has %q", got)
+	}
+}
+
+// TestLogIsGone has a table without its log, with which etcd would wait for ever.
+func TestLogIsGone(t *testing.T) {
+	o := stopped(t)
+	logs, err := filepath.Glob(filepath.Join(o.Root, "member", "wal", "*.wal"))
+	check(t, err)
+	for _, f := range logs {
+		check(t, os.Remove(f))
+	}
+	if !opens(t, o, "no log") {
+		t.Error("it starts without its log")
+	}
+}

@@ -1,10 +1,14 @@
 package daemon
 
 import (
+	"fmt"
 	"net/netip"
 	"os"
 	"path/filepath"
+	"sync"
 	"testing"
+
+	"google.golang.org/protobuf/proto"
 
 	gantryv1 "github.com/gantryd/gantry/api/gen/gantry/v1"
 	"github.com/gantryd/gantry/fault"
@@ -68,5 +72,29 @@ func TestANewAddressIsTold(t *testing.T) {
 	m.Record().Node.Address = "changed by a reader"
 	if m.Node().Address != "10.0.0.9" {
 		t.Error("a reader of the record has changed it")
+	}
+}
+
+// TestNoChangeOfTheRecordIsLost has what the leader tells of a machine come while the machine notes the member that it was given.
+func TestNoChangeOfTheRecordIsLost(t *testing.T) {
+	m := newMachine(t, Config{Root: t.TempDir(), Advertise: "10.0.0.1", Port: 7450})
+	own := m.Node()
+	var wg sync.WaitGroup
+	for i := range 20 {
+		told := proto.Clone(own).(*gantryv1.Node)
+		told.Member = fmt.Sprint("told ", i)
+		each := func(err error) {
+			if err != nil {
+				t.Error(err)
+			}
+		}
+		wg.Go(func() { each(m.heard(&gantryv1.NodeUpdate{Node: told})) })
+		wg.Go(func() {
+			each(m.update(func(r *gantryv1.MachineRecord) { r.Member, r.InitialCluster = fmt.Sprint(i), []string{fmt.Sprint(i)} }))
+		})
+		wg.Wait()
+		if r := m.Record(); r.Member != fmt.Sprint(i) || len(r.InitialCluster) != 1 || r.Node.Member != told.Member {
+			t.Fatalf("after round %d the machine has member %q, starts with %q and was told %q", i, r.Member, r.InitialCluster, r.Node.Member)
+		}
 	}
 }

@@ -319,14 +319,17 @@ func (r *serverRole) openStore(ctx context.Context, member *cluster.Member) (*st
 	}
 }
 
-// admit gets a member for a server that joins others.
+// admit gets a member for a server that joins others, or that has lost what it had as one of them. One that had nobody to have
+// it from is told so by cluster.Open.
 func (r *serverRole) admit(ctx context.Context) error {
 	rec := r.machine.Record()
-	if _, err := os.Stat(filepath.Join(r.stateDir(), "member")); err == nil && !r.ended || rec.Founding || len(r.machine.Servers()) == 0 {
-		return nil
+	begun, err := r.memberOptions().Begun()
+	if err != nil || begun && !r.ended || rec.Founding || rec.Recovering || len(r.machine.Servers()) == 0 {
+		return err
 	}
 	for {
-		resp, err := ask(ctx, r.servers, &gantryv1.AddMemberRequest{PeerUrl: r.d.peerURL()}, gantryv1connect.MachineServiceClient.AddMember)
+		req := &gantryv1.AddMemberRequest{PeerUrl: r.d.peerURL(), Empty: !begun}
+		resp, err := ask(ctx, r.servers, req, gantryv1connect.MachineServiceClient.AddMember)
 		if err == nil {
 			return r.begin(rec.Member, resp)
 		}
@@ -360,8 +363,11 @@ func (d *daemon) peerURL() string { return "https://" + d.at(peerPort) }
 func (r *serverRole) memberOptions() cluster.Options {
 	d, rec := r.d, r.machine.Record()
 	o := cluster.Options{
-		Root: r.stateDir(), Run: filepath.Join(d.Config.Run, "etcd"), Logger: d.Logger, Initial: rec.InitialCluster,
+		Root: r.stateDir(), Run: filepath.Join(d.Config.Run, "etcd"), Logger: d.Logger, Existing: !rec.Founding,
 		Force: rec.Recovering,
+	}
+	if len(r.machine.Servers()) > 0 && !rec.Recovering { // else there is nobody to join
+		o.Initial = rec.InitialCluster
 	}
 	if d.Advertise == "" {
 		return o

@@ -92,22 +92,39 @@ func (h *machineService) server(ctx context.Context) (*gantryv1.Node, error) {
 	return n, err
 }
 
+// ownMember is a fault if a member is that of another machine.
+func ownMember(r store.Reader, n *gantryv1.Node, id, peerURL string) error {
+	for _, o := range store.List[*gantryv1.Node](r, "") {
+		if o.Member == id && o.Meta.Key != n.Meta.Key {
+			return fault.New(fault.Conflict, "the member at %s is that of node %s", peerURL, o.Name).
+				WithHint("if that machine is gone: gantry node rm %s", o.Meta.Key)
+		}
+	}
+	return nil
+}
+
 // AddMember implements the API.
 func (h *machineService) AddMember(ctx context.Context, req *connect.Request[gantryv1.AddMemberRequest]) (*connect.Response[gantryv1.AddMemberResponse], error) {
 	n, err := h.server(ctx)
 	if err != nil {
 		return nil, err
 	}
-	id, initial, err := h.members.AddLearner(ctx, n.Meta.Key, req.Msg.PeerUrl)
+	m := req.Msg
+	for _, x := range h.members.Members() {
+		if err := ownMember(h.store.Snapshot(), n, x.ID, m.PeerUrl); x.PeerURL == m.PeerUrl && err != nil {
+			return nil, err
+		}
+	}
+	id, initial, err := h.members.AddLearner(ctx, n.Meta.Key, m.PeerUrl, m.Empty)
 	if err != nil {
 		return nil, err
 	}
+	if n.Member != "" && n.Member != id {
+		h.log.Warn("a server begins anew: the member that it was is gone", "node", n.Meta.Key, "name", n.Name, "was", n.Member, "is", id)
+	}
 	err = h.store.Update(ctx, func(tx *store.Tx) error {
-		for _, o := range store.List[*gantryv1.Node](tx, "") {
-			if o.Member == id && o.Meta.Key != n.Meta.Key {
-				return fault.New(fault.Conflict, "the member at %s is that of node %s", req.Msg.PeerUrl, o.Name).
-					WithHint("if that machine is gone: gantry node rm %s", o.Meta.Key)
-			}
+		if err := ownMember(tx, n, id, m.PeerUrl); err != nil {
+			return err
 		}
 		return store.Modify(tx, n.Meta.Key, func(o *gantryv1.Node) error { o.Member = id; return nil })
 	})

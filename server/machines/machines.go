@@ -32,7 +32,7 @@ type Members interface {
 	Members() []cluster.Info
 	// Answering are the IDs of the members that take part; nil where that is not known.
 	Answering() map[string]bool
-	AddLearner(ctx context.Context, name, peerURL string) (id string, initial []string, err error)
+	AddLearner(ctx context.Context, name, peerURL string, anew bool) (id string, initial []string, err error)
 	Promote(ctx context.Context, id string) error
 	Remove(ctx context.Context, id string) error
 	HandOver(ctx context.Context, to ...string) error
@@ -99,6 +99,10 @@ const (
 func Found(ctx context.Context, s *store.Store, sealer Sealer, c *gantryv1.Cluster, signer []byte, n *gantryv1.Node) error {
 	return s.Update(ctx, func(tx *store.Tx) error {
 		if _, ok := store.Get[*gantryv1.Cluster](tx, ClusterKey); !ok {
+			if len(signer) == 0 {
+				return fault.New(fault.Corrupt, "the state holds no cluster, and this machine belongs to one").
+					WithHint("put the state back from where it is, or: gantry cluster restore BACKUP, here")
+			}
 			sealed, err := sealer.Seal(signingKey, signer)
 			if err != nil {
 				return err

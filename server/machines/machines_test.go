@@ -39,7 +39,7 @@ func (c *council) ID() string                 { return "m1" }
 func (c *council) Leader() string             { return c.leader }
 func (c *council) Members() []cluster.Info    { return c.infos }
 func (c *council) Answering() map[string]bool { return c.answer }
-func (c *council) AddLearner(_ context.Context, name, url string) (string, []string, error) {
+func (c *council) AddLearner(_ context.Context, name, url string, _ bool) (string, []string, error) {
 	return cmp.Or(c.added, "m-"+name), []string{name + "=" + url}, nil
 }
 func (c *council) Promote(context.Context, string) error { return nil }
