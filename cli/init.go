@@ -3,7 +3,6 @@ package cli
 import (
 	"bufio"
 	"context"
-	"os"
 	"strings"
 	"time"
 
@@ -172,29 +171,10 @@ func (s *session) firstAnswer(ctx context.Context, c *client.Client, result *hos
 		select {
 		case <-time.After(50 * time.Millisecond):
 		case <-result.Exited:
-			return fault.New(fault.Unavailable, "gantryd ended at once%s", lastLines(result.Log)).WithHint("%s", logHint(result))
+			return result.Failure(ctx)
 		case <-ctx.Done():
-			return fault.New(fault.Timeout, "gantryd was started and does not answer at %s: %s", result.Listen, err).WithHint("%s", logHint(result))
+			return fault.New(fault.Timeout, "gantryd was started and does not answer at %s: %s%s", result.Listen, err, result.LastWords(ctx)).
+				WithHint("%s", result.Hint())
 		}
 	}
-}
-
-// lastLines gives the end of a log file for a message.
-func lastLines(path string) string {
-	data, err := os.ReadFile(path)
-	if err != nil {
-		return ""
-	}
-	lines := strings.Split(strings.TrimSpace(string(data)), "\n")
-	if len(lines) > 10 {
-		lines = lines[len(lines)-10:]
-	}
-	return "; its last words:\n" + strings.Join(lines, "\n")
-}
-
-func logHint(r *hostinit.Result) string {
-	if r.Systemd {
-		return r.Log
-	}
-	return "tail " + r.Log
 }

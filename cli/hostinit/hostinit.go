@@ -9,6 +9,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"os/exec"
@@ -38,6 +39,8 @@ type Options struct {
 	UnitDir, Systemd string
 	// Say tells of each step.
 	Say func(format string, args ...any)
+
+	joins bool // see Join
 }
 
 func (o *Options) defaults() {
@@ -76,8 +79,9 @@ func (o *Options) args() []string {
 type Result struct {
 	Listen, Log string
 	Systemd     bool
-	// Exited gives why a daemon in the background has ended; nil under systemd, which starts it again.
+	// Exited has an error when the daemon has ended and nobody starts it again; Failure says why.
 	Exited <-chan error
+	begun  int64 // where in the log this daemon begins
 }
 
 // Run installs and starts the daemon.
@@ -97,7 +101,7 @@ func Run(ctx context.Context, o Options) (*Result, error) {
 		if err := underSystemd(ctx, o, daemon); err != nil {
 			return nil, err
 		}
-		return &Result{Listen: o.Listen, Log: "journalctl -u gantryd", Systemd: true}, nil
+		return &Result{Listen: o.Listen, Log: "journalctl -u gantryd", Systemd: true, Exited: watchUnit(ctx)}, nil
 	}
 	return inBackground(o, daemon)
 }
@@ -153,11 +157,13 @@ func Unit(daemon string, o Options) string {
 	// Containers outlive the daemon, so only its own process may be killed. What is raised or lowered here
 	// is inherited by containers, so it holds limits that must not bind them and nothing that would favour them. When the
 	// machine goes down the daemon stops the containers, which takes their grace periods, and before what they need is gone:
-	// file systems and the network.
+	// file systems and the network. It is started again however often it ends, as it may while an address or a disk is missing
+	// (systemd gives up after five starts in ten seconds), unless it says by its exit status that no start can help.
 	return `[Unit]
 Description=Gantry: runs services from Compose files
 After=network-online.target local-fs.target remote-fs.target nftables.service
 Wants=network-online.target
+StartLimitIntervalSec=0
 
 [Service]
 Type=simple
@@ -205,13 +211,15 @@ func underSystemd(ctx context.Context, o Options, daemon string) error {
 		}
 		o.Say("wrote %s", path)
 	}
-	verb := []string{"enable", "--now", "gantryd"}
-	if err := run(ctx, "systemctl", verb...); err != nil {
-		return fault.Wrap(fault.KindOf(err), err, "gantryd cannot be started").WithHint("journalctl -u gantryd")
+	if err := run(ctx, "systemctl", "enable", "gantryd"); err != nil {
+		return err
 	}
-	if changed && len(old) > 0 {
-		// The containers stay; only the daemon is started anew.
-		return run(ctx, "systemctl", "restart", "gantryd")
+	verb := "start"
+	if o.joins || changed && len(old) > 0 {
+		verb = "restart" // one that runs has read another token, or other arguments; its containers stay
+	}
+	if err := run(ctx, "systemctl", verb, "gantryd"); err != nil {
+		return fault.Wrap(fault.KindOf(err), err, "gantryd cannot be started").WithHint("journalctl -u gantryd")
 	}
 	return nil
 }
@@ -227,6 +235,10 @@ func inBackground(o Options, daemon string) (*Result, error) {
 		return nil, fault.Wrap(fault.Denied, err, "the daemon's log cannot be opened")
 	}
 	defer out.Close()
+	begun, err := out.Seek(0, io.SeekEnd)
+	if err != nil {
+		return nil, fault.Wrap(fault.Unavailable, err, "the daemon's log cannot be read")
+	}
 	cmd := exec.Command(daemon, o.args()...)
 	cmd.Stdout, cmd.Stderr, cmd.Dir = out, out, "/"
 	detach(cmd)
@@ -237,7 +249,7 @@ func inBackground(o Options, daemon string) (*Result, error) {
 	exited := make(chan error, 1)
 	// The daemon outlives this program, so this wait normally ends with it and not before.
 	go func() { exited <- cmd.Wait() }()
-	return &Result{Listen: o.Listen, Log: log, Exited: exited}, nil
+	return &Result{Listen: o.Listen, Log: log, Exited: exited, begun: begun}, nil
 }
 
 func run(ctx context.Context, name string, args ...string) error {

@@ -20,9 +20,11 @@ func TestUnitQuotesWhatSystemdWouldRead(t *testing.T) {
 	}
 }
 
-// TestUnitGivesUpOnDamage names the exit code of a gantryd that refuses what is damaged: another start would say the same.
+// TestUnitGivesUpOnDamage names the exit code of a gantryd that refuses what is damaged, or that is refused: another start would
+// say the same. On nothing else it gives up.
 func TestUnitGivesUpOnDamage(t *testing.T) {
-	if unit := hostinit.Unit("/usr/bin/gantryd", hostinit.Options{}); !strings.Contains(unit, "\nRestartPreventExitStatus=78\n") {
+	unit := hostinit.Unit("/usr/bin/gantryd", hostinit.Options{})
+	if !strings.Contains(unit, "\nRestartPreventExitStatus=78\n") || !strings.Contains(unit, "\nStartLimitIntervalSec=0\n") {
 		t.Errorf("unit:\n%s", unit)
 	}
 }
@@ -41,7 +43,7 @@ func TestInBackground(t *testing.T) {
 	}
 	dir := t.TempDir()
 	daemon := filepath.Join(dir, "gantryd")
-	if err := os.WriteFile(daemon, []byte("#!/bin/sh\necho \"$@\"\necho no luck >&2\nexit 3\n"), 0o755); err != nil {
+	if err := os.WriteFile(daemon, []byte("#!/bin/sh\necho \"$@\"\necho gantryd: no luck >&2\necho hint: try >&2\nexit 3\n"), 0o755); err != nil {
 		t.Fatal(err)
 	}
 	result, err := hostinit.Run(t.Context(), hostinit.Options{
@@ -54,8 +56,11 @@ func TestInBackground(t *testing.T) {
 	if err := <-result.Exited; err == nil {
 		t.Error("the exit of the daemon is not told")
 	}
+	if err := result.Failure(t.Context()); err.Error() != "gantryd ended: no luck" || fault.HintOf(err) != "try" {
+		t.Errorf("failure: %v; hint: %s", err, fault.HintOf(err))
+	}
 	log, err := os.ReadFile(result.Log)
-	if err != nil || !strings.Contains(string(log), "--root "+dir+"/root --run "+dir+"/run --listen unix://"+dir+"/run/gantry.sock --group "+mine.Name+"\nno luck\n") {
+	if err != nil || !strings.Contains(string(log), "--root "+dir+"/root --run "+dir+"/run --listen unix://"+dir+"/run/gantry.sock --group "+mine.Name+"\ngantryd: no luck\nhint: try\n") {
 		t.Errorf("log %q, %v", log, err)
 	}
 }

@@ -51,6 +51,7 @@ func (o *Options) Join(server, advertise, token string, asServer bool, labels []
 	if err := os.WriteFile(file, []byte(token+"\n"), 0o600); err != nil {
 		return fault.Wrap(fault.Denied, err, "cannot write the token to %s", file).WithHint("run this as root")
 	}
+	o.joins = true
 	o.Extra = append(o.Extra, "--advertise", advertise, "--join", server, "--token-file", file)
 	for _, l := range labels {
 		o.Extra = append(o.Extra, "--label", l)

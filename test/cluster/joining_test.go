@@ -70,12 +70,13 @@ func TestJoining(t *testing.T) {
 
 	refused := func(why, line, want string) {
 		t.Helper()
+		began := time.Now()
 		got := setUp(t, node, line)
-		if got.Code == 0 || !strings.Contains(got.Stderr, want) || !strings.Contains(got.Stderr, "hint: ") {
+		if got.Code == 0 || !strings.Contains(got.Stderr, want) || !strings.Contains(got.Stderr, "\nhint: ") || time.Since(began) > patience {
 			t.Errorf("%s: exit %d\n%s%s", why, got.Code, got.Stdout, got.Stderr)
 		}
 	}
-	const invalid = "the token is not valid: it is unknown, has expired or was revoked"
+	invalid := "gantry: gantryd ended: cannot join the cluster at " + first.Address() + ":7450: the token is not valid: it is unknown, has expired or was revoked\nhint: make a new one"
 	revoked := printed(t, first, "cluster", "token", "create")
 	first.Gantry(t, "cluster", "token", "rm", strings.Split(revoked, "-")[4])
 	refused("a token that was revoked", revoked, invalid)
@@ -84,6 +85,9 @@ func TestJoining(t *testing.T) {
 	refused("a token that has expired", expired, invalid)
 	refused("a node's token for a server", line+" --server", "the token and --server do not agree")
 	refused("one that says that it is a server's", strings.Replace(line, "gantry-node-", "gantry-server-", 1)+" --server", invalid)
+	end := strings.LastIndex(line, "-") + 1
+	foreign := line[:end] + strings.Repeat("0", len(line)-end)
+	refused("a token of another cluster", foreign, "the server's root certificate is not the one that the token names")
 	fresh := printed(t, first, "cluster", "token", "rotate")
 	refused("a token from before the rotation", line, invalid)
 	awaitRoles(t, first, map[*lab.Node]string{first: "server"})
@@ -95,8 +99,31 @@ func TestJoining(t *testing.T) {
 	if got := setUp(t, server, line); got.Code != 0 || !strings.HasSuffix(line, " --server") {
 		t.Fatalf("%s: exit %d\n%s", line, got.Code, got.Stderr)
 	}
-	awaitRoles(t, first, map[*lab.Node]string{first: "server", node: "node", server: "server"})
+	all := map[*lab.Node]string{first: "server", node: "node", server: "server"}
+	awaitRoles(t, first, all)
+	refusalIsFinal(t, first, node, foreign)
+	awaitRoles(t, first, all)
 	removedServerIsRefused(t, server, first, node)
+}
+
+// patience of `gantry join` with a daemon that does not answer.
+const patience = time.Minute
+
+// refusalIsFinal has gantryd itself end with the status that keeps systemd from another start, unless the machine has joined
+// already: then its token does not matter any more.
+func refusalIsFinal(t *testing.T, first, node *lab.Node, line string) {
+	t.Helper()
+	token := filepath.Join(t.TempDir(), "token")
+	if err := os.WriteFile(token, []byte(line[strings.LastIndex(line, " ")+1:]), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	node.SetFlags("--advertise", node.Address(), "--join", first.Address()+":7450", "--token-file", token)
+	node.Reboot(t)
+	got := node.TryExec(filepath.Join(lab.Binaries(t), "gantryd"), "--root", t.TempDir(), "--run", t.TempDir(), "--group", "root",
+		"--advertise", node.Address(), "--join", first.Address()+":7450", "--token-file", token)
+	if got.Code != 78 || !strings.Contains(got.Stderr, "\ngantryd: cannot join the cluster at ") {
+		t.Errorf("gantryd with a token of another cluster: exit %d\n%s", got.Code, got.Stderr)
+	}
 }
 
 // removedServerIsRefused takes a server out, with the other machines as they are, and tries what a copy of its identity opens.
