@@ -85,7 +85,7 @@ func (m *machine) outlived(now time.Time) error {
 		return nil
 	}
 	hint := "on a server: gantry node rm --force " + m.Node().Name +
-		"; here: stop gantryd, keep what you need of ROOT/volumes, empty --root, and run gantry join"
+		"; here: systemctl disable --now gantryd, reboot, keep what you need of ROOT/volumes, empty --root, and run gantry join"
 	if m.isServer() {
 		hint = "if all servers were away for so long: gantry cluster recover, on one of them; the others, or this one if others lead: " + hint
 	}

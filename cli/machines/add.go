@@ -106,11 +106,11 @@ func (a *addition) run(ctx context.Context) error {
 func (a *addition) again(ctx context.Context, c *client.Client, cluster string, r *gantryv1.MachineRecord) error {
 	if id := r.GetCluster().GetId(); id != cluster {
 		return fault.New(fault.Conflict, "%s belongs to another cluster, %s", a.host, verb.Line("%s", id)).
-			WithHint("remove it there: gantry node rm; then stop gantryd on it and empty /var/lib/gantry")
+			WithHint("in that cluster: gantry node rm; then on it: systemctl disable --now gantryd, reboot, empty /var/lib/gantry")
 	}
 	n := r.GetNode()
 	if _, err := client.Call(ctx, c.Nodes.Get, &gantryv1.NodeRequest{Node: n.GetMeta().GetKey()}); fault.Is(err, fault.NotFound) {
-		return fault.New(fault.Conflict, "%s was removed from this cluster", a.host).WithHint("to have it back: stop gantryd on it, empty /var/lib/gantry and try again")
+		return fault.New(fault.Conflict, "%s was removed from this cluster", a.host).WithHint("to have it back: systemctl disable --now gantryd on it, reboot, empty /var/lib/gantry and try again")
 	}
 	if a.server && n.GetRole() != "server" {
 		return fault.New(fault.Conflict, "%s is a node of this cluster already, and no server", a.host).WithHint("gantry node promote %s", n.GetMeta().GetKey())

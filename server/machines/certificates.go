@@ -26,7 +26,7 @@ func examineCertificate(n *gantryv1.Node, st *gantryv1.NodeStatus, h Health) *ga
 	case left <= 0 && st.State != "ready":
 		f.Severity = "error"
 		f.Message = fmt.Sprintf("the certificate of node %s ended at %s while it was away: it cannot come back by itself", n.Name, end.Format(time.RFC3339))
-		f.Hint = "gantry node rm --force " + n.Name + "; there: stop gantryd, keep what you need of ROOT/volumes, empty --root, and run gantry join"
+		f.Hint = "gantry node rm --force " + n.Name + "; there: systemctl disable --now gantryd, reboot, keep what you need of ROOT/volumes, empty --root, and run gantry join"
 	case left < life/certificateWarning:
 		f.Message = fmt.Sprintf("the certificate of node %s ends at %s", n.Name, end.Format(time.RFC3339))
 		f.Hint = "it renews itself while it reaches a server; see the log of its gantryd"
