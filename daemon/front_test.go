@@ -3,6 +3,7 @@ package daemon
 import (
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"path"
@@ -120,4 +121,50 @@ func TestANodeSaysThatItReachesNoServer(t *testing.T) {
 	m.loseLeader()
 	says("since 20", "gantry cluster status, and gantry node ls (is "+m.Node().Name+" still")
 	says("Z reaches no server that leads", "the log of gantryd")
+}
+
+// overtaken has a server that leads pass a call on to one that it took for the leader before, and returns its answer.
+func overtaken(t *testing.T, r *rig, address string) string {
+	t.Helper()
+	w := httptest.NewRecorder()
+	r.front.pass(w, httptest.NewRequestWithContext(t.Context(), http.MethodPost, "/call", strings.NewReader("{}")), address, "")
+	return w.Body.String()
+}
+
+// TestACallToAFrozenLeaderEndsWhenAnotherLeads: the kernel of a frozen server takes connections, and nothing comes of them.
+func TestACallToAFrozenLeaderEndsWhenAnotherLeads(t *testing.T) {
+	r := newRig(t)
+	frozen, err := net.Listen("tcp", "127.0.0.1:0")
+	check(t, err)
+	defer frozen.Close()
+	if got := overtaken(t, r, frozen.Addr().String()); !strings.Contains(got, "another one leads now") {
+		t.Errorf("the call is answered %s", got)
+	}
+}
+
+// TestACallToALeaderThatLivesIsNotCutOff: one that leads no longer ends the calls that it has.
+func TestACallToALeaderThatLivesIsNotCutOff(t *testing.T) {
+	r := newRig(t)
+	asked := make(chan struct{}, 100)
+	s := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
+		if req.URL.Path != "/call" {
+			asked <- struct{}{}
+			w.WriteHeader(http.StatusNotFound)
+			return
+		}
+		for range 2 {
+			select {
+			case <-asked:
+			case <-req.Context().Done():
+				return
+			}
+		}
+		fmt.Fprint(w, "at last")
+	}))
+	s.TLS, s.EnableHTTP2 = keeper(t, r.ca, r.roots, aServer, identity.Server).ServerTLS(), true
+	s.StartTLS()
+	defer s.Close()
+	if got := overtaken(t, r, s.Listener.Addr().String()); got != "at last" {
+		t.Errorf("the call is answered %s", got)
+	}
 }
