@@ -609,6 +609,6 @@ func (s *serving) noLeader() error {
 			voters++
 		}
 	}
-	return fault.New(fault.Unavailable, "the cluster has no leader now: fewer than %d of its %d servers reach one another", voters/2+1, voters).
-		WithHint("gantry cluster status; what runs goes on running")
+	return fault.New(fault.Unavailable, "this server hears no leader: it is cut off, or fewer than %d of the %d servers reach one another", voters/2+1, voters).
+		WithHint("gantry cluster status, also on another server; what runs goes on running")
 }

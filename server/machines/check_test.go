@@ -14,6 +14,7 @@ import (
 	"connectrpc.com/connect"
 
 	gantryv1 "github.com/gantryd/gantry/api/gen/gantry/v1"
+	"github.com/gantryd/gantry/cluster"
 	"github.com/gantryd/gantry/cluster/identity"
 	"github.com/gantryd/gantry/fault"
 	"github.com/gantryd/gantry/store"
@@ -147,13 +148,21 @@ func TestAServerHasAMemberOfItsOwn(t *testing.T) {
 	add := func(n *gantryv1.Node, id string) error {
 		b.council.added = id
 		ctx := identity.WithCaller(t.Context(), identity.Caller{Node: n.Meta.Key})
-		_, err := (&machineService{b.API}).AddMember(ctx, connect.NewRequest(&gantryv1.AddMemberRequest{PeerUrl: "https://10.0.0.2:7451"}))
+		_, err := (&machineService{b.API}).AddMember(ctx, connect.NewRequest(&gantryv1.AddMemberRequest{PeerUrl: "https://10.0.0.2:7451", Empty: true}))
 		return err
 	}
 	check(t, add(nodes[0], "m2"))
 	check(t, add(nodes[0], "m2"))
 	if err := add(nodes[1], "m2"); !fault.Is(err, fault.Conflict) {
 		t.Errorf("another server was given the same member: %v", err)
+	}
+	b.council.infos, b.council.anew = append(b.council.infos, cluster.Info{ID: "m2", PeerURL: "https://10.0.0.2:7451"}), nil
+	if err := add(nodes[1], "m3"); !fault.Is(err, fault.Conflict) || len(b.council.anew) > 0 {
+		t.Errorf("another server had the member begin anew: %v, %v", err, b.council.anew)
+	}
+	check(t, add(nodes[0], "m3"))
+	if n, _ := store.Get[*gantryv1.Node](b.store.Snapshot(), nodes[0].Meta.Key); n.Member != "m3" || len(b.council.anew) != 1 {
+		t.Errorf("a server that lost its state has %q, anew %v", n.Member, b.council.anew)
 	}
 }
 

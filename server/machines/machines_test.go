@@ -30,7 +30,8 @@ type council struct {
 	infos   []cluster.Info
 	leader  string
 	removed []string
-	added   string // the ID of the next member; made of its name if empty
+	added   string   // the ID of the next member; made of its name if empty
+	anew    []string // URLs of members that were to begin anew
 	moved   bool
 	answer  map[string]bool
 }
@@ -39,7 +40,10 @@ func (c *council) ID() string                 { return "m1" }
 func (c *council) Leader() string             { return c.leader }
 func (c *council) Members() []cluster.Info    { return c.infos }
 func (c *council) Answering() map[string]bool { return c.answer }
-func (c *council) AddLearner(_ context.Context, name, url string, _ bool) (string, []string, error) {
+func (c *council) AddLearner(_ context.Context, name, url string, anew bool) (string, []string, error) {
+	if anew {
+		c.anew = append(c.anew, url)
+	}
 	return cmp.Or(c.added, "m-"+name), []string{name + "=" + url}, nil
 }
 func (c *council) Promote(context.Context, string) error { return nil }

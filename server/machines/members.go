@@ -3,17 +3,46 @@ package machines
 import (
 	"cmp"
 	"fmt"
+	"net/url"
+	"slices"
 
 	gantryv1 "github.com/gantryd/gantry/api/gen/gantry/v1"
+	"github.com/gantryd/gantry/cluster"
 	"github.com/gantryd/gantry/cluster/identity"
 )
+
+// memberOf is the ID of a server's member: what its object says, or the one at its address that is no other machine's, as one is
+// that was added by a leader which could not note it any more. It is empty if there is none.
+func (a *API) memberOf(nodes []*gantryv1.Node, n *gantryv1.Node) string {
+	members := a.members.Members()
+	if n.Role != string(identity.Server) || slices.ContainsFunc(members, func(m cluster.Info) bool { return m.ID == n.Member }) {
+		return n.Member
+	}
+	for _, m := range members {
+		if u, err := url.Parse(m.PeerURL); err == nil && n.Address != "" && u.Hostname() == n.Address && !noted(nodes, m.ID) {
+			return m.ID
+		}
+	}
+	return n.Member
+}
+
+// noted reports whether a member is that of a machine as its object says.
+func noted(nodes []*gantryv1.Node, member string) bool {
+	return slices.ContainsFunc(nodes, func(n *gantryv1.Node) bool { return n.Member == member })
+}
+
+// stray reports whether there is a member with the ID and no machine that it could be of.
+func (a *API) stray(nodes []*gantryv1.Node, id string) bool {
+	return id != a.members.ID() && slices.ContainsFunc(a.members.Members(), func(m cluster.Info) bool { return m.ID == id }) &&
+		!slices.ContainsFunc(nodes, func(n *gantryv1.Node) bool { return a.memberOf(nodes, n) == id })
+}
 
 // memberStatus is what is known of each member. A member that does not take part is not reachable, however well its machine is.
 // Where it is not known who takes part, the machine's session stands for it.
 func (h *clusterService) memberStatus(nodes []*gantryv1.Node, status map[string]*gantryv1.NodeStatus) []*gantryv1.MemberStatus {
 	byMember := map[string]*gantryv1.Node{}
 	for _, n := range nodes {
-		byMember[n.Member] = n
+		byMember[h.memberOf(nodes, n)] = n
 	}
 	var out []*gantryv1.MemberStatus
 	answering := h.members.Answering()

@@ -2,13 +2,18 @@ package machines
 
 import (
 	"maps"
+	"path/filepath"
+	"slices"
 	"testing"
 
 	"connectrpc.com/connect"
 
 	gantryv1 "github.com/gantryd/gantry/api/gen/gantry/v1"
 	"github.com/gantryd/gantry/cluster"
+	"github.com/gantryd/gantry/fault"
+	"github.com/gantryd/gantry/internal/seal"
 	"github.com/gantryd/gantry/store"
+	"github.com/gantryd/gantry/store/storetest"
 )
 
 // TestWhoAnswers: a machine may be well and its member not; where only the sessions are known, they count.
@@ -45,5 +50,55 @@ func TestWhoAnswers(t *testing.T) {
 		if resp.Msg.Leader != "n1" {
 			t.Errorf("%s: %q leads", name, resp.Msg.Leader)
 		}
+	}
+}
+
+// TestMemberThatNobodyNoted: a leader that ends when it has added a member leaves it without a machine. It blocks every later
+// server, so that it is named as its machine, and goes with it; without a machine, it goes by its own ID.
+func TestMemberThatNobodyNoted(t *testing.T) {
+	b := newBench(t)
+	second, err := b.join(b.token("server", 0), "second", "10.0.0.2")
+	check(t, err)
+	b.council.infos = append(b.council.infos, cluster.Info{ID: "m2", PeerURL: "https://10.0.0.2:7451", Learner: true},
+		cluster.Info{ID: "m3", PeerURL: "https://10.0.0.3:7451", Learner: true})
+	resp, err := (&clusterService{b.API}).Status(t.Context(), connect.NewRequest(&gantryv1.ClusterStatusRequest{}))
+	check(t, err)
+	names := map[string]string{}
+	for _, m := range resp.Msg.Members {
+		names[m.Member] = m.Name
+	}
+	if want := map[string]string{"m1": "first", "m2": "second", "m3": ""}; !maps.Equal(names, want) {
+		t.Errorf("the members are called %v", names)
+	}
+	rm := func(name string, force bool) error {
+		_, err := (&nodeAdmin{b.API}).Remove(t.Context(), connect.NewRequest(&gantryv1.RemoveNodeRequest{Node: name, Force: force}))
+		return err
+	}
+	for _, name := range []string{"m1", "m2", "m4"} {
+		if err := rm(name, true); !fault.Is(err, fault.NotFound) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	if err := rm("m3", false); !fault.Is(err, fault.NotFound) {
+		t.Errorf("without force: %v", err)
+	}
+	check(t, rm("m3", true))
+	check(t, rm(second.Node.Meta.Key, true))
+	if want := []string{"m3", "m2"}; !slices.Equal(b.council.removed, want) {
+		t.Errorf("removed %v", b.council.removed)
+	}
+}
+
+// TestNothingIsFoundedWithoutItsKey: a machine that has founded its cluster before and finds none in the state has lost it.
+func TestNothingIsFoundedWithoutItsKey(t *testing.T) {
+	st := storetest.New(t)
+	sealer, err := seal.Open(filepath.Join(t.TempDir(), "key"), true)
+	check(t, err)
+	err = Found(t.Context(), st, sealer, &gantryv1.Cluster{Id: "c1"}, nil, &gantryv1.Node{Meta: store.NewMeta("n1"), Role: "server"})
+	if !fault.Is(err, fault.Corrupt) || fault.HintOf(err) == "" {
+		t.Errorf("founded: %v", err)
+	}
+	if _, ok := store.Get[*gantryv1.Cluster](st.Snapshot(), ClusterKey); ok {
+		t.Error("a cluster without a key was stored")
 	}
 }

@@ -200,22 +200,26 @@ func (h *nodeAdmin) resign(ctx context.Context, n *gantryv1.Node) error {
 	if servers <= 1 && n.Member == h.members.ID() {
 		return fault.New(fault.Conflict, "node %s is the only server", n.Name).WithHint("promote another first: gantry node promote NODE")
 	}
-	if n.Member == h.members.ID() {
+	member := h.memberOf(store.List[*gantryv1.Node](h.store.Snapshot(), ""), n)
+	if member == h.members.ID() {
 		if err := h.members.HandOver(ctx); err != nil {
 			return err
 		}
 		return fault.New(fault.Unavailable, "node %s was the leader and has handed over", n.Name).WithHint("try again")
 	}
-	if n.Member == "" {
+	if member == "" {
 		return nil
 	}
-	return h.members.Remove(ctx, n.Member)
+	return h.members.Remove(ctx, member)
 }
 
 // Remove implements the API.
 func (h *nodeAdmin) Remove(ctx context.Context, req *connect.Request[gantryv1.RemoveNodeRequest]) (*connect.Response[gantryv1.RemoveNodeResponse], error) {
 	snap := h.store.Snapshot()
 	n, err := Find(snap, req.Msg.Node)
+	if fault.Is(err, fault.NotFound) && req.Msg.Force && h.stray(store.List[*gantryv1.Node](snap, ""), req.Msg.Node) {
+		return respond(&gantryv1.RemoveNodeResponse{}, h.members.Remove(ctx, req.Msg.Node))
+	}
 	if err != nil {
 		return nil, err
 	}
