@@ -58,10 +58,10 @@ func awaitRoles(t *testing.T, by *lab.Node, want map[*lab.Node]string, lost ...*
 }
 
 // TestJoining sets machines up with the lines that init and token print, and holds real daemons against tokens that admit
-// nobody; then it removes a server, of whose disk somebody has a copy.
+// nobody; then it removes a node and a server, of whose disks somebody has copies.
 func TestJoining(t *testing.T) {
 	l := lab.Network(t)
-	first, node, server := l.AddNode(t, ""), l.AddNode(t, ""), l.AddNode(t, "")
+	first, node, server, spare := l.AddNode(t, ""), l.AddNode(t, ""), l.AddNode(t, ""), l.AddNode(t, "")
 	begun := setUp(t, first, "gantry init")
 	line := strings.TrimSpace(begun.Stdout)
 	if begun.Code != 0 || !strings.HasPrefix(line, "gantry join "+first.Address()+":7450 --token gantry-node-") {
@@ -92,18 +92,22 @@ func TestJoining(t *testing.T) {
 	refused("a token from before the rotation", line, invalid)
 	awaitRoles(t, first, map[*lab.Node]string{first: "server"})
 
-	if got := setUp(t, node, fresh); got.Code != 0 {
-		t.Fatalf("%s: exit %d\n%s", fresh, got.Code, got.Stderr)
+	for _, n := range []*lab.Node{node, spare} {
+		if got := setUp(t, n, fresh); got.Code != 0 {
+			t.Fatalf("%s: exit %d\n%s", fresh, got.Code, got.Stderr)
+		}
 	}
 	line = printed(t, first, "cluster", "token", "create", "--role", "server")
 	if got := setUp(t, server, line); got.Code != 0 || !strings.HasSuffix(line, " --server") {
 		t.Fatalf("%s: exit %d\n%s", line, got.Code, got.Stderr)
 	}
-	all := map[*lab.Node]string{first: "server", node: "node", server: "server"}
+	all := map[*lab.Node]string{first: "server", node: "node", server: "server", spare: "node"}
 	awaitRoles(t, first, all)
 	refusalIsFinal(t, first, node, foreign)
 	awaitRoles(t, first, all)
-	removedServerIsRefused(t, server, first, node)
+	instance := onEach(t, first, node)
+	removedNodeIsRefused(t, spare, first, server, node)
+	removedServerIsRefused(t, server, first, node, instance)
 }
 
 // patience of `gantry join` with a daemon that does not answer.
@@ -126,26 +130,64 @@ func refusalIsFinal(t *testing.T, first, node *lab.Node, line string) {
 	}
 }
 
-// removedServerIsRefused takes a server out, with the other machines as they are, and tries what a copy of its identity opens.
-func removedServerIsRefused(t *testing.T, gone, server, node *lab.Node) {
+// onEach runs an instance of an image with large parts on every machine, and returns the one of a node.
+func onEach(t *testing.T, server, node *lab.Node) string {
 	t.Helper()
-	dir := filepath.Join(t.TempDir(), "identity")
-	if err := os.CopyFS(dir, os.DirFS(filepath.Join(gone.Root(), "identity"))); err != nil {
-		t.Fatal(err)
+	server.Gantry(t, "image", "import", largeArchive(t, 32))
+	server.GantryIn(t, lab.Project(t, "name: on\nservices:\n  each:\n    image: "+largeImage+
+		"\n    command: sh -c 'while :; do echo goes on; sleep 1; done'\n    stop_grace_period: 0s\n    deploy: {mode: global}\n"), "up", "--timeout", "5m")
+	own := stolen(t, node, identity.Node).Node()
+	for _, view := range server.Instances(t) {
+		if view.Instance.Node == own {
+			return view.Instance.Meta.Key
+		}
 	}
-	thief, err := identity.OpenKeeper(dir)
-	if err != nil || thief.Role() != identity.Server {
-		t.Fatalf("what was stolen is of a %s: %v", thief.Role(), err)
+	t.Fatalf("nothing runs on %s", node.Name())
+	return ""
+}
+
+// remove takes a machine out and returns when that was done.
+func remove(t *testing.T, by, gone *lab.Node) time.Time {
+	t.Helper()
+	lab.Eventually(t, time.Minute, "it is removed", func() error { // a server not before it has been heard for some seconds
+		if got := by.Try("node", "rm", "--force", gone.Name()); got.Code != 0 {
+			return fmt.Errorf("%s", got.Stderr)
+		}
+		return nil
+	})
+	return time.Now()
+}
+
+// removedNodeIsRefused takes a node out and tries what a copy of its identity opens, and what it had open before: at the server
+// that leads, at one that does not, and at a node.
+func removedNodeIsRefused(t *testing.T, gone, leader, server, node *lab.Node) {
+	t.Helper()
+	thief, blob := stolen(t, gone, identity.Node), largeBlob(t, leader)
+	var open []*stream
+	var doors []locked
+	for _, n := range []*lab.Node{leader, server, node} {
+		open = append(open, openBlob(t, thief, n, blob))
+		doors = append(doors, locked{n, 7450, "/metrics"})
 	}
+	awaitOpen(t, open)
+	removed := remove(t, leader, gone)
+	awaitEnded(t, removed, open)
+	awaitRefused(t, thief, removed, doors...)
+}
+
+// removedServerIsRefused takes a server out, with the other machines as they are, and tries what a copy of its identity opens, and
+// what it had open before.
+func removedServerIsRefused(t *testing.T, gone, server, node *lab.Node, instance string) {
+	t.Helper()
+	thief := stolen(t, gone, identity.Server)
 	blob := peer.Path + "sha256:" + strings.Repeat("0", 64)
 	for _, want := range []struct {
-		of   *lab.Node
-		port int
-		path string
+		locked
 		code int
 	}{
-		{server, 7450, "/metrics", http.StatusOK}, {node, 7450, "/metrics", http.StatusOK}, {server, 7450, blob, http.StatusNotFound},
-		{server, 7451, "/members", http.StatusOK}, {server, 7451, "/raft", http.StatusMethodNotAllowed},
+		{locked{server, 7450, "/metrics"}, http.StatusOK}, {locked{node, 7450, "/metrics"}, http.StatusOK},
+		{locked{server, 7450, blob}, http.StatusNotFound},
+		{locked{server, 7451, "/members"}, http.StatusOK}, {locked{server, 7451, "/raft"}, http.StatusMethodNotAllowed},
 	} {
 		lab.Eventually(t, time.Minute, "a server is let in", func() error {
 			if code, text := knock(thief, want.of, want.port, want.path); code != want.code {
@@ -154,28 +196,15 @@ func removedServerIsRefused(t *testing.T, gone, server, node *lab.Node) {
 			return nil
 		})
 	}
-	lab.Eventually(t, time.Minute, "it is removed", func() error { // not before it has been heard for some seconds
-		if got := server.Try("node", "rm", "--force", gone.Name()); got.Code != 0 {
-			return fmt.Errorf("%s", got.Stderr)
-		}
-		return nil
-	})
-	for _, at := range []struct {
-		of   *lab.Node
-		port int
-		path string
-	}{
-		{server, 7450, "/metrics"}, {server, 7450, blob}, {server, 7451, "/members"}, {server, 7451, "/raft"}, {node, 7450, "/metrics"}, {node, 7450, blob},
-	} {
-		began := time.Now()
-		lab.Eventually(t, time.Minute, "it is refused", func() error {
-			if code, text := knock(thief, at.of, at.port, at.path); code != http.StatusForbidden && code != http.StatusServiceUnavailable {
-				return fmt.Errorf("%s at %d of %s: %d %s", at.path, at.port, at.of.Name(), code, text)
-			}
-			return nil
-		})
-		t.Logf("%s at %d of %s: refused within %s", at.path, at.port, at.of.Name(), time.Since(began).Round(time.Millisecond))
+	open := openAsServer(t, thief, server, node, instance)
+	for _, n := range []*lab.Node{server, node} {
+		open = append(open, openBlob(t, thief, n, largeBlob(t, server)))
 	}
+	awaitOpen(t, open)
+	removed := remove(t, server, gone)
+	awaitEnded(t, removed, open)
+	awaitRefused(t, thief, removed, locked{server, 7450, "/metrics"}, locked{server, 7450, blob}, locked{server, 7451, "/members"},
+		locked{server, 7451, "/raft"}, locked{node, 7450, "/metrics"}, locked{node, 7450, blob})
 	if err := session(thief, server); connect.CodeOf(err) != connect.CodePermissionDenied {
 		t.Errorf("a session of a machine that was removed: %v", err)
 	}
