@@ -66,7 +66,11 @@ const anywhere = "192.0.2.1:9"
 // tellJoin ends an init with the command for the next machine. A daemon answers before its state is served.
 func (s *session) tellJoin(ctx context.Context, o hostinit.Options, advertise string, timeout time.Duration) error {
 	if advertise == "" || advertise == "none" {
-		s.Say("this machine stands alone; for more than one: gantryd --advertise ADDRESS")
+		s.Say("this machine stands alone; for more than one: stop gantryd, then gantry init --advertise ADDRESS")
+		return nil
+	}
+	if o.PlainNode() {
+		s.Say("this machine is a node of a cluster; to add another, on a server: gantry cluster token create")
 		return nil
 	}
 	c, err := client.New(client.Options{Host: o.Socket()})

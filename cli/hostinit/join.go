@@ -1,6 +1,7 @@
 package hostinit
 
 import (
+	"encoding/json"
 	"net"
 	"os"
 	"path/filepath"
@@ -57,4 +58,11 @@ func (o *Options) Join(server, advertise, token string, asServer bool, labels []
 		o.Extra = append(o.Extra, "--label", l)
 	}
 	return nil
+}
+
+// PlainNode reports whether this machine belongs to a cluster and is no server of it.
+func (o *Options) PlainNode() bool {
+	var record struct{ Node struct{ Role string } }
+	text, err := os.ReadFile(filepath.Join(o.Root, "machine.json"))
+	return err == nil && json.Unmarshal(text, &record) == nil && record.Node.Role == "node"
 }
