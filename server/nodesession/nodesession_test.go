@@ -528,3 +528,61 @@ func TestWhatANodeDoesNotHaveIsForgotten(t *testing.T) {
 		return !there && len(store.List[*gantryv1.InstanceStatus](r, "")) == 0
 	})
 }
+
+// TestANodeIsHeardWhileARemovalIsStored: the state may hold a change up for seconds, in which the node is neither silent nor behind.
+func TestANodeIsHeardWhileARemovalIsStored(t *testing.T) {
+	w := newWorld(t)
+	defer w.lead()()
+	w.put(machine("n1"))
+	w.put(service("a", "web", "p/a/default")...)
+	w.put(instance("i1", "a", "web", "n1"), instance("i2", "a", "web", "n1"), instance("i3", "a", "web", "n1"))
+	one := w.join("n1")
+	one.until("its instances", func() bool { return len(one.here) == 3 })
+	leaving := instance("i1", "a", "web", "n1")
+	leaving.Desired = gantryv1.Instance_DESIRED_REMOVED
+	w.put(leaving)
+	one.until("that one is to go", func() bool { return one.here["i1"].Instance.Desired == gantryv1.Instance_DESIRED_REMOVED })
+	stalled, resume, ended := make(chan struct{}), make(chan struct{}), make(chan error, 1)
+	go func() {
+		ended <- w.store.Update(t.Context(), func(*store.Tx) error {
+			close(stalled)
+			<-resume
+			return nil
+		})
+	}()
+	<-stalled
+	one.box.Gone("i1")
+	one.runs("i2", "10.64.1.2")
+	w.watch("what came with the removal", func(r *store.ReadTx) bool { _, ok := store.Get[*gantryv1.InstanceStatus](r, "i2"); return ok })
+	one.runs("i3", "10.64.1.3")
+	w.watch("what came after the removal", func(r *store.ReadTx) bool { _, ok := store.Get[*gantryv1.InstanceStatus](r, "i3"); return ok })
+	close(resume)
+	if err := <-ended; err != nil {
+		t.Fatal(err)
+	}
+	w.watch("the removal", func(r *store.ReadTx) bool { _, ok := store.Get[*gantryv1.Instance](r, "i1"); return !ok })
+	one.runs("i2", "10.64.1.9")
+	w.watch("the same session", func(r *store.ReadTx) bool {
+		st, _ := store.Get[*gantryv1.InstanceStatus](r, "i2")
+		return st.GetAddress() == "10.64.1.9"
+	})
+	if n := w.hub.Sessions(); n != 1 {
+		t.Errorf("%d sessions", n)
+	}
+}
+
+// TestTheServerSaysAtOnceThatItHasTakenASession: before an update of everything, which takes its time.
+func TestTheServerSaysAtOnceThatItHasTakenASession(t *testing.T) {
+	w := newWorld(t)
+	defer w.lead()()
+	w.put(machine("n1"))
+	stream := gantryv1connect.NewNodeSessionServiceClient(w.http, w.url).Session(t.Context())
+	_ = stream.Send(&gantryv1.NodeReport{Hello: &gantryv1.NodeHello{Node: "n1"}}) // its error is what Receive says better
+	first, err := stream.Receive()
+	if err != nil || proto.Size(first) != 0 {
+		t.Fatalf("the first update is %v (%v)", first, err)
+	}
+	if second, err := stream.Receive(); err != nil || !second.Full {
+		t.Fatalf("the second update is %v (%v)", second, err)
+	}
+}
