@@ -82,6 +82,13 @@ func forgetPeak() {
 	_ = os.WriteFile("/proc/self/clear_refs", []byte("5"), 0o200)
 }
 
+// collections is how often Go has collected garbage: meanwhile everything takes longer.
+func collections() uint32 {
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	return m.NumGC
+}
+
 // quantile sorts durations.
 func quantile(d []time.Duration, q float64) float64 {
 	if len(d) == 0 {

@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"log/slog"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"net/netip"
@@ -12,6 +13,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"connectrpc.com/connect"
+	"golang.org/x/sync/errgroup"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/gantryd/gantry/agent/nodelink"
@@ -32,6 +35,8 @@ type simNode struct {
 	instances map[string]*gantryv1.InstanceStatus
 	used      map[uint32]bool
 	endpoints map[string]int // ready ones, by service
+	images    map[string]bool
+	fetched   chan string // digests of images that have come
 }
 
 // counters are what all nodes of a process have received.
@@ -53,6 +58,7 @@ func newSimNode(n int, delay time.Duration, count *counters, keeps bool) *simNod
 	return &simNode{
 		id: nodeID(n), subnet: subnetOf(n), delay: delay, out: nodelink.NewOutbox(), count: count, keeps: keeps,
 		instances: map[string]*gantryv1.InstanceStatus{}, used: map[uint32]bool{}, endpoints: map[string]int{},
+		images: map[string]bool{}, fetched: make(chan string, 16),
 	}
 }
 
@@ -62,10 +68,52 @@ func (n *simNode) run(ctx context.Context, address string) error {
 	protocols.SetUnencryptedHTTP2(true)
 	transport := &http.Transport{Protocols: protocols, DialContext: (&net.Dialer{Timeout: 10 * time.Second}).DialContext}
 	defer transport.CloseIdleConnections()
-	client := gantryv1connect.NewNodeSessionServiceClient(&http.Client{Transport: transport}, "http://"+address, n.options()...)
-	return nodelink.New(nodelink.Options{
-		Server: client, Hello: n.hello, Status: n.status, Take: n.take, Outbox: n.out, Logger: slog.New(slog.DiscardHandler),
-	}).Run(ctx)
+	client, base := &http.Client{Transport: transport}, "http://"+address
+	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error { return n.announce(ctx, gantryv1connect.NewNodeImageServiceClient(client, base)) })
+	group.Go(func() error {
+		return nodelink.New(nodelink.Options{
+			Server: gantryv1connect.NewNodeSessionServiceClient(client, base, n.options()...), Hello: n.hello, Status: n.status,
+			Take: n.take, Outbox: n.out, Logger: slog.New(slog.DiscardHandler),
+		}).Run(ctx)
+	})
+	return group.Wait()
+}
+
+// nodeHeader names the node that calls.
+const nodeHeader = "Simulated-Node"
+
+// Times of package engine/image/peer.
+const (
+	announceEvery = 15 * time.Second
+	announceRetry = time.Second
+)
+
+// announce tells the tracker of images what a real node would: all at the beginning, each image once it is here, and now and
+// then that the node is there.
+func (n *simNode) announce(ctx context.Context, tracker gantryv1connect.NodeImageServiceClient) error {
+	req := &gantryv1.AnnounceRequest{Boot: n.id, Full: true}
+	next := time.NewTimer(0)
+	defer next.Stop()
+	beat := rand.N(announceEvery) // machines start at times of their own
+	for {
+		select {
+		case digest := <-n.fetched:
+			req.Have, req.Images = append(req.Have, digest), append(req.Images, digest)
+		case <-next.C:
+		case <-ctx.Done():
+			return nil
+		}
+		call := connect.NewRequest(req)
+		call.Header().Set(nodeHeader, n.id)
+		if _, err := tracker.Announce(ctx, call); err != nil {
+			next.Reset(announceRetry)
+			continue
+		}
+		req = &gantryv1.AnnounceRequest{Boot: n.id}
+		next.Reset(beat)
+		beat = announceEvery
+	}
 }
 
 func (n *simNode) hello() *gantryv1.NodeReport {
@@ -111,6 +159,7 @@ func (n *simNode) take(_ context.Context, u *gantryv1.NodeUpdate) {
 		case !known:
 			n.set(&gantryv1.InstanceStatus{Meta: &gantryv1.Meta{Key: id}, Phase: gantryv1.InstanceStatus_PHASE_PENDING})
 			start = append(start, id)
+			n.fetch(as.Spec.GetImageDigest())
 		}
 	}
 	stop = append(stop, u.Unassigned...)
@@ -124,6 +173,15 @@ func (n *simNode) take(_ context.Context, u *gantryv1.NodeUpdate) {
 	n.after(n.delay/4, start, n.created)
 	n.after(n.delay, start, n.running)
 	n.after(n.delay/4, stop, n.gone)
+}
+
+// fetch notes that an image is here; mu is held.
+func (n *simNode) fetch(digest string) {
+	if digest == "" || n.images[digest] {
+		return
+	}
+	n.images[digest] = true
+	n.fetched <- digest
 }
 
 func (n *simNode) after(d time.Duration, ids []string, do func(id string)) {

@@ -6,6 +6,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"os"
+	"slices"
 	"time"
 
 	"connectrpc.com/connect"
@@ -116,8 +117,11 @@ func (p *platform) quiet(ctx context.Context, o options) ([]line, error) {
 		cores = (cpuTime() - cpu).Seconds() / time.Since(began).Seconds()
 		return nil
 	})
+	f := p.copies.Figures()
+	note := fmt.Sprintf("%d nodes have told of the image; %d images lack copies, %d copies were tried", len(p.tracker.Keepers(digestOf("sim:1"))),
+		f.Lacking.Value(), f.Made.Value()+f.Failed.Value())
 	return []line{
-		{what: "steady state of the server", value: cores, unit: "cores", goal: 0.3, must: true},
+		{what: "steady state of the server", value: cores, unit: "cores", goal: 0.3, must: true, note: note},
 		{what: "server's memory then", value: memory("VmRSS"), unit: "MiB", goal: 2048},
 	}, err
 }
@@ -126,6 +130,7 @@ func (p *platform) quiet(ctx context.Context, o options) ([]line, error) {
 func (p *platform) answers(ctx context.Context, o options) ([]line, error) {
 	metrics := observe.New()
 	metrics.State(p.store)
+	metrics.Etcd()
 	scrape := observe.Handler(func() []*observe.Metrics { return []*observe.Metrics{metrics} })
 	var lines []line
 	for _, call := range []struct {
@@ -179,6 +184,7 @@ const answerRounds = 9
 // latency is from a request for one more instance until it has a node.
 func (p *platform) latency(ctx context.Context, o options) ([]line, error) {
 	var took []time.Duration
+	collected := collections()
 	err := o.profiled("latency", func() error {
 		for n := range o.rounds {
 			d, err := p.createOne(ctx, fmt.Sprintf("one%d", n))
@@ -192,10 +198,11 @@ func (p *platform) latency(ctx context.Context, o options) ([]line, error) {
 	if err != nil {
 		return nil, err
 	}
+	note := fmt.Sprintf("of %d, the slowest %.1f ms; Go collected garbage %d times meanwhile", len(took), ms(slices.Max(took)), collections()-collected)
 	what := fmt.Sprintf("create a service → instance assigned, %d nodes, %d instances", o.nodes, o.instances)
 	return []line{
 		{what: what + ", p50", value: quantile(took, 0.5), unit: "ms", goal: 10},
-		{what: what + ", p99", value: quantile(took, 0.99), unit: "ms", goal: 25},
+		{what: what + ", p99", value: quantile(took, 0.99), unit: "ms", goal: 25, note: note},
 	}, nil
 }
 
@@ -341,8 +348,10 @@ func latencyAt(ctx context.Context, o options) ([]line, error) {
 	if err := p.watch.await(ctx, "all instances to run", func(w *watcher) bool { return w.running >= o.instances }); err != nil {
 		return nil, err
 	}
-	if _, err := p.spread(ctx, o); err != nil {
-		return nil, err
+	for _, settle := range []func(context.Context, options) ([]line, error){p.spread, p.quiet} { // the row is of an idle cluster
+		if _, err := settle(ctx, o); err != nil {
+			return nil, err
+		}
 	}
 	return p.latency(ctx, o)
 }
