@@ -8,6 +8,7 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -171,8 +172,8 @@ func (tr *trial) missRenewal(t *testing.T, by *lab.Node, cut []*lab.Node, life t
 	awaitRenewed(t, by, certificates(t, tr.Nodes()), life)
 }
 
-// TestCertificateEndsInPartition cuts a node and a server off for longer than their certificates are good: they are refused, are
-// told how they come back, and come back so.
+// TestCertificateEndsInPartition cuts a node and a server off for longer than their certificates are good: it is said before they
+// end, and the two are refused, are told how they come back, and come back so.
 func TestCertificateEndsInPartition(t *testing.T) {
 	heavy(t)
 	tr := begin(t, lab.Shape{Servers: 3, Nodes: 1})
@@ -188,6 +189,10 @@ func TestCertificateEndsInPartition(t *testing.T) {
 	for n := range away {
 		running[n] = len(ids(n))
 		n.Isolate(t)
+	}
+	soonest := slices.SortedFunc(maps.Keys(away), func(a, b *lab.Node) int { return fresh[a].NotAfter.Compare(fresh[b].NotAfter) })
+	for _, n := range soonest {
+		awaitFinding(t, by, n, "the certificate of node "+n.Name(), " ends at ")
 	}
 	for n := range away {
 		time.Sleep(time.Until(fresh[n].NotAfter.Add(2 * time.Second)))

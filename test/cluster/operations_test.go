@@ -3,6 +3,7 @@ package cluster_test
 import (
 	"context"
 	"fmt"
+	"net/http"
 	"os"
 	"path/filepath"
 	"slices"
@@ -14,6 +15,7 @@ import (
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	gantryv1 "github.com/gantryd/gantry/api/gen/gantry/v1"
+	"github.com/gantryd/gantry/cluster/identity"
 	"github.com/gantryd/gantry/test/lab"
 )
 
@@ -152,8 +154,15 @@ func TestRemovedNode(t *testing.T) {
 	tr := begin(t, lab.Shape{Servers: 1, Nodes: 1})
 	tr.up(t, "web", 4)
 	gone := tr.Node(1)
-	removed := time.Now()
-	tr.Node(0).Gantry(t, "node", "rm", "--force", gone.Name())
+	thief := stolen(t, gone, identity.Node)
+	if code, text := knock(thief, tr.Node(0), 7450, "/metrics"); code != http.StatusOK {
+		t.Errorf("a node is answered %d %s", code, text)
+	}
+	removed := remove(t, tr.Node(0), gone)
+	awaitRefused(t, thief, removed, locked{tr.Node(0), 7450, "/metrics"})
+	if err := session(thief, tr.Node(0)); connect.CodeOf(err) != connect.CodePermissionDenied {
+		t.Errorf("a session of a node that was removed: %v", err)
+	}
 	lab.Eventually(t, time.Minute, "the removed node runs nothing", func() error {
 		if got := ids(gone); len(got) > 0 {
 			return fmt.Errorf("it runs %d instances", len(got))

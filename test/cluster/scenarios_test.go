@@ -2,9 +2,11 @@ package cluster_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -289,24 +291,58 @@ func TestStalledDisk(t *testing.T) {
 	tr.settle(t)
 }
 
-// TestWrongClocks sets the clock of a follower, then of the leader, an hour ahead and an hour back.
+// TestWrongClocks sets the clock of a follower, then of the leader, an hour ahead while it goes on, and an hour back before it is
+// killed and comes back.
 func TestWrongClocks(t *testing.T) {
 	heavy(t)
 	tr := begin(t, three)
 	tr.up(t, "web", 6)
-	for _, n := range []*lab.Node{tr.follower(t), tr.Leader(t)} {
+	for role, choose := range map[string]func() *lab.Node{
+		"a follower": func() *lab.Node { return tr.follower(t) }, "the leader": func() *lab.Node { return tr.Leader(t) },
+	} {
 		for _, offset := range []time.Duration{time.Hour, -time.Hour} {
+			n := choose()
+			by := tr.Except(n)[0]
 			n.SetClock(t, offset)
-			n.KillDaemon(t)
-			n.StartDaemon(t)
-			tr.AwaitNodes(t, 3)
-			tr.converge(t)
-			awaitFinding(t, tr.Except(n)[0], n, "the clock of node "+n.Name()+" is off by ")
+			if offset < 0 {
+				n.KillDaemon(t)
+				n.StartDaemon(t)
+				tr.AwaitNodes(t, 3)
+				tr.converge(t)
+			}
+			awaitFinding(t, by, n, "the clock of node "+n.Name()+" is off by ")
+			noOtherClock(t, by, n, offset)
+			t.Logf("%s, %s off: it is named, and %s leads", role, offset, tr.Leader(t).Name())
 			n.SetClock(t, 0)
 			tr.awaitWell(t)
 		}
 	}
 	tr.settle(t)
+}
+
+// noOtherClock waits until no other clock is named than the one that is wrong, and that one as ahead or behind as it is: one that
+// has just been set is heard machine after machine.
+func noOtherClock(t *testing.T, by, wrong *lab.Node, offset time.Duration) {
+	t.Helper()
+	lab.Eventually(t, time.Minute, "only the clock of "+wrong.Name()+" is named", func() error {
+		st, err := by.Status()
+		if err != nil {
+			return err
+		}
+		named := false
+		for _, f := range st.Findings {
+			if strings.Contains(f.Message, "clock") {
+				if f.Subject != wrong.Name() || strings.Contains(f.Message, "off by -") != (offset < 0) {
+					return errors.New(f.Message)
+				}
+				named = true
+			}
+		}
+		if !named {
+			return fmt.Errorf("findings %v", st.Findings)
+		}
+		return nil
+	})
 }
 
 // TestWrongClockAndAnotherLeader has a machine whose clock is an hour behind, before the day its certificate was made, look for
