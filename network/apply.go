@@ -36,7 +36,9 @@ func (n *Network) Apply(_ context.Context, s State) (err error) {
 		return err
 	}
 	n.ports.route(n.applied.ports)
-	err = errors.Join(n.meet(&n.applied.model), n.cut(staleFlows(c, &n.applied.model)))
+	stale := staleFlows(c, &n.applied.model)
+	n.lose(stale.left)
+	err = errors.Join(n.meet(&n.applied.model), n.cut(stale))
 	if n.applied.wasteful() {
 		n.applied.forget()
 	}
@@ -143,12 +145,12 @@ func (c changes) empty() bool {
 type flows struct {
 	gone  map[netip.Addr]bool // every flow of these containers
 	moved map[netip.Addr]bool // flows with containers they may not talk to any more
-	udp   map[netip.Addr]bool // datagrams translated to these: there is no connection to drain
+	left  map[netip.Addr]bool // datagrams translated to these, which a service has lost: there is no connection to drain
 	ports map[uint16]bool     // datagrams that reached these ports of the node before they were published
 	model *model
 }
 
-func (f flows) empty() bool { return len(f.gone)+len(f.moved)+len(f.udp)+len(f.ports) == 0 }
+func (f flows) empty() bool { return len(f.gone)+len(f.moved)+len(f.left)+len(f.ports) == 0 }
 
 // staleFlows lists what must not go on after changes that led to a model.
 func staleFlows(c changes, want *model) flows {
@@ -182,7 +184,7 @@ func noLonger[K comparable](f *flows, d delta[K, target]) {
 		}
 		for _, a := range was.backends {
 			if !now[a] && !f.gone[a] {
-				f.udp[a] = true
+				f.left[a] = true
 			}
 		}
 	}

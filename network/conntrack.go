@@ -8,8 +8,14 @@ import (
 	"github.com/vishvananda/netlink"
 )
 
+// selection says which tracked connections are to be forgotten, and whether IPv6 ones can be among them.
+type selection interface {
+	netlink.CustomConntrackFilter
+	has6() bool
+}
+
 // deleteFlows forgets tracked connections that match. The list is read once, however many containers are gone.
-func deleteFlows(h *netlink.Handle, f flows) error {
+func deleteFlows(h *netlink.Handle, f selection) error {
 	_, err := h.ConntrackDeleteFilters(netlink.ConntrackTable, netlink.FAMILY_V4, f)
 	if err != nil && !harmless(err) {
 		return err
@@ -40,8 +46,12 @@ func (f flows) MatchConntrackFlow(flow *netlink.ConntrackFlow) bool {
 	if flow.Forward.Protocol != protoUDP {
 		return false
 	}
-	translated := !flow.Forward.DstIP.Equal(flow.Reverse.SrcIP)
-	return translated && f.udp[to] || !translated && f.ports[flow.Forward.DstPort]
+	return translated(flow) && f.left[to] || !translated(flow) && f.ports[flow.Forward.DstPort]
+}
+
+// translated reports whether a flow went elsewhere than its sender said.
+func translated(flow *netlink.ConntrackFlow) bool {
+	return !flow.Forward.DstIP.Equal(flow.Reverse.SrcIP)
 }
 
 // allowed repeats what the table's rules would say of a new connection.

@@ -92,6 +92,8 @@ type Network struct {
 	applied  *builder        // the model that the kernel has; nil until the first Apply
 	met      *[]overlay.Peer // that the overlay has; nil before the first time
 	removed  bool            // by Cleanup: nobody may put the table back
+	lost     unanswered      // backends that a service has lost since unanswered connections were last looked for
+	losing   chan struct{}   // has one when there are such
 
 	figures Figures
 }
@@ -106,7 +108,7 @@ func Open(ctx context.Context, opts Options) (*Network, error) {
 		return nil, err
 	}
 	n := &Network{opts: opts, log: opts.Logger, group: groupOf(opts.Bridge), attached: map[string]*record{},
-		wake: make(chan struct{}, 1), segments: segment.New(), names: namesUnder(opts)}
+		wake: make(chan struct{}, 1), losing: make(chan struct{}, 1), lost: unanswered{}, segments: segment.New(), names: namesUnder(opts)}
 	for _, dir := range []string{n.names.netns, n.names.records} {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
 			return nil, fault.Wrap(fault.Unavailable, err, "make the network's directory")
@@ -213,6 +215,7 @@ func (n *Network) Run(ctx context.Context) error {
 	g.Go(func() error { return n.keepPool(ctx) })
 	g.Go(func() error { return n.watchTable(ctx) })
 	g.Go(func() error { return n.watchHost(ctx) })
+	g.Go(func() error { return n.moveUnanswered(ctx) })
 	if n.overlay != nil {
 		g.Go(func() error { return n.overlay.Run(ctx) })
 	}

@@ -7,10 +7,14 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 
 	gantryv1 "github.com/gantryd/gantry/api/gen/gantry/v1"
 )
@@ -140,6 +144,40 @@ func TestDatagramsMoveToAnotherInstanceAtOnce(t *testing.T) {
 	l.apply(nets, web, caller)
 	if who, _, err := askUDP(conn); who != "b" {
 		t.Fatalf("the same socket is answered by %q, %v", who, err)
+	}
+}
+
+func TestConnectionsThatNobodyHasAnsweredMoveToAnotherInstance(t *testing.T) {
+	l := newLab(t)
+	a, b, client := l.container("a"), l.container("b"), l.container("client")
+	a.serve(80)
+	b.serve(80)
+	must(t, do(t, a.ns, func() error { // as one whose machine is dead
+		return netlink.RouteAdd(&netlink.Route{Type: unix.RTN_BLACKHOLE, Dst: netlink.NewIPNet(client.IPv4.AsSlice())})
+	}))
+	nets := []*gantryv1.Network{network("prod/shop/front", 1, false)}
+	caller := service("prod", "client", "", []string{"front"}, client)
+	web := service("prod", "web", "10.96.0.1", []string{"front"}, a, b)
+	web.Endpoints[1].Ready = false
+	l.apply(nets, web, caller)
+	var who string
+	connected := make(chan error, 1)
+	go func() {
+		connected <- do(t, client.ns, func() (err error) {
+			who, _, err = ask(net.DialTimeout("tcp", "10.96.0.1:80", 20*time.Second))
+			return err
+		})
+	}()
+	await(t, "the connection is on its way", func() bool {
+		all, err := netlink.ConntrackTableList(netlink.ConntrackTable, netlink.FAMILY_V4)
+		must(t, err)
+		return slices.ContainsFunc(all, unanswered{a.IPv4: true}.MatchConntrackFlow)
+	})
+	web = service("prod", "web", "10.96.0.1", []string{"front"}, a, b)
+	web.Endpoints[0].Ready = false
+	l.apply(nets, web, caller)
+	if err := <-connected; err != nil || who != "b" {
+		t.Fatalf("answered by %q, %v", who, err)
 	}
 }
 
