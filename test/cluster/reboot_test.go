@@ -67,3 +67,37 @@ func (tr *trial) rebootAlone(t *testing.T, node *lab.Node) map[string]bool {
 	}
 	return before
 }
+
+// TestNodeRebootsBesideFrozenLeader has a node come back from a power cut when what it ran has been made again elsewhere, and the
+// server that it asks first takes connections and never answers. It learns from another that its instances are replaced before
+// it starts them by its own records.
+func TestNodeRebootsBesideFrozenLeader(t *testing.T) {
+	heavy(t)
+	tr := begin(t, lab.Shape{Servers: 3, Nodes: 1})
+	tr.up(t, "web", 8)
+	node, leader := tr.Node(3), tr.Leader(t)
+	before := ids(node)
+	if len(before) == 0 {
+		t.Fatalf("nothing runs on %s", node.Name())
+	}
+	leader.PauseDaemon(t)
+	node.PowerOff(t)
+	tr.awaitRunning(t, tr.want["web"], tr.Except(leader, node)...)
+	node.PowerOnly(t)
+	began := time.Now()
+	node.StartDaemon(t)
+	lab.Eventually(t, time.Minute, "a session of the node", func() error {
+		if _, err := node.TryInstances(); err == nil || !strings.Contains(err.Error(), "servers answer at") {
+			return fmt.Errorf("it says %v", err)
+		}
+		return nil
+	})
+	within(t, "the node has a session: after its daemon was started", time.Since(began), 0, 6*time.Second)
+	for id := range ids(node) {
+		if before[id] {
+			t.Errorf("%s runs %s again, which was replaced", node.Name(), id)
+		}
+	}
+	leader.ResumeDaemon(t)
+	tr.settle(t)
+}
