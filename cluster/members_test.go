@@ -477,12 +477,17 @@ func TestRestore(t *testing.T) {
 	text[len(text)/2] ^= 1
 	bad := file + ".bad"
 	check(t, os.WriteFile(bad, text, 0o600))
-	if _, err := cluster.Restore(o, bad); !fault.Is(err, fault.Corrupt) {
+	if err := cluster.Restore(o, bad, []byte("key")); !fault.Is(err, fault.Corrupt) {
 		t.Fatalf("a flipped bit: %v", err)
 	}
 
-	kept, err := cluster.Restore(o, file)
+	check(t, cluster.Restore(o, file, []byte("key")))
+	noted := ""
+	kept, err := cluster.Finish(o, func(note []byte) error { noted = string(note); return nil })
 	check(t, err)
+	if noted != "key" {
+		t.Errorf("what was noted is %q", noted)
+	}
 	if _, err := os.Stat(filepath.Join(kept, "member")); err != nil {
 		t.Errorf("the state before is not kept: %v", err)
 	}

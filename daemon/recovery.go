@@ -129,10 +129,11 @@ func (h *recovery) Restore(ctx context.Context, stream *connect.ClientStream[gan
 	}
 	var kept string
 	err = h.role.interrupt(ctx, func(o cluster.Options) error {
-		if kept, err = cluster.Restore(o, file); err != nil {
+		if err := cluster.Restore(o, file, head.SecretsKey); err != nil {
 			return err
 		}
-		return h.role.adopt(head)
+		kept, err = cluster.Finish(o, h.role.adopt)
+		return err
 	})
 	if err != nil {
 		return nil, err
@@ -182,15 +183,15 @@ func whole(f *os.File) error {
 	return nil
 }
 
-// adopt takes over the key of a restored state; the old one, if it differs, is kept beside it.
-func (r *serverRole) adopt(head *gantryv1.BackupChunk) error {
+// adopt takes over the key of the secrets of a restored state; the old one, if it differs, is kept beside it.
+func (r *serverRole) adopt(key []byte) error {
 	path := filepath.Join(r.d.Root, sealFile)
-	if old, err := os.ReadFile(path); err == nil && string(old) != string(head.SecretsKey) {
+	if old, err := os.ReadFile(path); err == nil && string(old) != string(key) {
 		if err := os.Rename(path, path+".before-restore"); err != nil {
 			return fault.Wrap(fault.Unavailable, err, "cannot put the present key of the secrets aside")
 		}
 	}
-	if err := seal.Import(path, head.SecretsKey); err != nil {
+	if err := seal.Import(path, key); err != nil {
 		return err
 	}
 	if err := os.Remove(filepath.Join(r.d.Root, foundingFile)); err != nil && !errors.Is(err, os.ErrNotExist) {

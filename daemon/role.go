@@ -247,7 +247,13 @@ func (r *serverRole) awaitDemotion(ctx context.Context) error {
 // forget removes the state of a former server: with its member gone, it could never be used again. A machine that waits for
 // its certificate as a server has none yet.
 func (r *serverRole) forget() error {
-	if _, err := os.Stat(r.stateDir()); r.machine.isServer() || errors.Is(err, os.ErrNotExist) {
+	if r.machine.isServer() {
+		return nil
+	}
+	if err := cluster.GiveUp(r.memberOptions()); err != nil {
+		return err
+	}
+	if _, err := os.Stat(r.stateDir()); errors.Is(err, os.ErrNotExist) {
 		return nil
 	}
 	if err := os.RemoveAll(r.stateDir()); err != nil {
@@ -260,6 +266,13 @@ func (r *serverRole) stateDir() string { return filepath.Join(r.d.Root, "etcd") 
 
 // work starts the member and everything over it, and runs it.
 func (r *serverRole) work(ctx context.Context) (err error) {
+	kept, err := cluster.Finish(r.memberOptions(), r.adopt)
+	if err != nil {
+		return err
+	}
+	if kept != "" {
+		r.d.Logger.Warn("a restore that was interrupted is finished now", "kept", kept)
+	}
 	if err := r.admit(ctx); err != nil {
 		return err
 	}
