@@ -85,7 +85,7 @@ lab: deps-test build ## a shell beside a cluster of N machines (default 3) in ne
 	@go run ./test/lab/shell -n $(or $(N),3)
 
 faults: deps-test build ## daemons, machines, links, disks and clocks that fail, and versions side by side
-	FAULTS=1 go test -count 1 -v -p 1 -timeout 3h $(TESTFLAGS) ./test/cluster ./test/upgrade ./test/e2e ./test/network ./test/compose
+	FAULTS=1 go test -count 1 -v -p 1 -timeout 3h $(TESTFLAGS) ./test/cluster ./test/upgrade ./test/e2e ./test/network ./test/compose ./test/demo
 
 chaos: deps-test build ## random faults for MINUTES (default 30); SEED repeats a sequence
 	FAULTS=1 SEED=$(SEED) MINUTES=$(or $(MINUTES),30) go test -count 1 -v -timeout 24h -run TestChaos $(TESTFLAGS) ./test/cluster
