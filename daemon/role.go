@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"connectrpc.com/connect"
@@ -256,10 +257,19 @@ func (r *serverRole) forget() error {
 	if _, err := os.Stat(r.stateDir()); errors.Is(err, os.ErrNotExist) {
 		return nil
 	}
-	if err := os.RemoveAll(r.stateDir()); err != nil {
+	if err := removeTree(r.stateDir()); err != nil {
 		return fault.Wrap(fault.Unavailable, err, "cannot remove the state that this machine held as a server")
 	}
 	return r.machine.update(func(m *gantryv1.MachineRecord) { m.Member, m.InitialCluster = "", nil })
+}
+
+// removeTree removes a directory with all that is in it. Of one that is a mount the directory itself stays.
+func removeTree(dir string) error {
+	err := os.RemoveAll(dir)
+	if errors.Is(err, syscall.EBUSY) {
+		return nil
+	}
+	return err
 }
 
 func (r *serverRole) stateDir() string { return filepath.Join(r.d.Root, "etcd") }
@@ -362,7 +372,7 @@ func (r *serverRole) admit(ctx context.Context) error {
 func (r *serverRole) begin(had string, resp *gantryv1.AddMemberResponse) error {
 	r.ended = false
 	if resp.Member != had {
-		if err := os.RemoveAll(r.stateDir()); err != nil {
+		if err := removeTree(r.stateDir()); err != nil {
 			return fault.Wrap(fault.Unavailable, err, "cannot remove the state of a member that the others have removed")
 		}
 	}

@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"syscall"
 	"testing"
 
 	gantryv1 "github.com/gantryd/gantry/api/gen/gantry/v1"
@@ -75,5 +76,22 @@ func TestAStartFinishesARestore(t *testing.T) {
 	}
 	if begun, err := o.Begun(); err != nil || !begun {
 		t.Errorf("the restored state is not in place: %v", err)
+	}
+}
+
+// TestStateOnAMount gives another member to a server whose state is on a disk of its own.
+func TestStateOnAMount(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("mounts a file system: needs root")
+	}
+	r := founded(t)
+	old := filepath.Join(r.stateDir(), "member", "wal", "0.wal")
+	check(t, os.MkdirAll(filepath.Dir(old), 0o700))
+	check(t, syscall.Mount(r.stateDir(), r.stateDir(), "", syscall.MS_BIND, ""))
+	t.Cleanup(func() { _ = syscall.Unmount(r.stateDir(), syscall.MNT_DETACH) })
+	check(t, os.WriteFile(old, nil, 0o600))
+	check(t, r.begin("old", &gantryv1.AddMemberResponse{Member: "new"}))
+	if begun, err := r.memberOptions().Begun(); err != nil || begun || r.machine.Record().Member != "new" {
+		t.Errorf("it is member %q, of the one before there is something: %v, %v", r.machine.Record().Member, begun, err)
 	}
 }
