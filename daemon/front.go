@@ -253,8 +253,7 @@ func (f *front) overtake(ctx context.Context, cancel context.CancelCauseFunc, ad
 	for alive := true; alive; {
 		select {
 		case <-look.C:
-			s, _ := f.role.current()
-			alive = s == nil || !s.Leading() && (s.LeaderAddress() == "" || s.LeaderAddress() == address) || f.lives(ctx, address)
+			alive = !f.anotherLeads(address) || f.lives(ctx, address)
 		case <-answered:
 			return
 		case <-ctx.Done():
@@ -267,6 +266,16 @@ func (f *front) overtake(ctx context.Context, cancel context.CancelCauseFunc, ad
 		cancel(fault.New(fault.Unavailable, "the server at %s, which led, does not answer, and another one leads now", address).
 			WithHint("try again; it may have done what was asked: look first, if that must not be done twice"))
 	}
+}
+
+// anotherLeads reports whether this server knows of a leader that is not at the address.
+func (f *front) anotherLeads(address string) bool {
+	s, _ := f.role.current()
+	if s == nil || s.Leading() {
+		return s != nil
+	}
+	leader := s.LeaderAddress()
+	return leader != "" && leader != address
 }
 
 // lives reports whether a server answers at all: one that leads no longer may still have calls to end.

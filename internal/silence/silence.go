@@ -10,7 +10,7 @@ import "time"
 type Times struct {
 	Suspect time.Duration // of a node's silence, after which it gets no new instances
 	Down    time.Duration // of a node's silence, after which its instances are made again elsewhere
-	// Beat is between two signs of life, of a node and of its server: three of them are lost before a node is suspect.
+	// Beat is between two signs of life, of a node and of its server: one may be lost, and the next late.
 	Beat time.Duration
 	// Patience is how long a node waits for a silent server before it looks for another.
 	Patience time.Duration
