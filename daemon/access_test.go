@@ -3,6 +3,7 @@ package daemon
 import (
 	"maps"
 	"path"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -17,6 +18,7 @@ import (
 	gantryv1 "github.com/gantryd/gantry/api/gen/gantry/v1"
 	"github.com/gantryd/gantry/cluster/identity"
 	"github.com/gantryd/gantry/engine/image/peer"
+	"github.com/gantryd/gantry/internal/atomicfile"
 	"github.com/gantryd/gantry/store"
 	"github.com/gantryd/gantry/test/hostile"
 )
@@ -80,9 +82,12 @@ func access() map[string][]string {
 
 // doors are the ways to the rig by who takes them, and the machine that it makes a caller.
 func (r *rig) doors() map[string]door {
-	other, _, _, err := identity.NewAuthority("other")
+	other, theirs, _, err := identity.NewAuthority("other")
 	check(r.t, err)
-	stranger := keeper(r.t, other, r.roots, aServer, identity.Server) // it believes us
+	_, roots := keeper(r.t, other, theirs, aServer, identity.Server).Files()
+	check(r.t, atomicfile.Write(roots, r.roots, 0o600)) // it believes us
+	stranger, err := identity.OpenKeeper(filepath.Dir(roots))
+	check(r.t, err)
 	server, node := r.as(aServer, identity.Server), r.as(aNode, identity.Node)
 	return map[string]door{
 		operator: r.socket("api.sock"), itself: r.socket("inner.sock"),
