@@ -32,7 +32,7 @@ func (d *daemon) upkeep(ctx context.Context, m *machine, s *servers) error {
 		}
 		select {
 		case <-changed:
-		case <-time.After(max(wait, time.Second)):
+		case <-time.After(min(max(wait, time.Second), upkeepLook)):
 		case <-ctx.Done():
 			return nil
 		}
@@ -41,6 +41,8 @@ func (d *daemon) upkeep(ctx context.Context, m *machine, s *servers) error {
 
 const (
 	retriesPerLife = 50
+	// upkeepLook is after what time a machine looks again, whatever it expects: its clock may have been set.
+	upkeepLook = time.Minute
 	// renewWithin is in which time machines renew their certificates that all hear at once that they should.
 	renewWithin = time.Minute
 )
@@ -53,8 +55,12 @@ type renewal struct {
 }
 
 // due is after two thirds of the certificate's life. When the cluster's certificates get another life it is within a minute,
-// at a moment of this machine's own: a thousand may hear of it.
+// at a moment of this machine's own: a thousand may hear of it. One that is not good yet goes at once: the only server may have made
+// it for itself, before its clock was set right.
 func (r *renewal) due(k *identity.Keeper, life time.Duration, now time.Time) time.Time {
+	if now.Before(k.Begins()) {
+		return time.Time{}
+	}
 	if r.life != life {
 		r.life, r.at, r.ends = life, time.Time{}, k.Ends()
 		if (k.Life() - life).Abs() > life/10 {

@@ -60,6 +60,18 @@ func TestWhenACertificateIsRenewed(t *testing.T) {
 	}
 }
 
+// TestACertificateThatIsNotGoodYet is renewed at once.
+func TestACertificateThatIsNotGoodYet(t *testing.T) {
+	k, now := keeperFor(t, 30*time.Hour), time.Now()
+	var r renewal
+	if at := r.due(k, 30*time.Hour, now.Add(-identity.Backdate-time.Minute)); !at.IsZero() {
+		t.Errorf("made by a clock that was ahead, it is due at %s", at)
+	}
+	if at := r.due(k, 30*time.Hour, now); !at.Equal(renewAt(k)) {
+		t.Errorf("with the clock as it was, it is due at %s", at)
+	}
+}
+
 // TestARenewalIsDone: one that a leader signs for the former life, since it has not heard of the change, is not asked for again
 // and again.
 func TestARenewalIsDone(t *testing.T) {

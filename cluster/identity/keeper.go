@@ -147,6 +147,9 @@ func (k *Keeper) Node() string { return k.current().Subject.CommonName }
 // Role is the role that the certificate names.
 func (k *Keeper) Role() Role { return roleOf(k.current()) }
 
+// Begins is from when on the certificate is good.
+func (k *Keeper) Begins() time.Time { return k.current().NotBefore }
+
 // Ends is when the certificate ends.
 func (k *Keeper) Ends() time.Time { return k.current().NotAfter }
 

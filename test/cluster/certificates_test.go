@@ -142,6 +142,45 @@ func TestCertificatesInPartition(t *testing.T) {
 	tr.settle(t)
 }
 
+// TestWrongLeaderAndCertificates has certificates renewed while the clock of the leader is two hours ahead, so that what it signs is
+// good for nobody else. With two nodes it knows, and signs nothing; with one it cannot know, and the node does not take it. Once the
+// clock is right all have new ones.
+func TestWrongLeaderAndCertificates(t *testing.T) {
+	heavy(t)
+	const life = 2 * time.Minute
+	for nodes, words := range map[int][]string{1: {"is good from ", "not yet valid"}, 2: {"ahead of those of most machines"}} {
+		t.Run(fmt.Sprintf("%d nodes", nodes), func(t *testing.T) {
+			tr := begin(t, lab.Shape{Servers: 1, Nodes: nodes})
+			tr.up(t, "web", 3)
+			leader, had := tr.Node(0), certificates(t, tr.Nodes())
+			running := starts(t, leader)
+			leader.SetClock(t, 2*time.Hour)
+			awaitFinding(t, leader, tr.Nodes()[2-nodes], "the clock", " of node "+leader.Name())
+			leader.Gantry(t, "cluster", "configure", "--certificate-life", life.String())
+			for _, n := range tr.Nodes()[1:] {
+				lab.Eventually(t, time.Minute, n.Name()+" is refused a certificate, or refuses it", func() error {
+					if log := n.DaemonLog(); !slices.ContainsFunc(words, func(w string) bool { return strings.Contains(log, w) }) {
+						return errors.New("its log does not tell")
+					}
+					return nil
+				})
+				if c, err := certificateOf(n); err != nil || c.SerialNumber.Cmp(had[n].SerialNumber) != 0 {
+					t.Errorf("%s has a certificate that is good from %s on: %v", n.Name(), c.NotBefore, err)
+				}
+			}
+			if nodes > 1 {
+				if got := leader.Try("cluster", "rotate-ca"); got.Code == 0 || !containsAll(got.Stderr, words) {
+					t.Errorf("another root: exit %d: %s", got.Code, got.Stderr)
+				}
+			}
+			leader.SetClock(t, 0)
+			awaitRenewed(t, leader, had, life)
+			sameStarts(t, leader, running)
+			tr.settle(t)
+		})
+	}
+}
+
 // missRenewal cuts machines off while their certificates have to be renewed, and not for longer than those are good.
 func (tr *trial) missRenewal(t *testing.T, by *lab.Node, cut []*lab.Node, life time.Duration) {
 	t.Helper()
