@@ -90,6 +90,7 @@ const (
 	quota        = 8 << 30 // bytes of state after which etcd refuses writes
 	maxTxnOps    = 100_000
 	maxRequest   = 64 << 20
+	confirmAgain = 100 * time.Millisecond
 	stopPatience = 5 * time.Second // of a member that has failed
 )
 
@@ -181,12 +182,26 @@ func start(cfg *embed.Config, fail *failure) (*embed.Etcd, error) {
 
 // AwaitReady returns when the member serves. One of several waits for a majority as long as it takes.
 func (m *Member) AwaitReady(ctx context.Context) error {
+	return m.awaitReady(ctx, m.etcd.Server.ReadyNotify())
+}
+
+// awaitReady waits for etcd to call the member ready, which it does once a change that the member has made of itself is committed.
+// Where the leader ends just then, etcd tries again after seven seconds, in which this member may have to lead: so it is ready, too,
+// as soon as a majority confirms what it has.
+func (m *Member) awaitReady(ctx context.Context, ready <-chan struct{}) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
 	var patience <-chan time.Time
+	var confirmed <-chan struct{}
 	if m.peers == nil {
 		patience = time.After(startTimeout)
+	} else {
+		confirmed = m.confirmed(ctx)
 	}
 	select {
-	case <-m.etcd.Server.ReadyNotify():
+	case <-ready:
+		return m.announce(ctx, m.peers)
+	case <-confirmed:
 		return m.announce(ctx, m.peers)
 	case <-m.failure.done:
 		return m.Failure()
@@ -197,6 +212,25 @@ func (m *Member) AwaitReady(ctx context.Context) error {
 	case <-ctx.Done():
 		return ctx.Err()
 	}
+}
+
+// confirmed is closed when a majority has confirmed that this member has all changes up to then.
+func (m *Member) confirmed(ctx context.Context) <-chan struct{} {
+	done := make(chan struct{})
+	go func() {
+		for {
+			if _, err := m.client.Get(ctx, EpochKey); err == nil {
+				close(done)
+				return
+			}
+			select {
+			case <-time.After(confirmAgain):
+			case <-ctx.Done():
+				return
+			}
+		}
+	}()
+	return done
 }
 
 // Client reaches the member in process.

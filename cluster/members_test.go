@@ -455,6 +455,34 @@ func TestRestartedWithoutMajority(t *testing.T) {
 	check(t, put(t.Context(), forced, "k", "new"))
 }
 
+// TestReadyWithoutEtcdsWord starts members whose first change nobody commits, as when the leader freezes that it was sent to: they
+// are ready as soon as a majority is there, and no sooner.
+func TestReadyWithoutEtcdsWord(t *testing.T) {
+	r := newRig(t)
+	oa := r.options("a", identity.Server)
+	a := r.start(oa)
+	b, ob := r.join(a, "b")
+	check(t, put(t.Context(), a, "k", "kept"))
+	b.Stop()
+	a.Stop()
+	again, err := cluster.Open(oa)
+	check(t, err)
+	t.Cleanup(again.Stop)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
+	defer cancel()
+	if err := again.AwaitConfirmed(ctx); err == nil {
+		t.Error("it is ready without a majority")
+	}
+	other, err := cluster.Open(ob)
+	check(t, err)
+	t.Cleanup(other.Stop)
+	ctx, cancel = context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	check(t, again.AwaitConfirmed(ctx))
+	check(t, other.AwaitConfirmed(ctx))
+	check(t, put(t.Context(), again, "k", "new"))
+}
+
 func TestRestore(t *testing.T) {
 	r := newRig(t)
 	o := r.options("a", identity.Server)
