@@ -164,7 +164,8 @@ func onService(tx *store.Tx, key string, ch Change) error {
 	})
 }
 
-// deleteService removes a service with its releases and operations.
+// deleteService removes a service with its releases and operations, and what is recorded of its runs: one of the same name
+// begins with release 1 again, which that record would say has run.
 func deleteService(snap *store.ReadTx, tx *store.Tx, key string) {
 	for _, r := range store.List[*gantryv1.Release](snap, key+"/") {
 		store.Delete[*gantryv1.Release](tx, r.Meta.Key)
@@ -172,6 +173,7 @@ func deleteService(snap *store.ReadTx, tx *store.Tx, key string) {
 	for _, op := range store.List[*gantryv1.Operation](snap, key+"/") {
 		store.Delete[*gantryv1.Operation](tx, op.Meta.Key)
 	}
+	store.Delete[*gantryv1.Job](tx, key)
 	store.Delete[*gantryv1.Service](tx, key)
 }
 
@@ -233,9 +235,15 @@ func (c *Controller) sweep(snap *store.ReadTx, b *batch, now time.Time) (again t
 		b.add(nil, false, func(tx *store.Tx) error { store.Delete[*gantryv1.Instance](tx, id); return nil })
 	}
 	for app := range c.index.apps {
-		for _, n := range idleNetworks(snap, app) {
-			b.add(nil, false, func(tx *store.Tx) error { store.Delete[*gantryv1.Network](tx, n); return nil })
+		if len(idleNetworks(snap, app)) == 0 {
+			continue
 		}
+		b.add(nil, false, func(tx *store.Tx) error {
+			for _, n := range idleNetworks(tx, app) { // the app may have come back, and found them there
+				store.Delete[*gantryv1.Network](tx, n)
+			}
+			return nil
+		})
 	}
 	return again
 }
