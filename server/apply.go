@@ -391,6 +391,9 @@ func (a *applier) release(s, old *gantryv1.Service) ([]*gantryv1.FieldChange, er
 		return nil, err
 	}
 	current, ok := store.Get[*gantryv1.Release](a.tx, rollout.ReleaseKey(s.Meta.Key, s.Release))
+	if placement.IsJob(s.Spec) {
+		operation.Abandon(a.tx, s.Meta.Key, "the service has become a job", a.now)
+	}
 	if ok && current.SpecHash == hash && !a.forced(s.Name) && !a.displaced(s, current.Spec) {
 		return diff(rest(old.Spec), rest(s.Spec)), nil
 	}
@@ -405,9 +408,7 @@ func (a *applier) release(s, old *gantryv1.Service) ([]*gantryv1.FieldChange, er
 		Spec: s.Spec, SpecHash: hash,
 	})
 	s.PreviousRelease, s.Release = s.Release, number
-	if placement.IsJob(s.Spec) {
-		operation.Abandon(a.tx, s.Meta.Key, "the service has become a job", a.now)
-	} else {
+	if !placement.IsJob(s.Spec) {
 		op := rollouts.Begin(a.tx, s, a.who, rollouts.CauseUp, a.now)
 		a.begun = append(a.begun, op.Meta.Key)
 		if op.Rollout.From != 0 {

@@ -281,6 +281,9 @@ const maxReplicas = 100_000
 // Scale implements the API.
 func (h *apps) Scale(ctx context.Context, req *connect.Request[gantryv1.ScaleRequest]) (*connect.Response[gantryv1.ScaleResponse], error) {
 	m := req.Msg
+	if len(m.Replicas) == 0 {
+		return nil, fault.New(fault.Invalid, "scale which service of %q to how many instances?", m.App).WithHint("gantry scale SERVICE=NUMBER")
+	}
 	for name, n := range m.Replicas {
 		if err := countValid(name, n); err != nil {
 			return nil, err

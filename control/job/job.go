@@ -32,6 +32,7 @@ type Controller struct {
 	jobs    map[string]*entry // by service key
 	members map[string]*entry // by instance
 	dirty   map[*entry]bool
+	fresh   map[string]bool // services whose entries were made and do not have their instances yet
 
 	figures *Figures
 }
@@ -47,7 +48,7 @@ type entry struct {
 func New(s *store.Store, log *slog.Logger) *Controller {
 	return &Controller{
 		store: s, log: log, now: time.Now, figures: &Figures{},
-		jobs: map[string]*entry{}, members: map[string]*entry{}, dirty: map[*entry]bool{},
+		jobs: map[string]*entry{}, members: map[string]*entry{}, dirty: map[*entry]bool{}, fresh: map[string]bool{},
 	}
 }
 
@@ -103,6 +104,7 @@ func (c *Controller) read(r *store.ReadTx) error {
 	for _, i := range store.List[*gantryv1.Instance](r, "") {
 		c.take(store.Event{New: i})
 	}
+	c.adopt(r)
 	return nil
 }
 
@@ -110,6 +112,19 @@ func (c *Controller) absorb(events []store.Event) {
 	for _, ev := range events {
 		c.take(ev)
 	}
+	if len(c.fresh) > 0 {
+		c.adopt(c.store.Snapshot())
+	}
+}
+
+// adopt gives new entries the instances that were there before them: those of a service that has become a job are to go.
+func (c *Controller) adopt(r store.Reader) {
+	for _, i := range store.List[*gantryv1.Instance](r, "") {
+		if c.fresh[placement.ServiceKey(i)] {
+			c.instance(i, false)
+		}
+	}
+	clear(c.fresh)
 }
 
 // take notes which job a change concerns.
@@ -152,6 +167,7 @@ func (c *Controller) all() {
 func (c *Controller) entry(key string) *entry {
 	if c.jobs[key] == nil {
 		c.jobs[key] = &entry{key: key, instances: map[string]bool{}}
+		c.fresh[key] = true
 	}
 	return c.jobs[key]
 }
@@ -247,12 +263,18 @@ func (c *Controller) input(snap *store.ReadTx, s *gantryv1.Service, e *entry, no
 		waits, _ := progress.Blocked(snap, s, progress.ByService(snap, s.Environment+"/"+s.App+"/"))
 		in.Blocked = waits != ""
 	}
+	in.Blocked = in.Blocked || placement.IsGlobal(s.Spec) && !s.Stopped && unheard(snap, s) && starts(in)
 	return in
 }
 
 // serving leaves out nodes that are down: a run would wait for them.
 func serving(r store.Reader, nodes []string) []string {
 	return slices.DeleteFunc(nodes, func(id string) bool { return progress.NodeIs(r, id) != progress.NodeServes })
+}
+
+// unheard reports that a node has yet to say whether a global job is for it: a run that began now would leave it out.
+func unheard(r store.Reader, s *gantryv1.Service) bool {
+	return slices.ContainsFunc(serving(r, progress.Eligible(r, s)), progress.Unsure(r, s))
 }
 
 // starts reports that a run would begin if nothing held it up.

@@ -117,6 +117,37 @@ func TestAServiceThatIsNoJobAnyMore(t *testing.T) {
 	await(t, s, "its record is gone", func(r *store.ReadTx) bool { return len(store.List[*gantryv1.Job](r, "")) == 0 })
 }
 
+// TestAServiceThatBecomesAJob: the instances that the rollout has made for it are removed by the leader that sees the change too.
+func TestAServiceThatBecomesAJob(t *testing.T) {
+	s := storetest.New(t)
+	o := task(nil)
+	o.Spec.Mode = placement.ModeReplicated
+	put(t, s, o,
+		&gantryv1.Instance{Meta: store.NewMeta("old"), Environment: "p", App: "a", Service: "task", Slot: 1, Release: 1, Node: "n", Desired: wantRunning},
+		&gantryv1.Instance{Meta: store.NewMeta("other"), Environment: "p", App: "a", Service: "db", Slot: 1, Release: 1, Node: "n", Desired: wantRunning})
+	put(t, s, &gantryv1.Node{Meta: store.NewMeta("n")})
+	c := New(s, slog.New(slog.DiscardHandler))
+	sub, err := s.ViewAndWatch(c.read)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer sub.Close()
+	put(t, s, task(nil))
+	events, err := sub.Take()
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.absorb(events)
+	if err := c.pass(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	for id, want := range map[string]gantryv1.Instance_Desired{"old": wantRemoved, "other": wantRunning} {
+		if i, _ := store.Get[*gantryv1.Instance](s.Snapshot(), id); i.GetDesired() != want {
+			t.Errorf("%s is to be %s", id, i.GetDesired())
+		}
+	}
+}
+
 func TestWaitsForWhatItDependsOn(t *testing.T) {
 	s := storetest.New(t)
 	o := task(nil)
