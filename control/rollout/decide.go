@@ -24,6 +24,7 @@ type Input struct {
 	Held      bool                               // a restart waits for that of a dependency
 	Slots     []int32                            // of a service at rest: those to look at, sorted; nil for all. Instances are theirs
 	Eligible  []string                           // of a global service: the nodes to run on
+	Unsure    func(node string) bool             // an eligible node that may not be: it keeps what it has; nil: none
 	Node      func(id string) progress.NodeState // nil: all serve
 	Pinned    func(i *gantryv1.Instance) bool    // its data is on its node; nil: never
 	Ready     func(id string) (since time.Time)  // when an instance was first seen ready; zero if it is not
@@ -256,7 +257,7 @@ func (d *decision) refillOld(s *slot) {
 // replace begins to move a slot. A rollout has paid for the slots it has moved; others, which leave a drained node or go back
 // to the release before, take from the budget.
 func (d *decision) replace(n int, s *slot) {
-	if s.stuck || d.waits() {
+	if s.stuck || s.unsure || d.waits() {
 		return
 	}
 	if !d.paid(n) && s.leaving == 0 {
@@ -283,7 +284,7 @@ func (d *decision) causeOf(i *gantryv1.InstanceView) string {
 
 // create makes an instance, unless that has to wait.
 func (d *decision) create(n int, release int64) bool {
-	if d.holds || d.waits() {
+	if d.holds || d.slots[n].unsure || d.waits() {
 		return false
 	}
 	d.add(Change{Action: Create, Slot: d.number(n), Release: release, Node: d.slots[n].node})

@@ -129,3 +129,44 @@ func TestAGlobalInstanceWaitsForItsNode(t *testing.T) {
 		t.Fatalf("%v: %s", plan, w)
 	}
 }
+
+// TestWhatANodeHasNotSaidEndsNothing: a leader that has just begun knows no node's architecture. What is there stays, the rollout
+// waits, and nothing is put where it may not belong.
+func TestWhatANodeHasNotSaidEndsNothing(t *testing.T) {
+	for _, order := range []string{"start-first", "stop-first"} {
+		t.Run(order, func(t *testing.T) {
+			w := newWorld(1, &gantryv1.UpdateConfig{Order: order})
+			w.service.Spec.Mode = "global"
+			w.settle(t)
+			w.update()
+			w.unsure = map[string]bool{"n0": true, "n1": true, "n2": true, "n3": true}
+			w.nodes = append([]string{"n0"}, w.nodes...)
+			w.settle(t)
+			if w.made != 3 || w.count(1, phaseRunning) != 3 || w.op.State != operation.Running {
+				t.Fatal(w)
+			}
+			w.lose("n3") // it never speaks again
+			w.unsure = map[string]bool{"n3": true}
+			w.nodes = w.nodes[1:] // another architecture
+			w.settle(t)
+			if w.op.State != operation.Done || w.count(2, phaseRunning) != 2 || len(w.instances) != 3 {
+				t.Fatalf("a node that is down keeps what it has, and holds nothing up: %s", w)
+			}
+		})
+	}
+}
+
+// TestARolloutWaitsForNodesThatHaveNotSpoken: none has an instance yet.
+func TestARolloutWaitsForNodesThatHaveNotSpoken(t *testing.T) {
+	w := newWorld(1, nil)
+	w.service.Spec.Mode = "global"
+	w.unsure = map[string]bool{"n1": true, "n2": true, "n3": true}
+	w.settle(t)
+	if w.op.State != operation.Running || len(w.instances) != 0 {
+		t.Fatal(w)
+	}
+	w.lose("n1")
+	w.unsure = map[string]bool{"n1": true}
+	w.settle(t)
+	w.wants(t, operation.Done, 2)
+}

@@ -134,7 +134,7 @@ func (c *Controller) decide(snap *store.ReadTx, e *entry, nodes func(string) pro
 		in.Instances = slices.AppendSeq(make([]*gantryv1.InstanceView, 0, len(e.views)), maps.Values(e.views))
 	}
 	if placement.IsGlobal(s.Spec) {
-		in.Eligible = progress.Eligible(snap, s)
+		in.Eligible, in.Unsure = progress.Eligible(snap, s), progress.Unsure(snap, s)
 	}
 	plan := Decide(in)
 	e.blocked, e.again = in.Blocked || in.Held, plan.Again

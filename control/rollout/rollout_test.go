@@ -388,3 +388,46 @@ func awaitStack(ctx context.Context, functions ...string) error {
 		}
 	}
 }
+
+// TestANewLeaderEndsNothingOnNodesItHasNotHeard: a global service for an architecture, in the middle of a rollout.
+func TestANewLeaderEndsNothingOnNodesItHasNotHeard(t *testing.T) {
+	s := storetest.New(t)
+	web(t, s, 1)
+	update(t, s, func(tx *store.Tx) error {
+		return store.Modify(tx, "p/a/web", func(o *gantryv1.Service) error {
+			o.Spec.Mode, o.Spec.Placement = "global", &gantryv1.Placement{Constraints: []string{"node.platform.arch == x86_64"}}
+			return nil
+		})
+	})
+	say := func(id, state, arch string) {
+		s.Observe([]store.Object{&gantryv1.NodeStatus{Meta: store.NewMeta(id), State: state, Architecture: arch}}, nil)
+	}
+	say("n1", "ready", "amd64")
+	say("n2", "ready", "amd64")
+	c, sub := leader(t, s)
+	settle(t, s, c, sub, 0)
+	stands(t, s, 1, 2, operation.Done)
+	release(t, s, 2)
+	pass(t, c, sub) // one slot is moved
+
+	s.Observe(nil, []store.Object{&gantryv1.NodeStatus{Meta: store.NewMeta("n1")}, &gantryv1.NodeStatus{Meta: store.NewMeta("n2")}})
+	put(t, s, &gantryv1.Node{Meta: store.NewMeta("n3")})
+	before := len(store.List[*gantryv1.Instance](s.Snapshot(), ""))
+	c, sub = leader(t, s)
+	pass(t, c, sub)
+	pass(t, c, sub)
+	all := store.List[*gantryv1.Instance](s.Snapshot(), "")
+	for _, i := range all {
+		if i.Desired != running {
+			t.Errorf("%v", i)
+		}
+	}
+	if op := operation.Last(s.Snapshot(), "p/a/web"); !operation.Active(op) || len(all) != before {
+		t.Fatalf("%d of %d instances, %v", len(all), before, op)
+	}
+	say("n3", "ready", "arm64")
+	say("n1", "ready", "amd64")
+	say("n2", "ready", "x86_64")
+	settle(t, s, c, sub, 0)
+	stands(t, s, 2, 2, operation.Done)
+}

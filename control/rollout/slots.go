@@ -20,6 +20,7 @@ type slot struct {
 	stuck   bool                     // its data is on a node that is down or drained: nothing can be done
 	node    string                   // of a global service: where it is
 	absent  bool                     // of a global service: a number that no node has
+	unsure  bool                     // of a global service: it is not known whether the node is to have an instance
 }
 
 // failedGrace is how long an instance that failed is kept, so that whoever waits for it can read its last log lines.
@@ -235,7 +236,9 @@ func (d *decision) assign() {
 		d.slots[n].absent = true
 	}
 	for node, n := range byNode {
-		d.slots[n-1] = slot{node: node}
+		d.slots[n-1] = slot{
+			node: node, stuck: d.Node != nil && d.Node(node) == progress.NodeLost, unsure: d.Unsure != nil && d.Unsure(node),
+		}
 	}
 }
 

@@ -34,6 +34,7 @@ type world struct {
 	instances []*gantryv1.InstanceView
 	nodes     []string
 	states    map[string]progress.NodeState
+	unsure    map[string]bool // nodes
 	pinned    map[string]bool // instances
 	bad       map[int64]bool  // releases that do not work
 	since     map[string]time.Time
@@ -99,6 +100,7 @@ func (w *world) input() rollout.Input {
 	in := rollout.Input{
 		Service: w.service, Release: &gantryv1.Release{Number: w.service.Release, Spec: w.service.Spec}, Operation: w.op,
 		From: w.op.GetRollout().GetFrom() != 0, Instances: w.instances, Blocked: w.blocked, Eligible: eligible,
+		Unsure: func(id string) bool { return w.unsure[id] },
 		Node:   func(id string) progress.NodeState { return w.states[id] },
 		Pinned: func(i *gantryv1.Instance) bool { return w.pinned[i.Meta.Key] },
 		Ready:  func(id string) time.Time { return w.since[id] },

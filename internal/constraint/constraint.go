@@ -122,6 +122,12 @@ func (c Constraint) Holds(n Node) bool {
 	return strings.EqualFold(c.attribute.Of(n), c.value) != c.not
 }
 
+// Unsaid reports that the machine has not said what the constraint asks for: until it has, Holds tells nothing. Only the
+// architecture is not known from the beginning.
+func (c Constraint) Unsaid(n Node) bool {
+	return c.attribute.key == "node.platform.arch" && n.Arch == ""
+}
+
 // Arch is an architecture in Go's words, whoever named it.
 func Arch(name string) string {
 	switch strings.ToLower(name) {

@@ -67,18 +67,25 @@ func IsGlobal(s *gantryv1.ServiceSpec) bool {
 }
 
 // Eligible reports whether a global service wants an instance on a node: it is active, meets the constraints and runs the
-// platform. Whether it is up or has room is not asked. st may be nil.
+// platform. Whether it is up or has room is not asked. st may be nil: what a node has not said excludes nothing, see Unsure.
 func Eligible(n *gantryv1.Node, st *gantryv1.NodeStatus, s *gantryv1.ServiceSpec) bool {
 	m := &Machine{id: n.GetMeta().GetKey(), Node: n, Status: st}
 	r := RulesOf("", "", s)
-	return Active(n) && r.Bad == nil && m.meets(r) && m.executes(DemandOf(s.GetContainer())) == fits
+	return Active(n) && r.Bad == nil && !m.excluded(r) && m.executes(DemandOf(s.GetContainer())) == fits
 }
 
-// Meets reports whether a node is one that a service's constraints allow. st may be nil.
+// Unsure reports that an eligible node may turn out not to be: its architecture matters and it has not said it, as no node has
+// to a server that begins to lead. What is there stays, and nothing is put there. st may be nil.
+func Unsure(n *gantryv1.Node, st *gantryv1.NodeStatus, s *gantryv1.ServiceSpec) bool {
+	m := &Machine{id: n.GetMeta().GetKey(), Node: n, Status: st}
+	return st.GetArchitecture() == "" && (DemandOf(s.GetContainer()).Arch != "" || m.unsaid(RulesOf("", "", s)))
+}
+
+// Meets reports whether a node is one that a service's constraints allow, as far as it has said what they ask for. st may be nil.
 func Meets(n *gantryv1.Node, st *gantryv1.NodeStatus, s *gantryv1.ServiceSpec) bool {
 	m := &Machine{id: n.GetMeta().GetKey(), Node: n, Status: st}
 	r := RulesOf("", "", s)
-	return r.Bad == nil && m.meets(r)
+	return r.Bad == nil && !m.excluded(r)
 }
 
 // Active reports whether a node takes instances, as far as people say.
@@ -88,4 +95,15 @@ func Active(n *gantryv1.Node) bool {
 
 func (m *Machine) meets(r *Rules) bool {
 	return !slices.ContainsFunc(r.Constraints, func(c constraint.Constraint) bool { return !c.Holds(m.attributes()) })
+}
+
+// excluded reports that a constraint does not hold, whatever the machine has yet to say.
+func (m *Machine) excluded(r *Rules) bool {
+	at := m.attributes()
+	return slices.ContainsFunc(r.Constraints, func(c constraint.Constraint) bool { return !c.Unsaid(at) && !c.Holds(at) })
+}
+
+func (m *Machine) unsaid(r *Rules) bool {
+	at := m.attributes()
+	return slices.ContainsFunc(r.Constraints, func(c constraint.Constraint) bool { return c.Unsaid(at) })
 }

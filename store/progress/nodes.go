@@ -36,13 +36,11 @@ func NodeIs(r store.Reader, id string) NodeState {
 	return NodeServes
 }
 
-// Eligible lists the nodes that a global service wants an instance on, in order of their IDs.
+// Eligible lists the nodes that a global service wants an instance on, in order of their IDs, with those of which that is not
+// known yet.
 func Eligible(r store.Reader, s *gantryv1.Service) []string {
 	var out []string
-	spec := s.Spec // placement is no part of a release; the platform is
-	if rel, ok := store.Get[*gantryv1.Release](r, ReleaseKey(s.Meta.Key, s.Release)); ok {
-		spec = &gantryv1.ServiceSpec{Placement: s.Spec.GetPlacement(), Container: rel.Spec.GetContainer()}
-	}
+	spec := placed(r, s)
 	for _, n := range store.List[*gantryv1.Node](r, "") {
 		st, _ := store.Get[*gantryv1.NodeStatus](r, n.Meta.Key)
 		if placement.Eligible(n, st, spec) {
@@ -50,6 +48,25 @@ func Eligible(r store.Reader, s *gantryv1.Service) []string {
 		}
 	}
 	return out
+}
+
+// Unsure tells of an eligible node of a global service that it has yet to say something on which that depends: it keeps what it
+// has and is given nothing.
+func Unsure(r store.Reader, s *gantryv1.Service) func(node string) bool {
+	spec := placed(r, s)
+	return func(id string) bool {
+		n, _ := store.Get[*gantryv1.Node](r, id)
+		st, _ := store.Get[*gantryv1.NodeStatus](r, id)
+		return placement.Unsure(n, st, spec)
+	}
+}
+
+// placed is a service as it is to be placed: placement is no part of a release, the platform is.
+func placed(r store.Reader, s *gantryv1.Service) *gantryv1.ServiceSpec {
+	if rel, ok := store.Get[*gantryv1.Release](r, ReleaseKey(s.Meta.Key, s.Release)); ok {
+		return &gantryv1.ServiceSpec{Placement: s.Spec.GetPlacement(), Container: rel.Spec.GetContainer()}
+	}
+	return s.Spec
 }
 
 // ReleaseKey is the key of a service's release, ordered by number.
