@@ -77,6 +77,8 @@ type Agent struct {
 
 	figures Figures
 
+	out bool // the cluster has removed this node; used by the session's goroutine only
+
 	mu      sync.Mutex
 	workers map[string]*worker
 	group   *errgroup.Group // of the running agent's workers
@@ -96,6 +98,7 @@ func New(o Options, p Parts) (*Agent, error) {
 		told: make(chan struct{}), started: make(chan struct{}),
 	}
 	a.state = newEndpointState(p.Network, p.Discovery, o.Node)
+	a.state.load(o.Root, o.Logger)
 	return a, nil
 }
 
@@ -117,7 +120,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	group.Go(func() error { return a.state.run(ctx, a.log) })
 	// Known to the agent before a server is told what there is.
 	for _, rec := range recs {
-		a.start(rec)
+		a.start(rec, false)
 	}
 	close(a.started)
 	group.Go(func() error { return a.follow(ctx) })
@@ -167,8 +170,8 @@ func bury(st *gantryv1.InstanceStatus) {
 	}
 }
 
-// start runs a worker for a record unless one is there already.
-func (a *Agent) start(rec *gantryv1.InstanceRecord) *worker {
+// start runs a worker for a record unless one is there already; told says that a server has sent it.
+func (a *Agent) start(rec *gantryv1.InstanceRecord, told bool) *worker {
 	id := rec.Assignment.Instance.Meta.Key
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -176,6 +179,7 @@ func (a *Agent) start(rec *gantryv1.InstanceRecord) *worker {
 		return w
 	}
 	w := newWorker(a, rec)
+	w.told = told
 	a.workers[id] = w
 	a.group.Go(func() error {
 		defer close(w.idle)
@@ -196,6 +200,8 @@ func (a *Agent) awaitServer(ctx context.Context) {
 	select {
 	case <-a.told:
 	case <-time.After(serverPatience):
+		a.state.goOn()
+		a.state.apply(ctx, a.log)
 	case <-ctx.Done():
 	}
 }
@@ -242,7 +248,7 @@ func (a *Agent) assign(as *gantryv1.Assignment) {
 	st := &gantryv1.InstanceStatus{
 		Meta: &gantryv1.Meta{Key: as.Instance.Meta.Key}, Node: a.o.Node, Phase: gantryv1.InstanceStatus_PHASE_PENDING,
 	}
-	a.start(&gantryv1.InstanceRecord{Assignment: as, Status: st})
+	a.start(&gantryv1.InstanceRecord{Assignment: as, Status: st}, true)
 }
 
 // unassign retires an instance that the server no longer knows.

@@ -35,8 +35,10 @@ type endpointState struct {
 	filled   map[string][]*gantryv1.PortPublish    // their ports, with those of the host filled in
 	told     bool                                  // a server has said how things are; before, the kernel keeps what it has
 	news     chan struct{}                         // closed and replaced when a server says something
-	asked    uint64                                // changes made
-	done     uint64                                // changes that the kernel has
+	heard    uint64                                // updates of servers
+	recall   recall
+	asked    uint64 // changes made
+	done     uint64 // changes that the kernel has
 
 	applying sync.Mutex
 }
@@ -89,9 +91,17 @@ func (e *endpointState) update(u *gantryv1.NodeUpdate) {
 		delete(e.nodes, key)
 	}
 	e.told = true
+	e.heard++
 	close(e.news)
 	e.news = make(chan struct{})
 	e.asked++
+}
+
+// isFresh reports whether nothing is known yet, from no server and not from before.
+func (e *endpointState) isFresh() bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return !e.told && len(e.services) == 0
 }
 
 // known is a service of which the server that leads now has not heard some nodes yet: what they have stays where it was.
@@ -321,9 +331,16 @@ func (e *endpointState) published(service string) []*gantryv1.PortPublish {
 func (e *endpointState) run(ctx context.Context, log *slog.Logger) error {
 	tick := time.NewTicker(retryApply)
 	defer tick.Stop()
+	keep := func(pause time.Duration) {
+		if err := e.save(time.Now(), pause); err != nil {
+			log.Warn("after a start without a server, names will be those of before", "err", err)
+		}
+	}
+	defer keep(0)
 	for {
 		select {
 		case <-tick.C:
+			keep(recallPause)
 			e.mu.Lock()
 			behind := e.done < e.asked || len(e.ports) > 0
 			e.mu.Unlock()

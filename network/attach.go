@@ -66,6 +66,18 @@ func (n *Network) Attach(_ context.Context, id string, o AttachOptions) (Attachm
 	return n.attachment(r), nil
 }
 
+// Attached is the place of a container that has been given one, for another that shares it. After a reboot that is so once
+// Attach was called for it again.
+func (n *Network) Attached(id string) (Attachment, bool) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	r := n.attached[id]
+	if r == nil || !r.live {
+		return Attachment{}, false
+	}
+	return n.attachment(r), true
+}
+
 func (o AttachOptions) check(id string) error {
 	if id == "" || strings.ContainsAny(id, "/\x00") || id[0] == '.' || len(id) > 200 {
 		return fault.New(fault.Invalid, "%q cannot name a container's network", id)
@@ -242,7 +254,8 @@ func (n *Network) recover(ctx context.Context) error {
 		r.live = isNetns(n.netnsPath(r.Address))
 	}
 	n.removeStrays()
-	return n.repair()
+	n.repair()
+	return nil
 }
 
 // readRecord reads one record; a damaged or foreign one is put aside, for its container cannot be running any more.
@@ -278,17 +291,17 @@ func (n *Network) removeStrays() {
 	n.deleteLinks(func(name string) bool { return !owned[name] })
 }
 
-// repair puts back what a container's link lacks, such as a route that somebody removed.
-func (n *Network) repair() error {
+// repair puts back what a container's link lacks, such as a route that somebody removed. A container that may change its own
+// network can make that impossible; it is the only one that is without then.
+func (n *Network) repair() {
 	for _, r := range n.attached {
 		if !r.live {
 			continue
 		}
 		if err := n.rewire(r); err != nil {
-			return err
+			n.log.Warn("a container's network cannot be repaired", "container", r.ID, "err", err)
 		}
 	}
-	return nil
 }
 
 func isNetns(path string) bool {

@@ -40,12 +40,15 @@ func (l *lab) ourLinks() []string {
 func TestAttachIsIdempotentAndFillsThePool(t *testing.T) {
 	l := newLab(t)
 	await(t, "a full pool", func() bool { return l.readyCount() == 4 })
+	if at, ok := l.Attached("a"); ok || l.readyCount() != 4 {
+		t.Errorf("asked for, it was given %v", at)
+	}
 	a, err := l.Attach(t.Context(), "a", AttachOptions{})
 	must(t, err)
 	again, err := l.Attach(t.Context(), "a", AttachOptions{})
 	must(t, err)
-	if a != again {
-		t.Errorf("attached twice: %v, %v", a, again)
+	if at, ok := l.Attached("a"); a != again || at != a || !ok {
+		t.Errorf("attached twice: %v, %v; looked up: %v, %v", a, again, at, ok)
 	}
 	await(t, "the pool to be refilled", func() bool { return l.readyCount() == 4 })
 	must(t, l.Detach(t.Context(), "a"))
@@ -187,6 +190,9 @@ func TestAddressComesBackAfterReboot(t *testing.T) {
 	must(t, err)
 	must(t, netlink.LinkDel(link))
 	l.open()
+	if at, ok := l.Attached("a"); ok {
+		t.Errorf("before it is attached again: %v", at)
+	}
 	again, err := l.Attach(t.Context(), "a", AttachOptions{})
 	must(t, err)
 	if again != first {
@@ -294,4 +300,24 @@ func TestRangeOfTheHostIsRefused(t *testing.T) {
 	link, err := netlink.LinkByName("gantry1")
 	must(t, err)
 	must(t, netlink.LinkDel(link))
+}
+
+// TestAContainerThatBreaksItsNetworkKeepsNoDaemonFromStarting has one, which may have CAP_NET_ADMIN, put something else in the
+// place of its link.
+func TestAContainerThatBreaksItsNetworkKeepsNoDaemonFromStarting(t *testing.T) {
+	l := newLab(t)
+	broken, sound := l.container("broken"), l.container("sound")
+	l.stop() // it mends what is missing at once
+	must(t, l.Close())
+	for _, args := range [][]string{{"link", "delete", "eth0"}, {"link", "add", "eth0", "type", "bridge"}} {
+		if out, err := exec.Command("nsenter", append([]string{"--net=" + broken.Netns, "ip"}, args...)...).CombinedOutput(); err != nil {
+			t.Fatalf("ip %v: %v: %s", args, err, out)
+		}
+	}
+	l.open()
+	again, err := l.Attach(t.Context(), "sound", AttachOptions{})
+	must(t, err)
+	if again.IPv4 != sound.IPv4 {
+		t.Errorf("the other one had %s and has %s", sound.IPv4, again.IPv4)
+	}
 }

@@ -333,6 +333,12 @@ func TestWeightsDivideTraffic(t *testing.T) {
 	svc.Weights = map[int64]int32{2: 0}
 	w.put(svc)
 	one.until("that the new release gets nothing", func() bool { return weights()["i3"] == -1 && one.ready("p/a/web") == 2 })
+	svc.Weights = map[int64]int32{2: 100}
+	w.put(svc)
+	one.until("that the old release gets nothing", func() bool {
+		got := weights()
+		return got["i1"] == -1 && got["i2"] == -1 && one.ready("p/a/web") == 1
+	})
 	svc.Weights = nil
 	w.put(svc)
 	one.until("no weights", func() bool { return weights()["i3"] == 0 && one.ready("p/a/web") == 3 })
@@ -584,5 +590,37 @@ func TestTheServerSaysAtOnceThatItHasTakenASession(t *testing.T) {
 	}
 	if second, err := stream.Receive(); err != nil || !second.Full {
 		t.Fatalf("the second update is %v (%v)", second, err)
+	}
+}
+
+// TestADaemonThatKnowsNothingWaitsForTheOthers: what it is told replaces what its kernel has, so that a server that has just begun
+// to lead gives nodes that run something the time to come first.
+func TestADaemonThatKnowsNothingWaitsForTheOthers(t *testing.T) {
+	w := newWorld(t)
+	began := time.Now()
+	defer w.lead()()
+	w.put(machine("n1"), machine("n2"))
+	w.put(service("a", "web", "p/a/default")...)
+	w.put(instance("i1", "a", "web", "n1"), instance("i2", "a", "web", "n2"))
+	told := func() (full *gantryv1.NodeUpdate, after time.Duration) {
+		stream := gantryv1connect.NewNodeSessionServiceClient(w.http, w.url).Session(t.Context())
+		_ = stream.Send(&gantryv1.NodeReport{Hello: &gantryv1.NodeHello{Node: "n2", Fresh: true}})
+		for {
+			u, err := stream.Receive()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if u.Full {
+				return u, time.Since(began)
+			}
+		}
+	}
+	if _, after := told(); after < time.Second {
+		t.Errorf("it is told of half the cluster after %s", after)
+	}
+	w.join("n1", &gantryv1.InstanceStatus{Meta: store.NewMeta("i1"), Phase: gantryv1.InstanceStatus_PHASE_RUNNING, Address: "10.64.1.2"})
+	for addressed := false; !addressed; { // and then is told at once
+		u, _ := told()
+		addressed = len(u.Endpoints) == 1 && slices.ContainsFunc(u.Endpoints[0].Endpoints, func(e *gantryv1.Endpoint) bool { return e.Address != "" })
 	}
 }

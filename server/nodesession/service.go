@@ -300,6 +300,8 @@ func (s *service) shares(weights map[int64]int32) map[int64]int32 {
 		switch {
 		case named && w == 0 && (others > 0 || rest < 100):
 			out[release] = withheld
+		case !named && rest <= 0:
+			out[release] = withheld
 		case named:
 			out[release] = max(1, w*weightUnit/n)
 		default:

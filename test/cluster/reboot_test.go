@@ -61,6 +61,15 @@ func (tr *trial) rebootAlone(t *testing.T, node *lab.Node) map[string]bool {
 		}
 		return nil
 	})
+	// Its name server and its networks go on with what the machine knew.
+	for id := range before {
+		lab.Eventually(t, atMost, "names on a machine without a server", func() error {
+			if out, err := node.Inside(id, "/bin/busybox", "nslookup", "web"); err != nil {
+				return fmt.Errorf("%w: %s", err, out)
+			}
+			return nil
+		})
+	}
 	t.Logf("%d instances run again, by the node's own records, %s after the power came back", len(before), time.Since(began).Round(100*time.Millisecond))
 	if _, err := node.TryInstances(); err == nil || !strings.Contains(err.Error(), "reaches no server that leads") || fault.HintOf(err) == "" {
 		t.Errorf("it says %v (hint: %s)", err, fault.HintOf(err))

@@ -3,6 +3,7 @@ package lab
 import (
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 
@@ -45,6 +46,25 @@ func slotOf(i *gantryv1.Instance) string {
 		name += fmt.Sprintf(".%d", i.GetSlot())
 	}
 	return name
+}
+
+// Inside runs a command in the file system and the network of an instance on the machine, also where no daemon would.
+func (n *Node) Inside(id string, args ...string) (string, error) {
+	for _, top := range []string{"/sys/fs/cgroup/pids", "/sys/fs/cgroup"} {
+		pid := ""
+		_ = filepath.WalkDir(filepath.Join(top, n.cgroup()), func(path string, entry os.DirEntry, err error) error {
+			if err == nil && entry.Name() == "cgroup.procs" && strings.Contains(path, "/"+id+"/") && pid == "" {
+				text, _ := os.ReadFile(path)
+				pid, _, _ = strings.Cut(string(text), "\n")
+			}
+			return nil
+		})
+		if pid != "" {
+			out, err := exec.Command("nsenter", append([]string{"--mount", "--net", "--target", pid}, args...)...).CombinedOutput()
+			return string(out), err
+		}
+	}
+	return "", fmt.Errorf("%s has no process on %s", id, n.Name())
 }
 
 // cgroupsInUse is the names of the machine's cgroups that hold processes, in themselves or below.
