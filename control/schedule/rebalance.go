@@ -11,13 +11,22 @@ import (
 	"github.com/gantryd/gantry/store/progress"
 )
 
-// lookAgain is how often it is looked whether the last move has been made.
-const lookAgain = time.Second
+const (
+	// lookAgain is how often it is looked whether the last move has been made.
+	lookAgain = time.Second
+	// lookLater is how often it is looked whether a service that was passed over has all its instances.
+	lookLater = 5 * time.Second
+	// moveTime is how long a move that does not come to an end holds up those of other services.
+	moveTime = time.Minute
+)
 
 // mover evens out services that allow it after a machine has come, one instance at a time.
 type mover struct {
 	due  bool // a machine has come or takes instances again, and not all has been looked at since
 	next time.Time
+
+	moved string    // the service whose instance was moved last
+	until time.Time // when that is waited for no more
 }
 
 // node notes a machine that has come into use.
@@ -47,33 +56,49 @@ func (p *planner) rebalance(r store.Reader, now time.Time) (evict []eviction, ag
 		return nil, p.moves.next
 	}
 	p.moves.next = now.Add(lookAgain)
-	movable, settled := p.movable(r)
-	if !settled {
+	if now.Before(p.moves.until) && p.moving(r) {
 		return nil, p.moves.next
 	}
+	movable, all := p.movable(r)
 	for _, service := range movable {
 		if i := p.uneven(service); i != nil {
 			p.state.SendAway(i)
+			p.moves.moved, p.moves.until = service, now.Add(moveTime)
 			return []eviction{{i.ID(), "is moved to even out " + service}}, p.moves.next
 		}
 	}
-	p.moves.due = false
-	return nil, time.Time{}
+	if all {
+		p.moves.due = false
+		return nil, time.Time{}
+	}
+	p.moves.next = now.Add(lookLater)
+	return nil, p.moves.next
 }
 
-// movable lists the services that may be evened out; settled is false while one of them has an instance on its way.
-func (p *planner) movable(r store.Reader) (services []string, settled bool) {
-	for _, o := range store.List[*gantryv1.Service](r, "") {
-		key := o.Meta.Key
-		if !p.state.Rules(key).Rebalance || o.Stopped || o.Removing || placement.IsJob(o.Spec) || placement.IsGlobal(o.Spec) {
-			continue
+// moving reports that the instance that was moved last has not come up elsewhere.
+func (p *planner) moving(r store.Reader) bool {
+	s, ok := store.Get[*gantryv1.Service](r, p.moves.moved)
+	return ok && p.evens(s) && !p.complete(r, p.moves.moved, int(s.Replicas))
+}
+
+// evens reports that a service is one that may be evened out.
+func (p *planner) evens(s *gantryv1.Service) bool {
+	return p.state.Rules(s.Meta.Key).Rebalance && !s.Stopped && !s.Removing && !placement.IsJob(s.Spec) && !placement.IsGlobal(s.Spec)
+}
+
+// movable lists the services that may be evened out now; all is false if others may when they have all their instances.
+func (p *planner) movable(r store.Reader) (services []string, all bool) {
+	all = true
+	for _, s := range store.List[*gantryv1.Service](r, "") {
+		switch {
+		case !p.evens(s):
+		case p.complete(r, s.Meta.Key, int(s.Replicas)):
+			services = append(services, s.Meta.Key)
+		default:
+			all = false
 		}
-		if !p.complete(r, key, int(o.Replicas)) {
-			return nil, false
-		}
-		services = append(services, key)
 	}
-	return services, true
+	return services, all
 }
 
 // complete reports that a service has all its instances, that all are ready, and that none is leaving.
