@@ -36,7 +36,10 @@ func (w *worker) create(ctx context.Context, as *gantryv1.Assignment) error {
 	if req.Mounts, err = w.mounts(ctx, as); err != nil {
 		return err
 	}
-	if req.Files, err = files(as); err != nil {
+	if req.Files, err = w.files(as); err != nil {
+		return err
+	}
+	if err := w.noteJoined(as); err != nil {
 		return err
 	}
 	if err := w.connect(ctx, as, &req); err != nil {
@@ -69,12 +72,8 @@ func (w *worker) noteMade(ctx context.Context, as *gantryv1.Assignment) error {
 	if err != nil {
 		return err
 	}
-	joined, err := w.joins(as)
-	if err != nil {
-		return err
-	}
 	w.mu.Lock()
-	w.rec.Healthcheck, w.rec.Joined = health, joined
+	w.rec.Healthcheck = health
 	w.rec.StartedGeneration, w.rec.StartedRuns, w.rec.StopRequested = as.Instance.RestartGeneration, 1, false
 	w.mu.Unlock()
 	return nil
@@ -215,7 +214,11 @@ func (w *worker) removeAnonymous(ctx context.Context) error {
 }
 
 // files collects secrets and configs with their contents.
-func files(as *gantryv1.Assignment) ([]engine.File, error) {
+func (w *worker) files(as *gantryv1.Assignment) ([]engine.File, error) {
+	if w.lacksSecrets(as) {
+		return nil, fault.New(fault.Unavailable, "its secrets come from a server, and none has been heard since gantryd started").
+			WithHint("gantry cluster status")
+	}
 	var out []engine.File
 	add := func(refs []*gantryv1.FileRef, contents map[string][]byte, what string) error {
 		for _, f := range refs {
@@ -236,6 +239,13 @@ func files(as *gantryv1.Assignment) ([]engine.File, error) {
 		return nil, err
 	}
 	return out, add(as.Spec.Configs, as.Configs, "config")
+}
+
+// lacksSecrets reports that the contents of secrets are not known: they are not kept on disk, and no server has sent them yet.
+func (w *worker) lacksSecrets(as *gantryv1.Assignment) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return !w.told && len(as.Spec.GetSecrets()) > 0
 }
 
 // owner is the numbers of a file's owner; nothing means root.
@@ -267,7 +277,7 @@ func (w *worker) connect(ctx context.Context, as *gantryv1.Assignment, req *engi
 		req.ResolvConf, req.Hosts = resolv, hosts(as.Spec, w.id, netip.Addr{}, w.a.Network.Gateway())
 		return nil
 	case gantryv1.NetworkMode_KIND_SERVICE, gantryv1.NetworkMode_KIND_CONTAINER:
-		return w.join(ctx, as, n.GetTarget(), req)
+		return w.join(as, n.GetTarget(), req)
 	}
 	return w.bridge(ctx, as, req)
 }
@@ -310,10 +320,10 @@ func (w *worker) attachNetwork(ctx context.Context, as *gantryv1.Assignment) (ne
 }
 
 // join puts the container into the network of another instance on this machine.
-func (w *worker) join(ctx context.Context, as *gantryv1.Assignment, target string, req *engine.CreateRequest) error {
-	other := w.a.peer(as.Instance, target)
+func (w *worker) join(as *gantryv1.Assignment, target string, req *engine.CreateRequest) error {
+	other := w.peer(as.Instance, target)
 	if other == nil {
-		return errNoPeer(target, "network")
+		return errNoPeer(sharedNamespace{"net", target})
 	}
 	theirs := other.assignment().Spec
 	switch theirs.GetNetwork().GetKind() {
@@ -322,115 +332,13 @@ func (w *worker) join(ctx context.Context, as *gantryv1.Assignment, target strin
 		return fault.New(fault.Unsupported, "%q, whose network is to be shared, has none of its own", target).
 			WithHint("give %s a network of its own, or both the same network_mode", target)
 	}
-	at, err := w.a.Network.Attach(ctx, other.id, network.AttachOptions{})
-	if err != nil {
-		return err
+	at, ok := w.a.Network.Attached(other.id) // its own worker attaches it, with what its spec asks for
+	if !ok {
+		return errNoPeer(sharedNamespace{"net", target})
 	}
 	req.Netns, req.ResolvConf = at.Netns, resolvConf(as.Spec, at.Gateway)
 	req.Hosts = hosts(theirs, other.id, at.IPv4, at.Gateway)
 	return nil
-}
-
-func errNoPeer(target, what string) error {
-	return fault.New(fault.Unavailable, "%q, whose %s is to be shared, does not run on this machine", target, what).WithHint("gantry ps -a")
-}
-
-// sharedNamespace is a namespace that the spec wants to share with another instance.
-type sharedNamespace struct{ kind, target string }
-
-func sharedNamespaces(spec *gantryv1.ContainerSpec) []sharedNamespace {
-	var out []sharedNamespace
-	switch n := spec.GetNetwork(); n.GetKind() {
-	case gantryv1.NetworkMode_KIND_SERVICE, gantryv1.NetworkMode_KIND_CONTAINER:
-		out = append(out, sharedNamespace{"net", n.GetTarget()})
-	}
-	for kind, mode := range map[string]string{"pid": spec.GetPidMode(), "ipc": spec.GetIpcMode()} {
-		if _, target, shared := strings.Cut(mode, ":"); shared {
-			out = append(out, sharedNamespace{kind, target})
-		}
-	}
-	return out
-}
-
-// joins names the instances whose namespaces are shared, and the processes for those namespaces that end with a process.
-func (w *worker) joins(as *gantryv1.Assignment) (string, error) {
-	var parts []string
-	for _, ns := range sharedNamespaces(as.Spec) {
-		other := w.a.peer(as.Instance, ns.target)
-		if other == nil {
-			return "", errNoPeer(ns.target, ns.kind)
-		}
-		part := ns.kind + ":" + other.id
-		if ns.kind != "net" {
-			part += fmt.Sprintf("@%d", other.status().GetPid())
-		}
-		parts = append(parts, part)
-	}
-	slices.Sort(parts)
-	return strings.Join(parts, " "), nil
-}
-
-// moved reports that the container shares namespaces of instances that are no longer those it should share with.
-func (w *worker) moved(as *gantryv1.Assignment) (bool, error) {
-	now, err := w.joins(as)
-	if err != nil {
-		return false, err
-	}
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	return now != w.rec.Joined, nil
-}
-
-// pokeJoined wakes the workers whose instances share namespaces with one that has just started.
-func (a *Agent) pokeJoined(started *gantryv1.Instance) {
-	for _, w := range a.all() {
-		i := w.assignment()
-		if i.Instance.Environment == started.Environment && i.Instance.Meta.Key != started.Meta.Key && len(sharedNamespaces(i.Spec)) > 0 {
-			w.poke()
-		}
-	}
-}
-
-// share resolves PID and IPC namespaces of other instances.
-func (w *worker) share(as *gantryv1.Assignment, req *engine.CreateRequest) error {
-	for _, ns := range sharedNamespaces(as.Spec) {
-		if ns.kind == "net" {
-			continue
-		}
-		other := w.a.peer(as.Instance, ns.target)
-		if other == nil || other.status().GetPid() == 0 {
-			return errNoPeer(ns.target, ns.kind+" namespace")
-		}
-		path := fmt.Sprintf("/proc/%d/ns/%s", other.status().Pid, ns.kind)
-		if ns.kind == "pid" {
-			req.PidNS = path
-		} else {
-			req.IpcNS = path
-		}
-	}
-	return nil
-}
-
-// peer finds an instance of this machine and environment by ID, name, or service of the same app (same slot first). One that
-// is going is none.
-func (a *Agent) peer(of *gantryv1.Instance, target string) *worker {
-	var found *worker
-	for _, w := range a.all() {
-		i := w.assignment().Instance
-		if i.Environment != of.Environment || i.Meta.Key == of.Meta.Key || i.Desired == gantryv1.Instance_DESIRED_REMOVED {
-			continue
-		}
-		if i.Meta.Key == target {
-			return w
-		}
-		if i.Service != target || i.App != of.App && i.App != "" {
-			continue
-		}
-		if found == nil || i.Slot == of.Slot {
-			found = w
-		}
-	}
-	return found
 }
 
 func resolvConf(spec *gantryv1.ContainerSpec, gateway netip.Addr) []byte {

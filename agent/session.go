@@ -19,11 +19,17 @@ func (a *Agent) follow(ctx context.Context) error {
 	}).Run(ctx)
 }
 
-// expelled stops what runs here: the cluster has removed this node and runs it elsewhere. Volumes stay.
+// expelled removes what runs here: the cluster has removed this node and runs it elsewhere. Named volumes stay. It is called
+// with every try to get a session, and acts and says so once.
 func (a *Agent) expelled(err error) {
+	if a.out {
+		return
+	}
+	a.out = true
 	workers := a.all()
 	if len(workers) > 0 {
-		a.log.Error("this node was removed from its cluster: its instances are stopped, its volumes stay", "instances", len(workers), "err", err)
+		a.log.Error("this node was removed from its cluster: its containers are removed, with what they have written and their "+
+			"anonymous volumes; named volumes stay", "containers", len(workers), "err", err)
 	}
 	for _, w := range workers {
 		w.retire()
@@ -79,6 +85,7 @@ func (a *Agent) take(ctx context.Context, u *gantryv1.NodeUpdate) {
 	if a.o.Heard != nil {
 		a.o.Heard(u)
 	}
+	a.out = false
 	if u.Full { // another server may lead, which knows of no image yet
 		a.Images.Moved()
 	}

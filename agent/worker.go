@@ -26,6 +26,7 @@ type worker struct {
 	unkept   bool // the record could not be written, so that anything of it may be missing on disk
 	attached bool // a client is connected to a process that waits for it
 	gone     bool // nothing of the instance is left
+	told     bool // the assignment is a server's, with the contents of its secrets; the record's has none
 	retired  bool // no server knows of the instance any more, nor sends anybody here
 
 	idle chan struct{} // closed when run has returned
@@ -51,12 +52,23 @@ func (w *worker) poke() {
 	}
 }
 
-// update replaces the assignment.
+// update replaces the assignment by what a server has sent.
 func (w *worker) update(as *gantryv1.Assignment) {
 	w.mu.Lock()
+	if as.Instance.Desired == gantryv1.Instance_DESIRED_REMOVED && proto.Size(as.Spec) == 0 {
+		as = withSpec(as, w.rec.Assignment) // its release is gone; how it ends does not change by that
+	}
 	w.assign(as)
+	w.told = true
 	w.mu.Unlock()
 	w.poke()
+}
+
+// withSpec is an assignment with what another one says of how to run it.
+func withSpec(as, from *gantryv1.Assignment) *gantryv1.Assignment {
+	out := proto.Clone(from).(*gantryv1.Assignment)
+	out.Instance = as.Instance
+	return out
 }
 
 // assign takes an assignment; mu is held. A step that works towards something else is cut short: a pull, a long stop.
@@ -438,7 +450,12 @@ func (w *worker) refresh(ctx context.Context, as *gantryv1.Assignment) error {
 	if len(as.Spec.GetSecrets())+len(as.Spec.GetConfigs()) == 0 {
 		return nil
 	}
-	contents, err := files(as)
+	if w.lacksSecrets(as) {
+		if have, err := w.a.Engine.HasFiles(w.id); err != nil || have { // those of its last run
+			return err
+		}
+	}
+	contents, err := w.files(as)
 	if err != nil {
 		return err
 	}

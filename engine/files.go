@@ -143,6 +143,15 @@ func (e *Engine) mountFiles(c *container, files []File) error {
 	return nil
 }
 
+// HasFiles reports whether the content of a container's files, if it has any, still is in memory.
+func (e *Engine) HasFiles(id string) (bool, error) {
+	c, err := e.container(id)
+	if err != nil {
+		return false, err
+	}
+	return e.haveFiles(c), nil
+}
+
 // haveFiles says whether the files of a container still are in memory.
 func (e *Engine) haveFiles(c *container) bool {
 	if len(c.Files) == 0 {
