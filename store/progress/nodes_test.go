@@ -101,3 +101,56 @@ func TestARolloutSpeaksForItsService(t *testing.T) {
 		})
 	}
 }
+
+// TestNobodyWaitsForAGlobalInstanceOnANodeThatIsDown: neither whoever runs gantry up nor the services that depend on it, whatever
+// release that node was left with.
+func TestNobodyWaitsForAGlobalInstanceOnANodeThatIsDown(t *testing.T) {
+	for release := int64(1); release <= 2; release++ {
+		spec := &gantryv1.ServiceSpec{Mode: "global", Container: &gantryv1.ContainerSpec{
+			Mounts: []*gantryv1.Mount{{Type: gantryv1.Mount_TYPE_VOLUME, Source: "p/a/data"}},
+		}}
+		db := &gantryv1.Service{Meta: store.NewMeta("p/a/db"), Environment: "p", App: "a", Name: "db", Spec: spec, Release: 2, Replicas: 1}
+		web := &gantryv1.Service{Environment: "p", App: "a", Name: "web", Spec: &gantryv1.ServiceSpec{
+			DependsOn: []*gantryv1.Dependency{{Service: "db", Condition: gantryv1.Dependency_CONDITION_STARTED, Required: true}},
+		}}
+		instance := func(node string, release int64) *gantryv1.Instance {
+			return &gantryv1.Instance{Meta: store.NewMeta("on-" + node), Environment: "p", App: "a", Service: "db", Slot: 1, Node: node, Release: release,
+				Desired: gantryv1.Instance_DESIRED_RUNNING}
+		}
+		r := func(first, second string) store.Reader {
+			return store.Fixed(db, &gantryv1.Node{Meta: store.NewMeta("n1")}, &gantryv1.Node{Meta: store.NewMeta("n2")},
+				&gantryv1.Release{Meta: store.NewMeta(progress.ReleaseKey("p/a/db", 1)), Spec: spec},
+				&gantryv1.Volume{Meta: store.NewMeta("p/a/data"), Node: "n2"}, instance("n1", 2), instance("n2", release),
+				&gantryv1.InstanceStatus{Meta: store.NewMeta("on-n1"), Phase: running},
+				&gantryv1.NodeStatus{Meta: store.NewMeta("n1"), State: first}, &gantryv1.NodeStatus{Meta: store.NewMeta("n2"), State: second})
+		}
+		for _, test := range []struct {
+			first, second string
+			there         bool
+		}{{"ready", "down", true}, {"ready", "ready", false}, {"down", "down", false}} {
+			r := r(test.first, test.second)
+			by := progress.ByService(r, "p/a/")
+			v := progress.Service(db, progress.Gather(r, db, by))
+			waits, _ := progress.Blocked(r, web, by)
+			if v.Converged != test.there || (waits == "") != test.there || v.Failure != "" {
+				t.Errorf("%s and %s, release %d there: converged %v, %d wanted, failure %q, web %s", test.first, test.second, release, v.Converged, v.Wanted,
+					v.Failure, waits)
+			}
+		}
+	}
+}
+
+// TestWhatKeepsAnOldInstanceIsSaid: its node is down and has its data, so the rollout has ended without it.
+func TestWhatKeepsAnOldInstanceIsSaid(t *testing.T) {
+	db := &gantryv1.Service{Meta: store.NewMeta("p/a/db"), Environment: "p", App: "a", Name: "db", Release: 2, Replicas: 1, Spec: &gantryv1.ServiceSpec{}}
+	old := view(nil).Instance
+	old.Node = "n"
+	data := &gantryv1.ServiceSpec{Container: &gantryv1.ContainerSpec{Mounts: []*gantryv1.Mount{{Type: gantryv1.Mount_TYPE_VOLUME, Source: "p/a/data"}}}}
+	op := &gantryv1.Operation{Meta: store.NewMeta("p/a/db/00000002"), State: gantryv1.Operation_STATE_DONE, Rollout: &gantryv1.Rollout{From: 1, To: 2}}
+	r := store.Fixed(db, op, old, &gantryv1.Node{Meta: store.NewMeta("n"), Name: "west"}, &gantryv1.Volume{Meta: store.NewMeta("p/a/data"), Node: "n"},
+		&gantryv1.Release{Meta: store.NewMeta(progress.ReleaseKey("p/a/db", 1)), Spec: data}, &gantryv1.NodeStatus{Meta: store.NewMeta("n"), State: "down"})
+	v := progress.Service(db, progress.Gather(r, db, progress.ByService(r, "p/a/")))
+	if v.Converged || v.Failure != "db.1 is on node west, which is down, and so is its volume p/a/data" {
+		t.Fatalf("converged %v, failure %q", v.Converged, v.Failure)
+	}
+}

@@ -142,13 +142,18 @@ func Current(s *gantryv1.Service, i *gantryv1.Instance) bool {
 	return i.Release == s.Release && (i.Slot <= s.Replicas || placement.IsGlobal(s.Spec)) && i.Desired != gantryv1.Instance_DESIRED_REMOVED
 }
 
-// Wanted is how many instances a service is to have: its replicas, or one for each node that a global one may run on.
+// Wanted is how many instances a service is to have: its replicas, or one for each node that a global one may run on. Nodes that
+// are down are left out, unless all are: nobody waits for them.
 func Wanted(r store.Reader, s *gantryv1.Service) int32 {
 	if s.Stopped || s.Removing {
 		return 0
 	}
 	if placement.IsGlobal(s.Spec) {
-		return int32(len(Eligible(r, s)))
+		nodes := Eligible(r, s)
+		if up := serving(r, nodes); up > 0 {
+			return up
+		}
+		return int32(len(nodes))
 	}
 	return s.Replicas
 }
@@ -171,9 +176,23 @@ func Gather(r store.Reader, s *gantryv1.Service, byService map[string][]*gantryv
 	return f
 }
 
-// leftBehind reports that an instance is to go and that its node is down: it goes when the node is back, and nobody waits.
-func leftBehind(i *gantryv1.InstanceView) bool {
-	return i.Instance.Desired == gantryv1.Instance_DESIRED_REMOVED && i.Status.GetPhase() == gantryv1.InstanceStatus_PHASE_LOST
+func serving(r store.Reader, nodes []string) (up int32) {
+	for _, n := range nodes {
+		if NodeIs(r, n) != NodeLost {
+			up++
+		}
+	}
+	return up
+}
+
+// leftBehind reports that the node of an instance is down and that nobody waits for it: the instance is to go, or it belongs to a
+// global service, which is as it is to be when it is so on the nodes that are up.
+func leftBehind(s *gantryv1.Service, i *gantryv1.InstanceView) bool {
+	return isLost(i) && (i.Instance.Desired == gantryv1.Instance_DESIRED_REMOVED || placement.IsGlobal(s.Spec))
+}
+
+func isLost(i *gantryv1.InstanceView) bool {
+	return i.Status.GetPhase() == gantryv1.InstanceStatus_PHASE_LOST
 }
 
 // Service judges one service.
@@ -184,12 +203,15 @@ func Service(s *gantryv1.Service, f Facts) *gantryv1.ServiceView {
 	v := &gantryv1.ServiceView{Service: s, Instances: f.Instances, Wanted: f.Wanted, Operation: f.Rollout}
 	settled, old := int32(0), 0
 	for _, i := range f.Instances {
-		if leftBehind(i) {
+		if leftBehind(s, i) {
 			continue
 		}
 		if !Current(s, i.Instance) {
 			if !kept(v.Operation, i.Instance) {
 				old++
+			}
+			if isLost(i) && v.Wanted > 0 { // the rollout has passed it by
+				v.Failure = cmp.Or(v.Failure, Failure(i))
 			}
 			continue
 		}
@@ -206,7 +228,7 @@ func Service(s *gantryv1.Service, f Facts) *gantryv1.ServiceView {
 			v.Failure = Failure(i)
 		}
 	}
-	v.Converged = settled >= v.Wanted && old == 0 && (v.Wanted > 0 || len(f.Instances) == 0 || s.Stopped && down(f.Instances)) &&
+	v.Converged = settled >= v.Wanted && old == 0 && (v.Wanted > 0 || len(f.Instances) == 0 || s.Stopped && down(s, f.Instances)) &&
 		(s.Stopped || reached(v.Operation))
 	judgeRollout(v)
 	if !v.Converged {
@@ -216,8 +238,11 @@ func Service(s *gantryv1.Service, f Facts) *gantryv1.ServiceView {
 	return v
 }
 
-func down(instances []*gantryv1.InstanceView) bool {
+func down(s *gantryv1.Service, instances []*gantryv1.InstanceView) bool {
 	for _, i := range instances {
+		if leftBehind(s, i) {
+			continue
+		}
 		switch i.Status.GetPhase() {
 		case gantryv1.InstanceStatus_PHASE_EXITED, gantryv1.InstanceStatus_PHASE_FAILED, gantryv1.InstanceStatus_PHASE_CREATED:
 		default:
