@@ -619,8 +619,21 @@ func TestADaemonThatKnowsNothingWaitsForTheOthers(t *testing.T) {
 		t.Errorf("it is told of half the cluster after %s", after)
 	}
 	w.join("n1", &gantryv1.InstanceStatus{Meta: store.NewMeta("i1"), Phase: gantryv1.InstanceStatus_PHASE_RUNNING, Address: "10.64.1.2"})
-	for addressed := false; !addressed; { // and then is told at once
+	address := func(u *gantryv1.NodeUpdate) (out string) {
+		for _, e := range u.Endpoints {
+			for _, ep := range e.Endpoints {
+				out += ep.Address
+			}
+		}
+		return out
+	}
+	for deadline := time.Now().Add(20 * time.Second); ; {
 		u, _ := told()
-		addressed = len(u.Endpoints) == 1 && slices.ContainsFunc(u.Endpoints[0].Endpoints, func(e *gantryv1.Endpoint) bool { return e.Address != "" })
+		if address(u) == "10.64.1.2" {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("it is told %v", u)
+		}
 	}
 }

@@ -72,6 +72,8 @@ func TestVersionsSideBySide(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			programs, lacking := test.programs(t), test.lacking(t)
 			w := begin(t, programs)
+			w.traffic = send(t, w.Lab)
+			defer w.traffic.sum(t)
 			w.check(t, test.kept)
 			w.skew(t, false)
 			for _, i := range []int{0, 1, 2, 3} {
@@ -91,11 +93,12 @@ func TestVersionsSideBySide(t *testing.T) {
 // world is a cluster with an application.
 type world struct {
 	*lab.Lab
-	dir   string
-	steps int
-	web   map[string]string // the instances that must never start again: what they were at the beginning
-	first map[string]bool   // these and that of work, which stay the same objects
-	port  uint32
+	dir     string
+	steps   int
+	web     map[string]string // the instances that must never start again: what they were at the beginning
+	first   map[string]bool   // these and that of work, which stay the same objects
+	port    uint32
+	traffic *traffic
 }
 
 func begin(t *testing.T, programs string) *world {
@@ -267,7 +270,7 @@ func (w *world) replace(t *testing.T, n *lab.Node, programs string) {
 	}
 }
 
-// check wants the old containers untouched, the port open on every machine, and the field as it was.
+// check wants the old containers untouched, the port open on every machine, the field as it was, and no connection to have failed.
 func (w *world) check(t *testing.T, kept func(*world, *testing.T, *gantryv1.AppView)) {
 	t.Helper()
 	v, err := w.view(t)
@@ -292,6 +295,7 @@ func (w *world) check(t *testing.T, kept func(*world, *testing.T, *gantryv1.AppV
 		})
 	}
 	kept(w, t, v)
+	w.traffic.check(t, fmt.Sprintf("step %d", w.steps))
 }
 
 // view is the application as the first machine shows it.
