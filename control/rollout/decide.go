@@ -1,6 +1,7 @@
 package rollout
 
 import (
+	"slices"
 	"time"
 
 	"google.golang.org/protobuf/proto"
@@ -261,7 +262,7 @@ func (d *decision) replace(n int, s *slot) {
 		return
 	}
 	if !d.paid(n) && s.leaving == 0 {
-		if d.budget <= 0 || d.early() {
+		if d.budget <= 0 || d.pausedBack(s) || d.early() {
 			return
 		}
 		d.budget--
@@ -273,6 +274,12 @@ func (d *decision) replace(n int, s *slot) {
 	for _, o := range s.old {
 		d.setFor(o, removed, d.causeOf(o))
 	}
+}
+
+// pausedBack reports that a slot would be moved only by the way back, which is paused; one that leaves a drained node goes on.
+func (d *decision) pausedBack(s *slot) bool {
+	return d.op != nil && d.op.Rollout.Back && d.op.State == operation.Paused &&
+		!slices.ContainsFunc(s.old, func(o *gantryv1.InstanceView) bool { return d.causeOf(o) != "" })
 }
 
 func (d *decision) causeOf(i *gantryv1.InstanceView) string {

@@ -9,6 +9,7 @@ import (
 	gantryv1 "github.com/gantryd/gantry/api/gen/gantry/v1"
 	"github.com/gantryd/gantry/operation"
 	"github.com/gantryd/gantry/operation/rollouts"
+	"github.com/gantryd/gantry/store/progress"
 )
 
 func resume(t *testing.T, w *world) {
@@ -175,5 +176,38 @@ func TestAWayBackThatFailsIsSaid(t *testing.T) {
 	w.breakNext().settle(t)
 	if w.op.State != operation.Failed || w.op.Hint == "" || w.service.Release != 1 {
 		t.Fatal(w)
+	}
+}
+
+func TestAPausedWayBackHolds(t *testing.T) {
+	for _, order := range []string{"start-first", "stop-first"} {
+		t.Run(order, func(t *testing.T) {
+			w := newWorld(6, &gantryv1.UpdateConfig{Order: order})
+			w.service.Spec.Rollback = &gantryv1.UpdateConfig{Order: order}
+			w.settle(t)
+			w.update()
+			for w.count(2, phaseRunning) < 4 {
+				w.round(t)
+			}
+			w.turn()
+			w.step(t)
+			if err := operation.Pause(w.op); err != nil {
+				t.Fatal(err)
+			}
+			w.settle(t)
+			if w.count(2, phaseRunning) < 2 || w.op.State != operation.Paused || len(w.instances) != 6 {
+				t.Fatalf("what was begun ends, no more: %s", w)
+			}
+			w.states["n1"] = progress.NodeDrained
+			w.settle(t)
+			for _, i := range w.instances {
+				if i.Instance.Node == "n1" {
+					t.Fatalf("a drained node waits for the rollout: %s", w)
+				}
+			}
+			resume(t, w)
+			w.settle(t)
+			w.wants(t, operation.Aborted, 6)
+		})
 	}
 }
