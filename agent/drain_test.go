@@ -17,7 +17,9 @@ func TestLeaving(t *testing.T) {
 	status := func(phase gantryv1.InstanceStatus_Phase) *gantryv1.InstanceStatus {
 		return &gantryv1.InstanceStatus{Phase: phase, Address: "10.0.0.2"}
 	}
-	ready := func(id string, is bool) *gantryv1.Endpoint { return &gantryv1.Endpoint{Instance: id, Ready: is} }
+	ready := func(id string, is bool) *gantryv1.Endpoint { // without an address the server would not have heard its node
+		return &gantryv1.Endpoint{Instance: id, Address: "10.0.0.2", Ready: is}
+	}
 	running, stopping := gantryv1.InstanceStatus_PHASE_RUNNING, gantryv1.InstanceStatus_PHASE_STOPPING
 
 	e := newEndpointState(nil, nil, "n1")
