@@ -269,6 +269,43 @@ func TestInfoIsOfTheMachineAsked(t *testing.T) {
 	}
 }
 
+// TestAVolumeWhoseNodeIsGone: with force its users begin with an empty one elsewhere; what is on a node that is there stays.
+func TestAVolumeWhoseNodeIsGone(t *testing.T) {
+	p := start(t)
+	p.apply(t, app(func(s *gantryv1.AppSpec) {
+		withVolume(s)
+		s.Services["web"].Container.Mounts = []*gantryv1.Mount{{Type: gantryv1.Mount_TYPE_VOLUME, Source: "production/shop/data", Target: "/d"}}
+	}))
+	remove := func(force bool) error {
+		_, err := p.volumes.Remove(t.Context(), connect.NewRequest(&gantryv1.VolumeTarget{Environment: "production", Name: "shop/data", Force: force}))
+		return wire.Decode(err)
+	}
+	on := func(node string) {
+		p.put(t, &gantryv1.Volume{Meta: store.NewMeta("production/shop/data"), Driver: "pool", Node: node})
+	}
+	on(nodeID)
+	if err := remove(true); !fault.Is(err, fault.Conflict) || strings.Contains(fault.HintOf(err), "--force") {
+		t.Errorf("a volume in use, whose node is there: %v", err)
+	}
+	on("gone")
+	if err := remove(false); !fault.Is(err, fault.Conflict) || !strings.Contains(fault.HintOf(err), "gantry volume rm --force shop/data") {
+		t.Errorf("without force: %v, %s", err, fault.HintOf(err))
+	}
+	if err := remove(true); err != nil {
+		t.Fatalf("with force: %v", err)
+	}
+	if v, ok := store.Get[*gantryv1.Volume](p.store.Snapshot(), "production/shop/data"); !ok || v.Node == "gone" || v.Driver != "pool" {
+		t.Errorf("what its users have now: %v", v)
+	}
+	p.put(t, &gantryv1.Volume{Meta: store.NewMeta("production/other"), Node: "gone"})
+	if _, err := p.volumes.Remove(t.Context(), connect.NewRequest(&gantryv1.VolumeTarget{Environment: "production", Name: "other", Force: true})); err != nil {
+		t.Fatal(err)
+	}
+	if _, ok := store.Get[*gantryv1.Volume](p.store.Snapshot(), "production/other"); ok {
+		t.Error("a volume that nobody uses is still there")
+	}
+}
+
 func TestVolumesAreRemovedWhereTheirDataIs(t *testing.T) {
 	p, nodes := three(t, false)
 	target := &gantryv1.VolumeTarget{Environment: "production", Name: "data"}

@@ -155,7 +155,8 @@ func (h *volumes) data(ctx context.Context, v *gantryv1.Volume) (map[string]*gan
 	return found, errs
 }
 
-// Remove implements the API. With force it is no error that there is none.
+// Remove implements the API. With force it is no error that there is none, and one whose data has gone with its node is removed
+// although it is used: its users begin with an empty one.
 func (h *volumes) Remove(ctx context.Context, req *connect.Request[gantryv1.VolumeTarget]) (*connect.Response[gantryv1.RemoveVolumeResponse], error) {
 	v, err := h.find(req.Msg)
 	if req.Msg.Force && fault.Is(err, fault.NotFound) {
@@ -163,6 +164,9 @@ func (h *volumes) Remove(ctx context.Context, req *connect.Request[gantryv1.Volu
 	}
 	if err != nil {
 		return nil, err
+	}
+	if req.Msg.Force && bereft(h.s.store.Snapshot(), v) {
+		return respond(&gantryv1.RemoveVolumeResponse{}, h.renew(ctx, v.Meta.Key))
 	}
 	return respond(&gantryv1.RemoveVolumeResponse{}, h.remove(ctx, v.Meta.Key))
 }
@@ -198,10 +202,38 @@ func (h *volumes) remove(ctx context.Context, key string) error {
 	})
 }
 
+// bereft reports that the node with a volume's data has been removed from the cluster.
+func bereft(r store.Reader, v *gantryv1.Volume) bool {
+	_, member := store.Get[*gantryv1.Node](r, v.GetNode())
+	return v.GetNode() != "" && !member
+}
+
+// renew removes a volume whose data is lost. One that is used is there again at once, empty and wherever it is used first:
+// what is mounted has to have a place that is known.
+func (h *volumes) renew(ctx context.Context, key string) error {
+	return h.s.store.Update(ctx, func(tx *store.Tx) error {
+		v, ok := store.Get[*gantryv1.Volume](tx, key)
+		switch {
+		case !ok:
+			return nil
+		case !bereft(tx, v):
+			return fault.New(fault.Conflict, "the volume %q has changed meanwhile", nameIn(key)).WithHint("gantry volume inspect %s", nameIn(key))
+		case unused(tx, key) == nil:
+			store.Delete[*gantryv1.Volume](tx, key)
+			return nil
+		}
+		return store.Modify(tx, key, func(v *gantryv1.Volume) error { v.Node = ""; return nil })
+	})
+}
+
 func unused(r store.Reader, volume string) error {
 	used := users(r, volumeKeys)[volume]
 	if len(used) == 0 {
 		return nil
+	}
+	if v, _ := store.Get[*gantryv1.Volume](r, volume); bereft(r, v) {
+		return fault.New(fault.Conflict, "the volume %q is used by %s; its data was on a node that has been removed", volume, strings.Join(used, ", ")).
+			WithHint("gantry volume rm --force %s has them begin with an empty one", nameIn(volume))
 	}
 	return fault.New(fault.Conflict, "the volume %q is used by %s", volume, strings.Join(used, ", ")).
 		WithHint("remove those first: gantry down, or gantry rm")

@@ -141,7 +141,8 @@ func (c *Controller) commit(ctx context.Context, out plan) error {
 			}
 		}
 		for _, pin := range out.pins {
-			place(tx, pin)
+			// After a surprise perhaps no instance comes to be where the volume would be; those that do are found when all is read.
+			surprised = surprised || !place(tx, pin)
 		}
 		return nil
 	})
@@ -167,13 +168,17 @@ func assignIn(tx *store.Tx, a assignment) bool {
 	return true
 }
 
-// place notes where the data of a volume is, unless that is known.
-func place(tx *store.Tx, pin placement.Pin) {
+// place notes where the data of a volume is, unless that is known; false if that node has been removed.
+func place(tx *store.Tx, pin placement.Pin) bool {
+	if _, ok := store.Get[*gantryv1.Node](tx, pin.Node); !ok {
+		return false
+	}
 	if v, ok := store.Get[*gantryv1.Volume](tx, pin.Volume); ok && v.Node == "" {
 		c := proto.Clone(v).(*gantryv1.Volume)
 		c.Node = pin.Node
 		store.Put(tx, c)
 	}
+	return true
 }
 
 // modify changes an instance that may have gone meanwhile.

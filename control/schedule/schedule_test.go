@@ -9,7 +9,9 @@ import (
 	"time"
 
 	gantryv1 "github.com/gantryd/gantry/api/gen/gantry/v1"
+	"github.com/gantryd/gantry/fault"
 	"github.com/gantryd/gantry/store"
+	"github.com/gantryd/gantry/store/placement"
 	"github.com/gantryd/gantry/store/storetest"
 )
 
@@ -132,6 +134,38 @@ func TestADrainIsNotOverrun(t *testing.T) {
 			t.Fatalf("round %d: put on %s", round, at)
 		}
 		set("active")
+	}
+}
+
+// TestAVolumeIsNotWhereItsInstanceCannotBe: a node that was drained or removed since it was chosen is given neither.
+func TestAVolumeIsNotWhereItsInstanceCannotBe(t *testing.T) {
+	for what, change := range map[string]func(*store.Tx) error{
+		"drained": func(tx *store.Tx) error {
+			return store.Modify(tx, "n0000", func(n *gantryv1.Node) error { n.Availability = "drain"; return nil })
+		},
+		"removed": func(tx *store.Tx) error { store.Delete[*gantryv1.Node](tx, "n0000"); return nil },
+	} {
+		t.Run(what, func(t *testing.T) {
+			s := storetest.New(t)
+			write(t, s, cluster(2, 0)...)
+			i := instanceOf(1, "web", "")
+			write(t, s, i, &gantryv1.Volume{Meta: store.NewMeta("p/data")})
+			if err := s.Update(t.Context(), change); err != nil {
+				t.Fatal(err)
+			}
+			c := New(s, slog.New(slog.DiscardHandler))
+			stale := plan{assign: []assignment{{i.Meta.Key, "n0000"}}, pins: []placement.Pin{{Volume: "p/data", Node: "n0000"}}}
+			if err := c.commit(t.Context(), stale); !fault.Is(err, fault.Conflict) {
+				t.Errorf("%v", err)
+			}
+			if v, _ := store.Get[*gantryv1.Volume](s.Snapshot(), "p/data"); v.Node != "" {
+				t.Errorf("the volume is on %s", v.Node)
+			}
+			stale.assign = nil
+			if err := c.commit(t.Context(), stale); fault.Is(err, fault.Conflict) != (what == "removed") {
+				t.Errorf("the volume of an instance that is there: %v", err)
+			}
+		})
 	}
 }
 

@@ -34,6 +34,7 @@ type council struct {
 	anew    []string // URLs of members that were to begin anew
 	moved   bool
 	answer  map[string]bool
+	during  func() // a removal
 }
 
 func (c *council) ID() string                 { return "m1" }
@@ -49,6 +50,9 @@ func (c *council) AddLearner(_ context.Context, name, url string, anew bool) (st
 func (c *council) Promote(context.Context, string) error { return nil }
 func (c *council) Remove(_ context.Context, id string) error {
 	c.removed = append(c.removed, id)
+	if c.during != nil {
+		c.during()
+	}
 	return nil
 }
 func (c *council) HandOver(context.Context, ...string) error { c.moved = true; return nil }

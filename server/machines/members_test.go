@@ -89,6 +89,37 @@ func TestMemberThatNobodyNoted(t *testing.T) {
 	}
 }
 
+// TestWhatComesToANodeThatIsBeingRemoved: a volume that is put there meanwhile does not go with the node unsaid. A server is
+// none any more by then.
+func TestWhatComesToANodeThatIsBeingRemoved(t *testing.T) {
+	b := newBench(t)
+	second, err := b.join(b.token("server", 0), "second", "10.0.0.2")
+	check(t, err)
+	id := second.Node.Meta.Key
+	check(t, b.store.Update(t.Context(), func(tx *store.Tx) error {
+		return store.Modify(tx, id, func(n *gantryv1.Node) error { n.Member = "m2"; return nil })
+	}))
+	b.council.infos = append(b.council.infos, cluster.Info{ID: "m2", PeerURL: "https://10.0.0.2:7451"})
+	b.council.during = func() {
+		check(t, b.store.Update(t.Context(), func(tx *store.Tx) error {
+			store.Put(tx, &gantryv1.Volume{Meta: store.NewMeta("p/data"), Node: id})
+			return nil
+		}))
+	}
+	_, err = (&nodeAdmin{b.API}).Remove(t.Context(), connect.NewRequest(&gantryv1.RemoveNodeRequest{Node: "second"}))
+	if !fault.Is(err, fault.Conflict) {
+		t.Fatalf("%v", err)
+	}
+	n, ok := store.Get[*gantryv1.Node](b.store.Snapshot(), id)
+	if !ok || n.Role != "node" || n.Member != "" {
+		t.Errorf("left is %v", n)
+	}
+	_, err = (&nodeAdmin{b.API}).Remove(t.Context(), connect.NewRequest(&gantryv1.RemoveNodeRequest{Node: "second", Force: true}))
+	if _, ok := store.Get[*gantryv1.Node](b.store.Snapshot(), id); err != nil || ok {
+		t.Errorf("with force: %v", err)
+	}
+}
+
 // TestNothingIsFoundedWithoutItsKey: a machine that has founded its cluster before and finds none in the state has lost it.
 func TestNothingIsFoundedWithoutItsKey(t *testing.T) {
 	st := storetest.New(t)

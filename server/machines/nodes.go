@@ -229,15 +229,33 @@ func (h *nodeAdmin) Remove(ctx context.Context, req *connect.Request[gantryv1.Re
 	if err := h.resign(ctx, n); err != nil {
 		return nil, err
 	}
+	var refused error
 	err = h.store.Update(ctx, func(tx *store.Tx) error {
+		if refused = removable(tx, n, req.Msg.Force); refused != nil { // something has been put there meanwhile
+			return resigned(tx, n)
+		}
 		store.Delete[*gantryv1.Node](tx, n.Meta.Key)
 		return nil
 	})
+	if err == nil && refused != nil {
+		return nil, refused
+	}
 	if err == nil {
 		h.store.Observe(nil, []store.Object{&gantryv1.NodeStatus{Meta: store.NewMeta(n.Meta.Key)}})
 		h.log.Info("a machine was removed", "node", n.Meta.Key, "name", n.Name)
 	}
 	return respond(&gantryv1.RemoveNodeResponse{}, err)
+}
+
+// resigned notes that a server, whose member is out of the state, is none any more.
+func resigned(tx *store.Tx, n *gantryv1.Node) error {
+	if n.Role != string(identity.Server) {
+		return nil
+	}
+	return store.Modify(tx, n.Meta.Key, func(o *gantryv1.Node) error {
+		o.Role, o.Member = string(identity.Node), ""
+		return nil
+	})
 }
 
 // removable refuses a node that is up and has instances, and one whose volumes would be lost with it.

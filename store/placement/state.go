@@ -178,6 +178,9 @@ func (s *State) pin(r store.Reader, p *Placed) {
 	if o, ok := store.Get[*gantryv1.Service](r, p.Service); ok && IsGlobal(o.Spec) {
 		return
 	}
+	if _, ok := store.Get[*gantryv1.Node](r, p.Instance.Node); !ok {
+		return // it has been removed, with what it had
+	}
 	for _, v := range p.Demand.Volumes {
 		if s.volumes[v] == "" {
 			s.volumes[v] = p.Instance.Node

@@ -91,6 +91,9 @@ func (c check) words(found miss, m *Machine) string {
 		return fmt.Sprintf("it runs %s/%s, not %s", m.os(), st.GetArchitecture(), platformName(d))
 	case missVolume:
 		v := c.pinned(m)
+		if lost := c.state.lost(v); lost != "" {
+			return fmt.Sprintf("the data of the volume %s %s", v, lost)
+		}
 		return fmt.Sprintf("the data of the volume %s is on %s", v, c.state.nameOf(c.state.volumes[v]))
 	case missPeer:
 		return "no instance of " + strings.Join(d.Joins, ", ") + " is there, whose namespaces are to be shared"
@@ -156,6 +159,16 @@ func (s *State) nameOf(id string) string {
 		return "node " + m.Name()
 	}
 	return "node " + id + ", which is gone"
+}
+
+// lost says that the node with a volume's data has been removed, and what to do; "" if it is there.
+func (s *State) lost(volume string) string {
+	node := s.volumes[volume]
+	if m := s.machines[node]; node == "" || m != nil && m.Node != nil {
+		return ""
+	}
+	_, name, _ := strings.Cut(volume, "/")
+	return fmt.Sprintf("was on node %s, which has been removed: gantry volume rm --force %s has its users begin with an empty one", node, name)
 }
 
 func platformName(d *Demand) string { return cmp.Or(d.OS, "linux") + "/" + cmp.Or(d.Arch, "any") }
@@ -234,6 +247,9 @@ func (c check) several(found miss, machines []*Machine) string {
 		return verb("does", "do") + " not run " + platformName(d)
 	case missVolume:
 		v := c.pinned(machines[0])
+		if lost := c.state.lost(v); lost != "" {
+			return verb("lacks", "lack") + fmt.Sprintf(" the data of the volume %s, which %s", v, lost)
+		}
 		return verb("lacks", "lack") + fmt.Sprintf(" the data of the volume %s (on %s)", v, c.state.nameOf(c.state.volumes[v]))
 	case missPeer:
 		return verb("has", "have") + " no instance of " + strings.Join(d.Joins, ", ")
