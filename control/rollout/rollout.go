@@ -28,6 +28,7 @@ type Controller struct {
 	chunk int           // writes of one transaction
 	slow  time.Duration // a decision that took longer is not made again before slowRest times as long
 	now   func() time.Time
+	doubt bool // a write was not acknowledged, and may be made
 
 	figures *Figures
 }
@@ -53,14 +54,9 @@ func (c *Controller) Run(ctx context.Context) error {
 	}
 	defer sub.Close()
 	for {
-		events, err := sub.Take()
+		again, err := c.turn(ctx, sub)
 		if err != nil {
 			return err
-		}
-		again, err := c.pass(ctx, events)
-		if err != nil && ctx.Err() == nil {
-			c.log.Warn("rollout pass failed, trying again", "err", err)
-			again = c.now().Add(retryDelay)
 		}
 		if sub.Wait(ctx, c.now(), again) != nil {
 			return nil
@@ -77,6 +73,39 @@ func (c *Controller) start() (*store.Subscription, error) {
 	})
 }
 
+// turn makes a pass over what has happened. Its error is that the state tells nothing any more; a pass that fails is made again
+// at the time it returns.
+func (c *Controller) turn(ctx context.Context, sub *store.Subscription) (again time.Time, err error) {
+	failed := c.ascertain(ctx)
+	events, err := sub.Take()
+	if err != nil {
+		return again, err
+	}
+	if failed != nil {
+		c.index.absorb(c.store.Snapshot(), events, c.now())
+	} else {
+		again, failed = c.pass(ctx, events)
+	}
+	if failed != nil && ctx.Err() == nil {
+		c.log.Warn("rollout pass failed, trying again", "err", failed)
+		again = c.now().Add(retryDelay)
+	}
+	return again, nil
+}
+
+// ascertain waits until reads, and the events that are taken next, tell what became of a write that was not acknowledged: an
+// empty change ends after it. What it made would be made again.
+func (c *Controller) ascertain(ctx context.Context) error {
+	if !c.doubt {
+		return nil
+	}
+	if err := c.store.Update(ctx, func(*store.Tx) error { return nil }); err != nil {
+		return err
+	}
+	c.doubt = false
+	return nil
+}
+
 // pass takes in what has happened, decides the services it concerns and applies what is decided.
 func (c *Controller) pass(ctx context.Context, events []store.Event) (again time.Time, err error) {
 	begun := time.Now()
@@ -88,6 +117,7 @@ func (c *Controller) pass(ctx context.Context, events []store.Event) (again time
 		for _, e := range work.entries {
 			c.index.dirty[e] = true
 		}
+		c.doubt = true
 		return again, err
 	}
 	clear(c.index.apps)

@@ -431,3 +431,37 @@ func TestANewLeaderEndsNothingOnNodesItHasNotHeard(t *testing.T) {
 	settle(t, s, c, sub, 0)
 	stands(t, s, 2, 2, operation.Done)
 }
+
+// TestWhatMayHaveBeenMadeIsNotMadeAgain has the instances for those on a lost node be stored without an answer, and be seen late.
+func TestWhatMayHaveBeenMadeIsNotMadeAgain(t *testing.T) {
+	s, link := storetest.NewLinked(t)
+	web(t, s, 4)
+	c, sub := leader(t, s)
+	settle(t, s, c, sub, 0)
+	link.Lose()
+	s.Observe([]store.Object{&gantryv1.NodeStatus{Meta: store.NewMeta("n2"), State: "down"}}, nil)
+	if again, err := c.turn(t.Context(), sub); err != nil || again.IsZero() {
+		t.Fatalf("the answer is lost: %v, again at %s", err, again)
+	}
+	done := make(chan error, 1)
+	go func() {
+		_, err := c.turn(t.Context(), sub)
+		done <- err
+	}()
+	if err := awaitStack(t.Context(), "rollout.(*Controller).turn", "store.(*Store).Update"); err != nil {
+		t.Fatal(err)
+	}
+	link.Show()
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+	wanted := 0
+	for _, i := range store.List[*gantryv1.Instance](s.Snapshot(), "") {
+		if i.Desired == running {
+			wanted++
+		}
+	}
+	if wanted != 4 {
+		t.Fatalf("%d instances are wanted of 4", wanted)
+	}
+}

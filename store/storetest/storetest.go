@@ -8,6 +8,8 @@ import (
 	"log/slog"
 	"testing"
 
+	clientv3 "go.etcd.io/etcd/client/v3"
+
 	"github.com/gantryd/gantry/cluster"
 	"github.com/gantryd/gantry/store"
 )
@@ -23,13 +25,20 @@ func New(t testing.TB) *store.Store {
 // Open starts a store on dir; stop ends it and leaves the files.
 func Open(t testing.TB, dir string) (s *store.Store, stop func()) {
 	t.Helper()
+	return open(t, dir, func(*clientv3.Client) {})
+}
+
+func open(t testing.TB, dir string, change func(*clientv3.Client)) (s *store.Store, stop func()) {
+	t.Helper()
 	log := slog.New(slog.DiscardHandler)
 	m, err := cluster.Start(t.Context(), cluster.Options{Root: dir + "/etcd", Run: dir + "/run", Logger: log})
 	if err != nil {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
-	s, err = store.New(ctx, m.Client(), log)
+	client := m.Client()
+	change(client)
+	s, err = store.New(ctx, client, log)
 	if err != nil {
 		t.Fatal(err)
 	}
