@@ -18,6 +18,7 @@ services:
   web:
     image: busybox:lab
     command: sh -c 'exec /talk serve :80 /said/web-$$(hostname)'
+    healthcheck: {test: "[ -s /said/web-$$(hostname) ]", interval: 5s, start_period: 1m, start_interval: 100ms}
     stop_grace_period: 1s
     deploy: {replicas: 3}
     volumes: MOUNTS
