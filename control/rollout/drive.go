@@ -258,6 +258,11 @@ func (d *decision) prepares() bool {
 	return d.strategy() == rollouts.BlueGreen && !d.begun(rollouts.Switch)
 }
 
+// switched reports that the new set has the traffic: slots that come now are its own.
+func (d *decision) switched() bool {
+	return d.strategy() == rollouts.BlueGreen && d.begun(rollouts.Switch)
+}
+
 // keeps reports that the old set is to stay for the time being.
 func (d *decision) keeps() bool {
 	return d.strategy() == rollouts.BlueGreen && !d.begun(rollouts.Retire)

@@ -120,7 +120,7 @@ func (d *decision) buried(i *gantryv1.InstanceView, s *slot) bool {
 
 // moved reports that a slot is to hold the release the service points to: all but those a rollout has not come to.
 func (d *decision) moved(n int) bool {
-	return d.op == nil || d.op.Rollout.Back || n < int(d.op.Rollout.Moved)
+	return d.op == nil || d.op.Rollout.Back || n < int(d.op.Rollout.Moved) || d.switched()
 }
 
 // paid reports that a slot is being moved because the rollout said so when it stored its progress.

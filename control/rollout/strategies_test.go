@@ -211,3 +211,32 @@ func TestAPausedWayBackHolds(t *testing.T) {
 		})
 	}
 }
+
+// TestSlotsThatComeAfterTheSwitchAreNew: the old set, which is kept, has no traffic.
+func TestSlotsThatComeAfterTheSwitchAreNew(t *testing.T) {
+	w := newWorld(3, &gantryv1.UpdateConfig{Strategy: "blue-green", Keep: durationpb.New(time.Hour)})
+	w.settle(t)
+	w.update()
+	for w.service.Weights[2] != 100 {
+		w.round(t)
+	}
+	grows := func(replicas int) {
+		t.Helper()
+		w.service.Replicas = int32(replicas)
+		for range 20 {
+			w.round(t)
+		}
+		if w.count(1, phaseRunning) != 3 || w.count(2, phaseRunning) != replicas {
+			t.Fatal(w)
+		}
+	}
+	grows(5)
+	if err := operation.Pause(w.op); err != nil {
+		t.Fatal(err)
+	}
+	grows(6)
+	resume(t, w)
+	w.now = w.now.Add(2 * time.Hour)
+	w.settle(t)
+	w.wants(t, operation.Done, 6)
+}
