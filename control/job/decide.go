@@ -20,6 +20,7 @@ type Input struct {
 	Job       *gantryv1.Job // what is recorded of it; nil before the first decision
 	Instances []*gantryv1.InstanceView
 	Blocked   bool                               // a dependency is not there yet
+	Waited    time.Time                          // since when it was blocked until now; zero if it was not
 	Eligible  func() []string                    // of a global job: the nodes to run on
 	Node      func(id string) progress.NodeState // nil: all serve
 	Pinned    func(i *gantryv1.Instance) bool    // its data is on its node; nil: never

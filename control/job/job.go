@@ -32,7 +32,8 @@ type Controller struct {
 	jobs    map[string]*entry // by service key
 	members map[string]*entry // by instance
 	dirty   map[*entry]bool
-	fresh   map[string]bool // services whose entries were made and do not have their instances yet
+	fresh   map[string]bool            // services whose entries or needs were made and do not have their instances yet
+	needs   map[string]map[string]bool // services that a job depends on, to their instances
 
 	figures *Figures
 }
@@ -42,6 +43,7 @@ type entry struct {
 	key       string
 	instances map[string]bool
 	again     time.Time
+	waits     time.Time // since when a start waits for what the job depends on; zero if none does
 }
 
 // New makes a controller over the store.
@@ -49,6 +51,7 @@ func New(s *store.Store, log *slog.Logger) *Controller {
 	return &Controller{
 		store: s, log: log, now: time.Now, figures: &Figures{},
 		jobs: map[string]*entry{}, members: map[string]*entry{}, dirty: map[*entry]bool{}, fresh: map[string]bool{},
+		needs: map[string]map[string]bool{},
 	}
 }
 
@@ -138,6 +141,7 @@ func (c *Controller) take(ev store.Event) {
 	case *gantryv1.Service:
 		if placement.IsJob(o.Spec) || c.jobs[key] != nil {
 			c.dirty[c.entry(key)] = true
+			c.need(o)
 		}
 	case *gantryv1.Job:
 		c.dirty[c.entry(key)] = true
@@ -172,8 +176,27 @@ func (c *Controller) entry(key string) *entry {
 	return c.jobs[key]
 }
 
+// need has the instances followed of what a job depends on.
+func (c *Controller) need(s *gantryv1.Service) {
+	for _, d := range s.Spec.GetDependsOn() {
+		if key := sibling(s, d.Service); c.needs[key] == nil {
+			c.needs[key] = map[string]bool{}
+			c.fresh[key] = true
+		}
+	}
+}
+
+func sibling(s *gantryv1.Service, name string) string {
+	return s.Environment + "/" + s.App + "/" + name
+}
+
 func (c *Controller) instance(i *gantryv1.Instance, gone bool) {
 	key, id := placement.ServiceKey(i), i.Meta.Key
+	if needed := c.needs[key]; gone {
+		delete(needed, id)
+	} else if needed != nil {
+		needed[id] = true
+	}
 	if i.Job == 0 && c.jobs[key] == nil {
 		return
 	}
@@ -224,11 +247,19 @@ func (c *Controller) bring(ctx context.Context, e *entry, now time.Time) error {
 	e.again = plan.Again
 	if in.Blocked {
 		e.again = now.Add(askBlocked)
+		if e.waits.IsZero() {
+			e.waits = now
+		}
 	}
-	if plan.Job == nil && len(plan.Changes) == 0 {
-		return nil
+	if plan.Job != nil || len(plan.Changes) > 0 {
+		if err := c.store.Update(ctx, func(tx *store.Tx) error { return apply(tx, s, in.Job, plan) }); err != nil {
+			return err
+		}
 	}
-	return c.store.Update(ctx, func(tx *store.Tx) error { return apply(tx, s, in.Job, plan) })
+	if !in.Blocked {
+		e.waits = time.Time{}
+	}
+	return nil
 }
 
 // drop forgets a service that is no job any more, with what is recorded of it.
@@ -247,7 +278,7 @@ func (c *Controller) drop(ctx context.Context, snap *store.ReadTx, e *entry) err
 
 func (c *Controller) input(snap *store.ReadTx, s *gantryv1.Service, e *entry, now time.Time) Input {
 	in := Input{
-		Service: s, Now: now,
+		Service: s, Now: now, Waited: e.waits,
 		Eligible: func() []string { return serving(snap, progress.Eligible(snap, s)) },
 		Node:     func(id string) progress.NodeState { return progress.NodeIs(snap, id) },
 		Pinned:   func(i *gantryv1.Instance) bool { return progress.Pinned(snap, i) != "" },

@@ -68,25 +68,39 @@ func (d *decision) scheduled() {
 	if d.job.Handled == nil || d.job.Handled.AsTime().Sub(d.Now) > ahead {
 		d.job.Handled = timestamppb.New(d.Now)
 	}
-	due, missed := dueBy(s, d.job.Handled.AsTime(), d.Now)
+	handled := d.job.Handled.AsTime()
+	due, missed := dueBy(s, handled, d.Now)
 	if !due.IsZero() {
 		d.job.Handled = timestamppb.New(due)
-		d.take(due, missed)
+		d.take(due, missed, d.missedWhile(s.Next(handled), due))
 	}
 	if next := s.Next(d.Now); !next.IsZero() {
 		d.again(next)
 	}
 }
 
+// missedWhile says what kept starts from the first to the last from being made in time.
+func (d *decision) missedWhile(first, last time.Time) string {
+	const led, waited = "no server led", "it waited for what it depends on"
+	from := d.Waited.Add(-late) // what was due then could still have been started
+	switch {
+	case d.Waited.IsZero() || last.Before(from):
+		return led
+	case first.Before(from):
+		return led + ", or " + waited
+	}
+	return waited
+}
+
 // take decides what becomes of a start that is due, with so many before it that were not made.
-func (d *decision) take(due time.Time, missed int) {
+func (d *decision) take(due time.Time, missed int, while string) {
 	begin, once := true, d.spec.Missed == "once"
 	if d.Now.Sub(due) > late {
 		missed++
 		begin = once
 	}
 	if missed > 0 {
-		d.skip(due, missedWords(missed, once))
+		d.skip(due, missedWords(missed, while, once))
 	}
 	if !begin {
 		return
@@ -107,14 +121,15 @@ func (d *decision) take(due time.Time, missed int) {
 	d.begin("schedule", due)
 }
 
-func missedWords(n int, made bool) string {
-	words := "a start was missed while no server led"
+func missedWords(n int, while string, made bool) string {
+	words := "a start was missed"
 	switch {
 	case n > maxDue:
-		words = fmt.Sprintf("more than %d starts were missed while no server led", maxDue)
+		words = fmt.Sprintf("more than %d starts were missed", maxDue)
 	case n > 1:
-		words = fmt.Sprintf("%d starts were missed while no server led", n)
+		words = fmt.Sprintf("%d starts were missed", n)
 	}
+	words += " while " + while
 	if made {
 		words += "; one run makes up for it"
 	}
