@@ -38,7 +38,10 @@ func TestALeaderTakesOverWhatWasCounted(t *testing.T) {
 	for id = range op().Rollout.Ready {
 	}
 	since := op().Rollout.Ready[id].AsTime()
-	for name, begun := range map[string]time.Time{"the same process": since.Add(-time.Second), "a process that has begun since": since.Add(30 * time.Second)} {
+	for _, test := range []struct { // in this order: the second leader notes another time
+		name  string
+		begun time.Time
+	}{{"the same process", since.Add(-time.Second)}, {"a process that has begun since", since.Add(30 * time.Second)}} {
 		said, _ := store.Get[*gantryv1.InstanceStatus](s.Snapshot(), id)
 		s.Forget()
 		next := New(s, slog.New(slog.DiscardHandler))
@@ -49,12 +52,12 @@ func TestALeaderTakesOverWhatWasCounted(t *testing.T) {
 		}
 		t.Cleanup(events.Close)
 		pass(t, next, events)
-		st := &gantryv1.InstanceStatus{Meta: store.NewMeta(id), Node: said.Node, Phase: gantryv1.InstanceStatus_PHASE_RUNNING, StartedAt: timestamppb.New(begun)}
+		st := &gantryv1.InstanceStatus{Meta: store.NewMeta(id), Node: said.Node, Phase: gantryv1.InstanceStatus_PHASE_RUNNING, StartedAt: timestamppb.New(test.begun)}
 		s.Observe([]store.Object{st}, nil)
 		pass(t, next, events)
 		got := next.index.owner[id].since[id]
-		if kept := got.Equal(since); kept != begun.Before(since) || got.IsZero() {
-			t.Errorf("%s: ready since %s, noted %s", name, got, since)
+		if kept := got.Equal(since); kept != test.begun.Before(since) || got.IsZero() {
+			t.Errorf("%s: ready since %s, noted %s", test.name, got, since)
 		}
 	}
 }
