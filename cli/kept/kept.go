@@ -136,7 +136,7 @@ func (s verbs) volumeRm() *cobra.Command {
 			})
 		},
 	}
-	cmd.Flags().BoolVarP(&force, "force", "f", false, "no error if it is not there; also one that is used, if the node with its data has been removed: its users begin with an empty one")
+	cmd.Flags().BoolVarP(&force, "force", "f", false, "no error if it is not there; one whose node was removed is emptied although it is used")
 	return cmd
 }
 
