@@ -111,6 +111,7 @@ func TestConstraintsThatExcludeAnInstanceMoveIt(t *testing.T) {
 		"still allowed":        {"node.labels.disk == ssd", "", 1},
 		"excluded":             {"node.labels.disk == hdd", "", 2},
 		"excluded, has volume": {"node.labels.disk == hdd", "production/shop/data", 1},
+		"not known yet":        {"node.platform.arch == arm64", "", 1},
 	} {
 		t.Run(name, func(t *testing.T) {
 			p := start(t)
