@@ -154,3 +154,15 @@ func TestWhatKeepsAnOldInstanceIsSaid(t *testing.T) {
 		t.Fatalf("converged %v, failure %q", v.Converged, v.Failure)
 	}
 }
+
+// TestAStoppedServiceWaitsForNoNodeThatIsDown: what was there goes when the node is back.
+func TestAStoppedServiceWaitsForNoNodeThatIsDown(t *testing.T) {
+	s := &gantryv1.Service{Release: 1, Replicas: 2, Stopped: true}
+	ended, lost := view(&gantryv1.InstanceStatus{Phase: exited}), view(&gantryv1.InstanceStatus{Phase: gantryv1.InstanceStatus_PHASE_LOST})
+	for desired, want := range map[gantryv1.Instance_Desired]bool{gantryv1.Instance_DESIRED_REMOVED: true, gantryv1.Instance_DESIRED_STOPPED: false} {
+		lost.Instance.Desired = desired
+		if v := progress.Service(s, progress.Facts{Instances: []*gantryv1.InstanceView{ended, lost}}); v.Converged != want {
+			t.Errorf("%s: converged %v", desired, v.Converged)
+		}
+	}
+}
