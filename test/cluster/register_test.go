@@ -112,6 +112,7 @@ func TestRegistersAreLinearizable(t *testing.T) {
 		long = registerTime(t)
 	}
 	tr := begin(t, three)
+	awaitVoters(t, tr)
 	random := seeded(t)
 	ctx, cancel := context.WithTimeout(context.Background(), long)
 	defer cancel()
@@ -131,7 +132,7 @@ func TestRegistersAreLinearizable(t *testing.T) {
 	r.check(t)
 	rate := float64(len(r.history)) / took.Seconds()
 	t.Logf("%.0f accesses a second", rate)
-	if rate < minRate {
+	if rate < minRate && !short() { // few faults more, and a short run spends most of its time without a leader
 		t.Errorf("%.0f accesses a second were answered, want %d", rate, minRate)
 	}
 }
