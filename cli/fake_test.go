@@ -25,7 +25,8 @@ import (
 func itoa(n int) string { return strconv.Itoa(n) }
 
 // fake is a daemon without containers. What an image is called says what becomes of it: "broken" fails, "slow" never
-// gets ready, "crashing" runs and then fails, "missing" is in no registry; all else runs at once.
+// gets ready, "crashing" runs and then fails, "lagging" has failed before the view of it running is read, "missing" is in
+// no registry; all else runs at once.
 type fake struct {
 	mu      sync.Mutex
 	calls   []string
@@ -177,7 +178,7 @@ func (f fakeApps) service(app, name string, spec *gantryv1.ServiceSpec, settled 
 		f.rollingOut(v, settled)
 	case image == "slow":
 		v.Ready, v.Converged, v.Waiting = 0, false, "waits for a miracle\x1b[2J"
-	case image == "crashing" && settled:
+	case (image == "crashing" || image == "lagging") && settled:
 		v.Ready, v.Converged, v.Failure = 0, false, "web.1 keeps exiting, last with code 3, after 3 restarts"
 	case image == "broken" && settled:
 		v.Ready, v.Converged, v.Failure = 0, false, "exited with code 3, 5 times in a row"
@@ -192,8 +193,11 @@ func (f fakeApps) instance(app, service string, slot int32, spec *gantryv1.Conta
 		Phase: gantryv1.InstanceStatus_PHASE_RUNNING, Health: gantryv1.InstanceStatus_HEALTH_HEALTHY, Address: "10.64.0." + itoa(int(slot)),
 		StartedAt: timestamppb.New(start),
 	}
-	if spec.GetImage() == "crashing" {
+	switch spec.GetImage() {
+	case "crashing":
 		st.Health, st.StartedAt = gantryv1.InstanceStatus_HEALTH_UNSPECIFIED, timestamppb.Now()
+	case "lagging":
+		st.Health = gantryv1.InstanceStatus_HEALTH_UNSPECIFIED
 	}
 	if spec.GetImage() == "broken" {
 		st.Phase, st.Health, st.ExitCode = gantryv1.InstanceStatus_PHASE_RESTARTING, 0, 3
@@ -237,6 +241,9 @@ func (f fakeApps) Watch(ctx context.Context, r *connect.Request[gantryv1.GetAppR
 		v, err := f.view(r.Msg.GetApp(), settled)
 		if err != nil {
 			return wire.Encode(err)
+		}
+		if lags := v.GetServices()[0].GetService().GetSpec().GetContainer().GetImage() == "lagging"; lags && settled {
+			break
 		}
 		if err := s.Send(v); err != nil {
 			return err

@@ -116,6 +116,12 @@ func (s *Waiter) follow(ctx context.Context, w Wait, show appDisplay, logs failu
 	group.Go(func() error { return s.stream(ctx, w, views) })
 	var last []*gantryv1.ServiceView
 	j := &judge{wait: w, now: time.Now}
+	hear := func(v []*gantryv1.ServiceView) error {
+		last = v
+		show.update(v)
+		s.keepLogs(ctx, w, v, logs)
+		return j.hear(v)
+	}
 	group.Go(func() error {
 		tick := time.NewTicker(100 * time.Millisecond)
 		defer tick.Stop()
@@ -125,12 +131,22 @@ func (s *Waiter) follow(ctx context.Context, w Wait, show appDisplay, logs failu
 				return ctx.Err()
 			case <-tick.C:
 				show.tick()
-			case last = <-views:
-				show.update(last)
-				s.keepLogs(ctx, w, last, logs)
-				if err := j.hear(last); err != nil {
+			case v := <-views:
+				if err := hear(v); err != nil {
 					return err
 				}
+			}
+			if !j.settled() {
+				continue
+			}
+			if j.youngest.IsZero() {
+				return errReached
+			}
+			// What was read is of a while ago: a large view takes its time to come.
+			if v, err := s.look(ctx, w); err != nil {
+				continue // The stream says what is wrong.
+			} else if err := hear(v); err != nil {
+				return err
 			}
 			if j.settled() {
 				return errReached
@@ -139,6 +155,15 @@ func (s *Waiter) follow(ctx context.Context, w Wait, show appDisplay, logs failu
 	})
 	err := group.Wait()
 	return last, err
+}
+
+// look asks for the app as it is now.
+func (s *Waiter) look(ctx context.Context, w Wait) ([]*gantryv1.ServiceView, error) {
+	v, err := client.Call(ctx, s.Client.Apps.Get, &gantryv1.GetAppRequest{Environment: s.Environment, App: w.App})
+	if err != nil {
+		return nil, err
+	}
+	return chosen(v.GetServices(), w.Services), nil
 }
 
 // stream sends the views that matter, over restarts of the daemon.

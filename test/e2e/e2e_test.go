@@ -31,7 +31,7 @@ func refused(t *testing.T, n *lab.Node, dir string, within time.Duration, words 
 	began := time.Now()
 	result := n.TryWithin(2*within, dir, args...)
 	if result.Code == 0 {
-		t.Fatalf("gantry %s was not refused:\n%s", strings.Join(args, " "), result.Stdout)
+		t.Fatalf("gantry %s was not refused:\n%s%s", strings.Join(args, " "), result.Stdout, result.Stderr)
 	}
 	if took := time.Since(began); took > within {
 		t.Errorf("gantry %s: refused after %s, at most %s", strings.Join(args, " "), took, within)
