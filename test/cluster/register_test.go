@@ -112,7 +112,7 @@ func TestRegistersAreLinearizable(t *testing.T) {
 		long = registerTime(t)
 	}
 	tr := begin(t, three)
-	awaitVoters(t, tr)
+	tr.AwaitVoters(t)
 	random := seeded(t)
 	ctx, cancel := context.WithTimeout(context.Background(), long)
 	defer cancel()
@@ -223,31 +223,10 @@ func compact(t *testing.T, n *lab.Node) {
 	}
 }
 
-// awaitVoters waits until three servers vote, so that one of them can be lost.
-func awaitVoters(t *testing.T, tr *trial) {
-	t.Helper()
-	lab.Eventually(t, time.Minute, "three servers vote", func() error {
-		s, err := tr.Leader(t).Status()
-		if err != nil {
-			return err
-		}
-		voters := 0
-		for _, m := range s.Members {
-			if m.Reachable && !m.Learner {
-				voters++
-			}
-		}
-		if voters != 3 || len(s.Members) != 3 {
-			return fmt.Errorf("%d of %d do", voters, len(s.Members))
-		}
-		return nil
-	})
-}
-
 // replaceServer takes a server's disk away, removes it from the cluster, and has it join again as a new one.
 func replaceServer(t *testing.T, tr *trial, n *lab.Node) {
 	t.Helper()
-	awaitVoters(t, tr)
+	tr.AwaitVoters(t)
 	n.Wipe(t)
 	by := tr.Leader(t, tr.Except(n)...)
 	lab.Eventually(t, time.Minute, "removal of "+n.Name(), func() error {
@@ -258,7 +237,7 @@ func replaceServer(t *testing.T, tr *trial, n *lab.Node) {
 	})
 	n.Rejoin(t, "server")
 	tr.AwaitNodes(t, len(tr.Nodes()))
-	awaitVoters(t, tr)
+	tr.AwaitVoters(t)
 }
 
 // work reads registers, or writes them, until the time is over. Those who read do not wait for a write that hangs.

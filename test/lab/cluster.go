@@ -36,7 +36,7 @@ func Cluster(t testing.TB, n int) *Lab {
 }
 
 // Form starts a cluster of that shape: first the servers, Node(0) and on, then the nodes. The machines are ready to run
-// containers when it returns.
+// containers when it returns, and every server votes.
 func Form(t testing.TB, shape Shape) *Lab {
 	t.Helper()
 	l := Network(t)
@@ -52,6 +52,7 @@ func Form(t testing.TB, shape Shape) *Lab {
 		l.Join(t, "node", shape)
 	}
 	l.AwaitNodes(t, len(l.nodes))
+	l.AwaitVoters(t)
 	return l
 }
 
@@ -171,6 +172,38 @@ func (l *Lab) AwaitNodes(t testing.TB, want int) {
 		}
 		if ready != want {
 			return fmt.Errorf("%d of %d:%s", ready, want, seen)
+		}
+		return nil
+	})
+}
+
+// AwaitVoters waits until every server votes, so that a minority of them can be lost. One that has joined does not at once: etcd
+// takes it in when those that vote have been connected with each other for five seconds.
+func (l *Lab) AwaitVoters(t testing.TB) {
+	t.Helper()
+	Eventually(t, 2*time.Minute, "all servers vote", func() error {
+		by := l.answering(t)
+		views, err := by.Machines()
+		if err != nil {
+			return err
+		}
+		s, err := by.Status()
+		if err != nil {
+			return err
+		}
+		servers, voters := 0, 0
+		for _, view := range views {
+			if view.Node.GetRole() == "server" {
+				servers++
+			}
+		}
+		for _, m := range s.Members {
+			if m.Reachable && !m.Learner {
+				voters++
+			}
+		}
+		if voters != servers || len(s.Members) != servers {
+			return fmt.Errorf("%d of %d servers vote, %d are members", voters, servers, len(s.Members))
 		}
 		return nil
 	})

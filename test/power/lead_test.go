@@ -59,7 +59,8 @@ type loss struct {
 // measure returns the time from the loss of a leader to the first acknowledgement of a change that was asked for after it.
 func (l loss) measure(t *testing.T, c *lab.Lab, round int) time.Duration {
 	t.Helper()
-	leader := awaitVoters(t, c)
+	c.AwaitVoters(t)
+	leader := c.Leader(t)
 	ctx, stop := context.WithTimeout(t.Context(), time.Minute)
 	defer stop()
 	first := make(chan time.Time, 1)
@@ -82,30 +83,6 @@ func (l loss) measure(t *testing.T, c *lab.Lab, round int) time.Duration {
 	l.mend(leader)
 	t.Logf("%s of %s: %s", l.name, leader.Name(), took.Round(time.Millisecond))
 	return took
-}
-
-// awaitVoters waits until every server is one whose vote counts, so that one of them can be lost, and returns the leader.
-func awaitVoters(t *testing.T, c *lab.Lab) *lab.Node {
-	t.Helper()
-	c.AwaitNodes(t, len(c.Nodes()))
-	leader := c.Leader(t)
-	lab.Eventually(t, time.Minute, "all servers vote", func() error {
-		s, err := leader.Status()
-		if err != nil {
-			return err
-		}
-		voters := 0
-		for _, m := range s.Members {
-			if m.Reachable && !m.Learner {
-				voters++
-			}
-		}
-		if voters != len(c.Nodes()) {
-			return fmt.Errorf("%d of %d do", voters, len(c.Nodes()))
-		}
-		return nil
-	})
-	return leader
 }
 
 // probe asks for a change every 50 ms, without waiting for those before, until one is acknowledged.

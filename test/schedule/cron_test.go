@@ -94,7 +94,7 @@ func TestALeaderDiesWhenAJobIsDue(t *testing.T) {
 	var minutes []time.Time
 	offset := time.Duration(0)
 	for _, before := range []time.Duration{2 * time.Second, 0} {
-		awaitVoters(t, c, 3)
+		c.AwaitVoters(t)
 		old := c.Leader(t)
 		minute := time.Now().Add(offset).Truncate(time.Minute).Add(time.Minute)
 		offset = time.Until(minute.Add(-4 * time.Second))
@@ -130,25 +130,4 @@ func TestALeaderDiesWhenAJobIsDue(t *testing.T) {
 			t.Errorf("at %s ran %d; all: %v", minute, runs[minute.UTC()], runs)
 		}
 	}
-}
-
-// awaitVoters waits until so many servers vote, so that one of them can be lost.
-func awaitVoters(t *testing.T, c *lab.Lab, want int) {
-	t.Helper()
-	lab.Eventually(t, patience, "all servers vote", func() error {
-		s, err := c.Leader(t).Status()
-		if err != nil {
-			return err
-		}
-		voters := 0
-		for _, m := range s.Members {
-			if m.Reachable && !m.Learner {
-				voters++
-			}
-		}
-		if voters != want {
-			return fmt.Errorf("%d do: %v", voters, s.Members)
-		}
-		return nil
-	})
 }
