@@ -73,6 +73,7 @@ type Agent struct {
 	// told is closed when the first server's update has arrived. Before it the agent knows nothing of names and networks, so
 	// that a container started now could reach what it must not.
 	told    chan struct{}
+	ready   chan struct{} // closed when recorded instances may go on: a server was heard, or none has answered in time
 	started chan struct{} // closed when Run has taken over; the handlers wait for it
 
 	figures Figures
@@ -95,7 +96,7 @@ func New(o Options, p Parts) (*Agent, error) {
 	}
 	a := &Agent{
 		Parts: p, o: o, log: o.Logger, records: r, reports: nodelink.NewOutbox(), workers: map[string]*worker{},
-		told: make(chan struct{}), started: make(chan struct{}),
+		told: make(chan struct{}), ready: make(chan struct{}), started: make(chan struct{}),
 	}
 	a.state = newEndpointState(p.Network, p.Discovery, o.Node)
 	a.state.load(o.Root, o.Logger)
@@ -118,6 +119,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	events := a.Engine.Events(ctx)
 	group.Go(func() error { return a.dispatch(ctx, events) })
 	group.Go(func() error { return a.state.run(ctx, a.log) })
+	group.Go(func() error { a.awaitServer(ctx); return nil })
 	// Known to the agent before a server is told what there is.
 	for _, rec := range recs {
 		a.start(rec, false)
@@ -183,7 +185,10 @@ func (a *Agent) start(rec *gantryv1.InstanceRecord, told bool) *worker {
 	a.workers[id] = w
 	a.group.Go(func() error {
 		defer close(w.idle)
-		a.awaitServer(a.work)
+		select {
+		case <-a.ready:
+		case <-a.work.Done():
+		}
 		w.run(a.work)
 		a.mu.Lock()
 		defer a.mu.Unlock()
@@ -195,7 +200,8 @@ func (a *Agent) start(rec *gantryv1.InstanceRecord, told bool) *worker {
 	return w
 }
 
-// awaitServer holds a recorded instance back until a server has been heard, for as long as one may take to answer.
+// awaitServer holds recorded instances back until a server has been heard, for as long as one may take to answer. Without one
+// the machine goes on with what it knew.
 func (a *Agent) awaitServer(ctx context.Context) {
 	select {
 	case <-a.told:
@@ -204,6 +210,7 @@ func (a *Agent) awaitServer(ctx context.Context) {
 		a.state.apply(ctx, a.log)
 	case <-ctx.Done():
 	}
+	close(a.ready)
 }
 
 func (a *Agent) worker(id string) *worker {

@@ -97,13 +97,6 @@ func (e *endpointState) update(u *gantryv1.NodeUpdate) {
 	e.asked++
 }
 
-// isFresh reports whether nothing is known yet, from no server and not from before.
-func (e *endpointState) isFresh() bool {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	return !e.told && len(e.services) == 0
-}
-
 // known is a service of which the server that leads now has not heard some nodes yet: what they have stays where it was.
 func known(told, before *gantryv1.ServiceEndpoints) *gantryv1.ServiceEndpoints {
 	unheard := func(ep *gantryv1.Endpoint) bool { return ep.Address == "" }

@@ -69,7 +69,7 @@ func (e *endpointState) load(root string, log *slog.Logger) {
 func (e *endpointState) goOn() {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	if !e.told && len(e.services)+len(e.networks) > 0 {
+	if len(e.services)+len(e.networks) > 0 {
 		e.told = true
 		e.asked++
 	}

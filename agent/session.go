@@ -41,7 +41,7 @@ func (a *Agent) expelled(err error) {
 func (a *Agent) hello() *gantryv1.NodeReport {
 	a.figures.Sessions.Add(1)
 	r := &gantryv1.NodeReport{
-		Hello: &gantryv1.NodeHello{Node: a.o.Node, Name: a.o.Name, Fresh: a.state.isFresh()}, Status: a.nodeStatus(),
+		Hello: &gantryv1.NodeHello{Node: a.o.Node, Name: a.o.Name}, Status: a.nodeStatus(),
 	}
 	for _, w := range a.all() {
 		r.Statuses = append(r.Statuses, w.status())

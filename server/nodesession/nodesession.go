@@ -118,9 +118,6 @@ func (h *Hub) Session(ctx context.Context, stream *stream) error {
 		return err
 	}
 	go func() { cancel(s.receive(stream)) }()
-	if first.Hello.Fresh {
-		s.introduce(ctx)
-	}
 	err = s.send(ctx, stream)
 	if cause := context.Cause(ctx); cause != nil {
 		return cause

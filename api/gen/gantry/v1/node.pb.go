@@ -105,10 +105,8 @@ type NodeHello struct {
 	Node  string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
 	Name  string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
 	// "host:port" of the node's API, and its address, as it knows them now.
-	ApiAddress string `protobuf:"bytes,3,opt,name=api_address,json=apiAddress,proto3" json:"api_address,omitempty"`
-	Address    string `protobuf:"bytes,4,opt,name=address,proto3" json:"address,omitempty"`
-	// The daemon has just started and been told nothing yet; until then its kernel keeps what it has.
-	Fresh         bool `protobuf:"varint,5,opt,name=fresh,proto3" json:"fresh,omitempty"`
+	ApiAddress    string `protobuf:"bytes,3,opt,name=api_address,json=apiAddress,proto3" json:"api_address,omitempty"`
+	Address       string `protobuf:"bytes,4,opt,name=address,proto3" json:"address,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -169,13 +167,6 @@ func (x *NodeHello) GetAddress() string {
 		return x.Address
 	}
 	return ""
-}
-
-func (x *NodeHello) GetFresh() bool {
-	if x != nil {
-		return x.Fresh
-	}
-	return false
 }
 
 type NodeUpdate struct {
@@ -757,14 +748,13 @@ const file_gantry_v1_node_proto_rawDesc = "" +
 	"\bstatuses\x18\x02 \x03(\v2\x19.gantry.v1.InstanceStatusR\bstatuses\x12\x18\n" +
 	"\aremoved\x18\x03 \x03(\tR\aremoved\x12-\n" +
 	"\x06status\x18\x04 \x01(\v2\x15.gantry.v1.NodeStatusR\x06status\x12+\n" +
-	"\avolumes\x18\x05 \x03(\v2\x11.gantry.v1.VolumeR\avolumes\"\x84\x01\n" +
+	"\avolumes\x18\x05 \x03(\v2\x11.gantry.v1.VolumeR\avolumes\"n\n" +
 	"\tNodeHello\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x1f\n" +
 	"\vapi_address\x18\x03 \x01(\tR\n" +
 	"apiAddress\x12\x18\n" +
-	"\aaddress\x18\x04 \x01(\tR\aaddress\x12\x14\n" +
-	"\x05fresh\x18\x05 \x01(\bR\x05fresh\"\x89\x04\n" +
+	"\aaddress\x18\x04 \x01(\tR\aaddress\"\x89\x04\n" +
 	"\n" +
 	"NodeUpdate\x12\x12\n" +
 	"\x04full\x18\x01 \x01(\bR\x04full\x127\n" +
