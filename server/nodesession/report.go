@@ -103,6 +103,10 @@ func (s *session) hear(said *gantryv1.NodeStatus) store.Object {
 		n.said, n.ahead = said, ahead(said, n.heard)
 	}
 	n.state = stateReady
+	if n.late {
+		n.late = false
+		s.term.doubt(n)
+	}
 	return n.observation(n.heard)
 }
 
@@ -211,6 +215,10 @@ func (t *term) watch(now time.Time, since time.Duration) {
 		state, silence, down := n.state, now.Sub(n.heard), t.times.Down
 		if state == "" { // it may be about to leave the server that led before
 			down = t.times.Unheard
+			if silence >= t.times.Suspect && !n.late {
+				n.late = true
+				t.doubt(n)
+			}
 		}
 		switch {
 		case silence >= down:

@@ -269,8 +269,10 @@ func (s *service) suspicion(shares map[int64]int32) (suspect, avoided bool) {
 	return suspect, avoided
 }
 
+// suspects reports whether the node of an instance is silent for longer than it should be.
 func (t *term) suspects(i *instance) bool {
-	return t.nodes[i.object.Node].status.GetState() == stateSuspect
+	n := t.nodes[i.object.Node]
+	return n.late || n.status.GetState() == stateSuspect
 }
 
 const weightUnit = 100 // so that a percent of a large release is not rounded away

@@ -49,6 +49,7 @@ type node struct {
 
 	heard time.Time
 	state string               // ready, suspect, down; empty as long as nothing is known
+	late  bool                 // nothing was ever heard, for so long that it would be suspect
 	said  *gantryv1.NodeStatus // by the node, with the last news in it
 	ahead time.Duration        // its clock against ours, at that time
 }
@@ -228,7 +229,7 @@ func (t *term) nodeChanged(o *gantryv1.Node, gone bool) store.Object {
 	if !gone {
 		return nil
 	}
-	n.state, n.said = "", nil
+	n.state, n.said, n.late = "", nil, false
 	t.tidyNode(n)
 	if n.status == nil {
 		return nil
@@ -279,10 +280,17 @@ func (t *term) nodeStatusChanged(o *gantryv1.NodeStatus, gone bool) {
 	}
 	for _, i := range n.instances {
 		t.endpointChanged(i)
-		if was == stateSuspect || now == stateSuspect {
-			i.service.weighed = true
-			t.pending[i.service.topic] = struct{}{}
-		}
+	}
+	if was == stateSuspect || now == stateSuspect {
+		t.doubt(n)
+	}
+}
+
+// doubt has the services of a node look again at whether it is to get new connections.
+func (t *term) doubt(n *node) {
+	for _, i := range n.instances {
+		i.service.weighed = true
+		t.pending[i.service.topic] = struct{}{}
 	}
 }
 
