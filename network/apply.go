@@ -45,7 +45,7 @@ func (n *Network) Apply(_ context.Context, s State) (err error) {
 	return err
 }
 
-// applyAnew replaces the whole table: it may be an earlier daemon's. That does not disturb what is connected.
+// applyAnew replaces the whole table: it may be an earlier daemon's. That disturbs neither what is connected nor what connects.
 func (n *Network) applyAnew(s State, peers []overlay.Peer) error {
 	want := newModel(s, peers, n.opts.Subnet, n.opts.VirtualIPs, n.segments)
 	if err := n.nft.replace(&want.model); err != nil {

@@ -234,8 +234,10 @@ func TestFlushedTableComesBack(t *testing.T) {
 			c.FlushChain(&nftables.Chain{Name: "forward", Table: &nftables.Table{Name: "gantry0", Family: nftables.TableFamilyINet}})
 		},
 	} {
-		change()
-		must(t, c.Flush())
+		await(t, what, func() bool { // a second repair may be under way
+			change()
+			return c.Flush() == nil
+		})
 		await(t, "repair after "+what, func() bool {
 			rules, err := c.GetRules(&nftables.Table{Name: "gantry0", Family: nftables.TableFamilyINet}, &nftables.Chain{Name: "forward"})
 			return err == nil && len(rules) == 4

@@ -21,6 +21,7 @@ import (
 
 	gantryv1 "github.com/gantryd/gantry/api/gen/gantry/v1"
 	"github.com/gantryd/gantry/fault"
+	"github.com/gantryd/gantry/network/holder"
 )
 
 // portTable holds the host ports of this node. Each is reserved by a bound socket, so that no other process can take it
@@ -228,7 +229,7 @@ func (t *portTable) explain(c *claim, r *reservation, err error) error {
 				WithHint("publish another host port, or stop %s", who)
 		}
 	}
-	if who := holder(r.Proto, r.Port); who != "" {
+	if who := holder.Of(protoName(r.Proto), r.Port); who != "" {
 		return fault.New(fault.Conflict, "port %s is taken by %s", r, who).WithHint("publish another host port, or stop %s", who)
 	}
 	return fault.New(fault.Conflict, "port %s is taken by another process", r).WithHint("ss -lnp | grep :%d", r.Port)

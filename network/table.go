@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"hash/fnv"
 	"net/netip"
-	"os"
 	"slices"
 	"sync/atomic"
 
@@ -156,7 +155,7 @@ func (r *ruleset) commit() error {
 }
 
 func (r *ruleset) exists() bool {
-	_, err := r.conn.ListTableOfFamily(r.bridge, nftables.TableFamilyINet)
+	_, err := r.conn.ListTableOfFamily(r.table.Name, nftables.TableFamilyINet)
 	return err == nil
 }
 
@@ -164,10 +163,10 @@ func (r *ruleset) exists() bool {
 // until the first Apply replaces it; if its rules are others than ours, nothing passes between nodes until then.
 func (r *ruleset) ensureBase() error {
 	if !r.exists() {
-		if err := r.base(); err != nil {
-			return err
+		if r.standsIn() {
+			return nil // the table was about to be replaced
 		}
-		return r.commit()
+		return r.write(&model{})
 	}
 	if _, err := r.conn.ListChain(r.table, r.marker()); err == nil || r.overlay == "" {
 		return nil
@@ -176,37 +175,7 @@ func (r *ruleset) ensureBase() error {
 	return r.commit()
 }
 
-func (r *ruleset) remove() error {
-	if !r.exists() {
-		return nil
-	}
-	r.conn.DelTable(r.table)
-	return r.commit()
-}
-
-// replace writes the whole table anew in one transaction.
-func (r *ruleset) replace(m *model) error {
-	if r.exists() {
-		r.conn.DelTable(r.table)
-	}
-	if err := r.base(); err != nil {
-		return err
-	}
-	r.collect(compare(&model{}, m))
-	err := r.commit()
-	if errors.Is(err, os.ErrNotExist) { // somebody removed the table in between
-		return r.replaceMissing(m)
-	}
-	return err
-}
-
-func (r *ruleset) replaceMissing(m *model) error {
-	if err := r.base(); err != nil {
-		return err
-	}
-	r.collect(compare(&model{}, m))
-	return r.commit()
-}
+func (r *ruleset) remove() error { return errors.Join(r.under(r.deputy(), r.retire), r.retire()) }
 
 // base collects the table's sets and fixed rules.
 func (r *ruleset) base() error {

@@ -1,4 +1,5 @@
-package network
+// Package holder tells which process listens on a port of this machine.
+package holder
 
 import (
 	"bufio"
@@ -8,11 +9,12 @@ import (
 	"strings"
 )
 
-// holder names the process that listens on a port, "nginx (process 812)", or nothing when /proc does not tell.
-func holder(proto uint8, port uint16) string {
+// Of names the process that listens on a port of a protocol, "tcp" or "udp": "nginx (process 812)", or nothing when /proc does
+// not tell.
+func Of(proto string, port uint16) string {
 	inodes := map[string]bool{}
 	for _, family := range []string{"", "6"} {
-		listeners("/proc/thread-self/net/"+protoName(proto)+family, proto, port, inodes)
+		listeners("/proc/thread-self/net/"+proto+family, proto, port, inodes)
 	}
 	if len(inodes) == 0 {
 		return ""
@@ -31,7 +33,7 @@ func holder(proto uint8, port uint16) string {
 }
 
 // listeners collects the inodes of sockets bound to a port from one of the kernel's socket lists.
-func listeners(list string, proto uint8, port uint16, inodes map[string]bool) {
+func listeners(list, proto string, port uint16, inodes map[string]bool) {
 	f, err := os.Open(list)
 	if err != nil {
 		return
@@ -41,7 +43,7 @@ func listeners(list string, proto uint8, port uint16, inodes map[string]bool) {
 	suffix := fmt.Sprintf(":%04X", port)
 	for s := bufio.NewScanner(f); s.Scan(); {
 		field := strings.Fields(s.Text())
-		if len(field) > 9 && strings.HasSuffix(field[1], suffix) && (proto == protoUDP || field[3] == listening) {
+		if len(field) > 9 && strings.HasSuffix(field[1], suffix) && (proto == "udp" || field[3] == listening) {
 			inodes[field[9]] = true
 		}
 	}
