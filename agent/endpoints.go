@@ -324,16 +324,18 @@ func (e *endpointState) published(service string) []*gantryv1.PortPublish {
 func (e *endpointState) run(ctx context.Context, log *slog.Logger) error {
 	tick := time.NewTicker(retryApply)
 	defer tick.Stop()
-	keep := func(pause time.Duration) {
-		if err := e.save(time.Now(), pause); err != nil {
+	keep := func() {
+		if err := e.save(); err != nil {
 			log.Warn("after a start without a server, names will be those of before", "err", err)
 		}
 	}
-	defer keep(0)
+	defer keep()
 	for {
 		select {
 		case <-tick.C:
-			keep(recallPause)
+			if e.due(time.Now()) {
+				keep()
+			}
 			e.mu.Lock()
 			behind := e.done < e.asked || len(e.ports) > 0
 			e.mu.Unlock()

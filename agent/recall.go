@@ -20,8 +20,8 @@ import (
 
 const (
 	recallFile = "known.pb"
-	// recallPause is between two writes of what servers say while it changes all the time.
-	recallPause = 5 * time.Second
+	// While what servers say changes all the time, writing it takes at most one part in recallShare of the time.
+	recallShare = 50
 )
 
 // recall is what servers said last, on disk: a daemon that starts answers names as the one before did, and a machine that starts
@@ -29,7 +29,7 @@ const (
 type recall struct {
 	path  string
 	saved uint64 // the change that is on disk
-	at    time.Time
+	next  time.Time
 }
 
 // load reads what the daemon before has kept. What is damaged or missing is as if there were nothing: servers say it again.
@@ -75,10 +75,18 @@ func (e *endpointState) goOn() {
 	}
 }
 
-// save writes what servers have said, unless it was written a moment ago or nothing has changed.
-func (e *endpointState) save(now time.Time, pause time.Duration) error {
+// due reports whether what servers have said is to be written: a change of the last moments is lost with the machine's power.
+func (e *endpointState) due(now time.Time) bool {
 	e.mu.Lock()
-	if !e.told || e.heard == e.recall.saved || now.Sub(e.recall.at) < pause {
+	defer e.mu.Unlock()
+	return e.told && e.heard != e.recall.saved && !now.Before(e.recall.next)
+}
+
+// save writes what servers have said, as long as one has said anything.
+func (e *endpointState) save() error {
+	began := time.Now()
+	e.mu.Lock()
+	if !e.told || e.heard == e.recall.saved {
 		e.mu.Unlock()
 		return nil
 	}
@@ -94,7 +102,8 @@ func (e *endpointState) save(now time.Time, pause time.Duration) error {
 	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	e.recall.at = now
+	now := time.Now()
+	e.recall.next = now.Add(now.Sub(began) * recallShare)
 	if err != nil {
 		return fault.Wrap(fault.Unavailable, err, "cannot keep what servers say")
 	}

@@ -12,7 +12,7 @@ import (
 
 // TestWhatServersSaidOutlivesTheDaemon has a daemon start while no server answers: it goes on with what the one before was told.
 func TestWhatServersSaidOutlivesTheDaemon(t *testing.T) {
-	root, quiet, now := t.TempDir(), slog.New(slog.DiscardHandler), time.Now()
+	root, quiet := t.TempDir(), slog.New(slog.DiscardHandler)
 	start := func() *endpointState {
 		e := newEndpointState(nil, nil, "n1")
 		e.load(root, quiet)
@@ -32,15 +32,19 @@ func TestWhatServersSaidOutlivesTheDaemon(t *testing.T) {
 	if first.told {
 		t.Error("a machine that was never told anything goes on with nothing: its kernel loses what it has")
 	}
-	if err := first.save(now, 0); err != nil {
-		t.Fatal(err)
+	if err := first.save(); err != nil || first.due(time.Now()) {
+		t.Fatalf("nothing is to be kept: %v, due %v", err, first.due(time.Now()))
 	}
 	first.update(told("10.64.2.1"))
-	for _, at := range []time.Time{now.Add(time.Minute), now.Add(time.Minute + recallPause/2)} {
-		if err := first.save(at, recallPause); err != nil {
-			t.Fatal(err)
-		}
-		first.update(told("10.64.2.9")) // too soon after the first to be written
+	if !first.due(time.Now()) {
+		t.Error("the first word is not to be kept")
+	}
+	if err := first.save(); err != nil {
+		t.Fatal(err)
+	}
+	first.update(told("10.64.2.9"))
+	if next := first.recall.next; first.due(next.Add(-1)) || !first.due(next) {
+		t.Errorf("due too early: %v; in time: %v", first.due(next.Add(-1)), first.due(next))
 	}
 
 	second := start()
@@ -53,7 +57,7 @@ func TestWhatServersSaidOutlivesTheDaemon(t *testing.T) {
 		t.Errorf("it goes on with %v", st)
 	}
 
-	if err := first.save(now.Add(2*time.Minute), 0); err != nil {
+	if err := first.save(); err != nil {
 		t.Fatal(err)
 	}
 	if ep := start().services["e/a/db"].Endpoints[0]; ep.Address != "10.64.2.9" {
