@@ -4,6 +4,7 @@ import (
 	"errors"
 	"os"
 	"slices"
+	"time"
 
 	"github.com/google/nftables"
 	"golang.org/x/sys/unix"
@@ -36,20 +37,22 @@ func (r *ruleset) standsIn() (there bool) {
 // replace writes the whole table anew. Both tables are in the packets' way for a moment: what either refuses is refused. A replacement
 // that was cut short is taken up: the table that does the work stays until another one does.
 func (r *ruleset) replace(m *model) error {
-	write := func() error { return r.write(m) }
+	renew := func() error {
+		if err := r.retire(); err != nil {
+			return err
+		}
+		return r.write(m)
+	}
 	hooks, err := r.hooks()
 	if err != nil {
 		return err
 	}
 	if len(hooks) > 0 {
-		if err := r.under(r.deputy(), func() error { return errors.Join(r.retire(), write()) }); err != nil {
+		if err := r.under(r.deputy(), renew); err != nil {
 			return err
 		}
 	}
-	if err := r.retire(); err != nil {
-		return err
-	}
-	if err := write(); err != nil {
+	if err := renew(); err != nil {
 		return err
 	}
 	return r.under(r.deputy(), r.retire)
@@ -77,9 +80,7 @@ func (r *ruleset) retire() error {
 	if err := r.commit(); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return err
 	}
-	if err := awaitPackets(); err != nil {
-		return err
-	}
+	awaitPackets()
 	r.conn.DelTable(r.table)
 	if err := r.commit(); !errors.Is(err, os.ErrNotExist) {
 		return err
@@ -97,12 +98,11 @@ func (r *ruleset) hooks() ([]*nftables.Chain, error) {
 	return slices.DeleteFunc(all, strange), nil
 }
 
-// awaitPackets waits until every packet that is on its way through the kernel's rules now has left them.
-func awaitPackets() error {
+// awaitPackets waits until every packet that is on its way through the kernel's rules now has left them. A kernel that keeps some
+// processors free of its own work (nohz_full) cannot tell.
+func awaitPackets() {
 	const global = 1 // MEMBARRIER_CMD_GLOBAL waits for the readers of RCU, of which packets are
-	_, _, errno := unix.Syscall(unix.SYS_MEMBARRIER, global, 0, 0)
-	if errno != 0 {
-		return fault.Wrap(fault.Unsupported, errno, "wait for packets with membarrier")
+	if _, _, errno := unix.Syscall(unix.SYS_MEMBARRIER, global, 0, 0); errno != 0 {
+		time.Sleep(100 * time.Millisecond)
 	}
-	return nil
 }
