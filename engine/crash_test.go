@@ -13,6 +13,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -20,6 +21,7 @@ import (
 
 	"github.com/gantryd/gantry/engine"
 	"github.com/gantryd/gantry/engine/enginetest"
+	"github.com/gantryd/gantry/engine/keep"
 )
 
 // daemonVariable makes the test binary an engine of its own, to be killed.
@@ -207,6 +209,29 @@ func TestLogsAreCompleteWhateverTheMomentOfTheKill(t *testing.T) {
 	}
 	stdout, _ := enginetest.Logs(t, e, "c")
 	assertLines(t, stdout, lines)
+}
+
+// TestARunWhoseEndIsWrittenDownIsCountedOnce is a daemon that was killed while it cleared away the task of a run that had ended.
+func TestARunWhoseEndIsWrittenDownIsCountedOnce(t *testing.T) {
+	o := prepareCrash(t, map[string]string{"c": "sleep 1; exit 5"})
+	d := startDaemon(t, o)
+	d.do(t, "start", "c")
+	d.kill()
+	awaitProcessesGone(t, o, "c")
+	path := filepath.Join(o.Root, "containers", "c", "state.json")
+	var was engine.State
+	if err := keep.ReadState(path, &was); err != nil || was.Status != engine.StatusRunning || was.Runs != 1 {
+		t.Fatalf("%+v, %v", was, err)
+	}
+	was.Status, was.Pid, was.ExitCode, was.FinishedAt = engine.StatusExited, 0, 5, time.Now().Add(time.Second) // the shim may notice after us
+	if err := keep.State(path, was); err != nil {
+		t.Fatal(err)
+	}
+	e := enginetest.OpenAt(t, o)
+	defer enginetest.Close(t, e)
+	if s := enginetest.AwaitExit(t, e, "c"); s.ExitCode != 5 || s.Runs != 1 || !s.StartedAt.Equal(was.StartedAt) {
+		t.Errorf("before it was %+v, now %+v", was, s)
+	}
 }
 
 func TestHalvesAreClearedAway(t *testing.T) {

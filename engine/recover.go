@@ -101,7 +101,9 @@ func (e *Engine) adoptTask(ctx context.Context, c *container, task *tasktypes.Pr
 	r := newRun()
 	r.pid, r.pidsLimit = task.Pid, e.cgroup.pidsLimit(c.ID)
 	close(r.started)
-	if !wasRunning { // started, but killed before that was written down
+	// A run whose end is written down has been counted: the daemon before was killed while it cleared the task away.
+	counted := wasRunning || task.Status == tasktypes.Status_STOPPED && !c.state.FinishedAt.Before(task.ExitedAt.AsTime())
+	if !counted { // started, but killed before that was written down
 		c.state.Runs++
 		c.state.StartedAt = time.Now()
 	}
