@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/gantryd/gantry/fault"
+	"github.com/gantryd/gantry/network/event"
 	"github.com/gantryd/gantry/network/overlay"
 )
 
@@ -106,7 +107,7 @@ func (n *Network) assess(e netlink.Message, d *damage) {
 	case unix.RTM_NEWLINK, unix.RTM_DELLINK:
 		n.assessLink(e, d)
 	case unix.RTM_DELADDR:
-		if a := addressIn(attribute(e.Data, unix.SizeofIfAddrmsg, unix.IFA_ADDRESS)); a == n.Gateway() || a.IsValid() && a == n.Gateway6() {
+		if a := event.Address(event.Attribute(e.Data, unix.SizeofIfAddrmsg, unix.IFA_ADDRESS)); a == n.Gateway() || a.IsValid() && a == n.Gateway6() {
 			d.host = true
 		}
 	case unix.RTM_DELROUTE:
@@ -116,7 +117,7 @@ func (n *Network) assess(e netlink.Message, d *damage) {
 			d.host = true
 		}
 	case unix.RTM_NEWNETCONF:
-		if forwardingOff(e.Data) {
+		if event.ForwardingOff(e.Data) {
 			d.host = true
 		}
 	}
@@ -126,7 +127,7 @@ func (n *Network) assessLink(e netlink.Message, d *damage) {
 	if len(e.Data) < unix.SizeofIfInfomsg {
 		return
 	}
-	name := unix.ByteSliceToString(attribute(e.Data, unix.SizeofIfInfomsg, unix.IFLA_IFNAME))
+	name := unix.ByteSliceToString(event.Attribute(e.Data, unix.SizeofIfInfomsg, unix.IFLA_IFNAME))
 	lost := e.Header.Type == unix.RTM_DELLINK || binary.NativeEndian.Uint32(e.Data[8:])&unix.IFF_UP == 0
 	switch {
 	case !lost:
@@ -142,7 +143,7 @@ func (n *Network) assessRoute(e netlink.Message, d *damage) {
 	if len(e.Data) < unix.SizeofRtMsg {
 		return
 	}
-	to := addressIn(attribute(e.Data, unix.SizeofRtMsg, unix.RTA_DST))
+	to := event.Address(event.Attribute(e.Data, unix.SizeofRtMsg, unix.RTA_DST))
 	bits, protocol := int(e.Data[1]), e.Data[5]
 	switch {
 	case protocol == overlay.Protocol || to.IsValid() && netip.PrefixFrom(to, bits) == n.opts.VirtualIPs:
@@ -173,31 +174,4 @@ func linkAddress(name string) netip.Addr {
 		return netip.Addr{}
 	}
 	return address(uint32(v))
-}
-
-// forwardingOff reads an event about a setting of all devices: struct netconfmsg of linux/netconf.h, and its attributes.
-func forwardingOff(data []byte) bool {
-	const header, attrIndex, attrForwarding, all = 1, 1, 2, ^uint32(0)
-	index, forwarding := attribute(data, header, attrIndex), attribute(data, header, attrForwarding)
-	return len(index) == 4 && binary.NativeEndian.Uint32(index) == all && len(forwarding) == 4 && binary.NativeEndian.Uint32(forwarding) == 0
-}
-
-func addressIn(b []byte) netip.Addr {
-	a, _ := netip.AddrFromSlice(b)
-	return a
-}
-
-// attribute is the value of the first attribute of a kind in a message, after its header.
-func attribute(data []byte, header int, kind uint16) []byte {
-	for at := (header + 3) &^ 3; at+4 <= len(data); {
-		size := int(binary.NativeEndian.Uint16(data[at:]))
-		if size < 4 || at+size > len(data) {
-			return nil
-		}
-		if binary.NativeEndian.Uint16(data[at+2:])&^(unix.NLA_F_NESTED|unix.NLA_F_NET_BYTEORDER) == kind {
-			return data[at+4 : at+size]
-		}
-		at += (size + 3) &^ 3
-	}
-	return nil
 }

@@ -159,19 +159,27 @@ func (r *ruleset) exists() bool {
 	return err == nil
 }
 
-// ensureBase makes the table with its fixed rules if it is not there. One that is there may be in use and is left alone
-// until the first Apply replaces it; if its rules are others than ours, nothing passes between nodes until then.
+// ensureBase makes the table with its fixed rules if there is none. One that is there may be in use and is left alone until the first
+// Apply replaces it; if its rules are others than ours, nothing passes between nodes until then.
 func (r *ruleset) ensureBase() error {
-	if !r.exists() {
-		if r.standsIn() {
-			return nil // the table was about to be replaced
+	for _, name := range []string{r.bridge, r.deputy()} {
+		var hooks []*nftables.Chain
+		err := r.under(name, func() (err error) { hooks, err = r.hooks(); return err })
+		if err != nil {
+			return err
 		}
-		return r.write(&model{})
+		if working(hooks) {
+			return r.under(name, r.beOnGuard)
+		}
 	}
+	return r.replace(&model{})
+}
+
+func (r *ruleset) beOnGuard() error {
 	if _, err := r.conn.ListChain(r.table, r.marker()); err == nil || r.overlay == "" {
 		return nil
 	}
-	r.chain("guard", nftables.ChainTypeFilter, nftables.ChainHookPrerouting, nftables.ChainPriorityRaw, join(fromDevice(r.overlay), drop()))
+	r.chain(guard, nftables.ChainTypeFilter, nftables.ChainHookPrerouting, nftables.ChainPriorityRaw, join(fromDevice(r.overlay), drop()))
 	return r.commit()
 }
 

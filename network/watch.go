@@ -3,6 +3,7 @@ package network
 import (
 	"context"
 	"errors"
+	"os"
 	"syscall"
 	"time"
 
@@ -10,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/gantryd/gantry/fault"
+	"github.com/gantryd/gantry/network/event"
 )
 
 // watchTable puts our table back when somebody else changes it: a firewall that starts with `flush ruleset` would
@@ -31,15 +33,20 @@ func (n *Network) watchTable(ctx context.Context) error {
 		switch {
 		case ctx.Err() != nil:
 			return nil
-		case errors.Is(err, syscall.ENOBUFS): // events were lost, perhaps the one that matters
+		case errors.Is(err, syscall.ENOBUFS), errors.Is(err, os.ErrDeadlineExceeded): // an event was lost, perhaps; the time to try again
 		case err != nil:
 			return fault.Wrap(fault.Internal, err, "watch nftables")
 		case !n.foreign(events):
 			continue
 		}
 		n.log.Warn("somebody else changed the nftables table; it is written anew", "table", n.opts.Bridge)
+		again := time.Time{}
 		if err := n.reassert(); err != nil {
-			n.log.Error("the nftables table cannot be restored", "table", n.opts.Bridge, "err", err)
+			n.log.Error("the nftables table cannot be restored", "table", n.opts.Bridge, "err", err, "again", retryPool)
+			again = time.Now().Add(retryPool)
+		}
+		if _ = c.SetReadDeadline(again); ctx.Err() != nil {
+			return nil
 		}
 	}
 }
@@ -64,7 +71,7 @@ func (n *Network) foreign(events []netlink.Message) bool {
 		if e.Header.PID == n.nft.port.Load() || e.Header.Type>>8 != unix.NFNL_SUBSYS_NFTABLES || e.Header.Type&0xff == unix.NFT_MSG_NEWGEN {
 			continue
 		}
-		if tableOf(e.Data) == n.opts.Bridge {
+		if name := tableOf(e.Data); name == n.opts.Bridge || name == n.nft.deputy() {
 			return true
 		}
 	}
@@ -73,5 +80,5 @@ func (n *Network) foreign(events []netlink.Message) bool {
 
 func tableOf(data []byte) string {
 	const header = 4 // struct nfgenmsg
-	return unix.ByteSliceToString(attribute(data, header, unix.NFTA_TABLE_NAME))
+	return unix.ByteSliceToString(event.Attribute(data, header, unix.NFTA_TABLE_NAME))
 }
