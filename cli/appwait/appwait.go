@@ -122,6 +122,7 @@ func (s *Waiter) follow(ctx context.Context, w Wait, show appDisplay, logs failu
 		s.keepLogs(ctx, w, v, logs)
 		return j.hear(v)
 	}
+	var looked time.Time
 	group.Go(func() error {
 		tick := time.NewTicker(100 * time.Millisecond)
 		defer tick.Stop()
@@ -136,16 +137,20 @@ func (s *Waiter) follow(ctx context.Context, w Wait, show appDisplay, logs failu
 					return err
 				}
 			}
-			if !j.settled() {
-				continue
-			}
-			if j.youngest.IsZero() {
+			if j.settled() && j.youngest.IsZero() {
 				return errReached
 			}
-			// What was read is of a while ago: a large view takes its time to come.
-			if v, err := s.look(ctx, w); err != nil {
+			// What was read is of a while ago: a large view takes its time to come. Who has asked once goes on: the stream does not
+			// repeat what it has said.
+			if !j.settled() && looked.IsZero() || time.Since(looked) < lookPause {
+				continue
+			}
+			looked = time.Now()
+			v, err := s.look(ctx, w)
+			if err != nil {
 				continue // The stream says what is wrong.
-			} else if err := hear(v); err != nil {
+			}
+			if err := hear(v); err != nil {
 				return err
 			}
 			if j.settled() {
@@ -157,8 +162,13 @@ func (s *Waiter) follow(ctx context.Context, w Wait, show appDisplay, logs failu
 	return last, err
 }
 
+// lookPause is between two questions for the app as it is now.
+const lookPause = time.Second
+
 // look asks for the app as it is now.
 func (s *Waiter) look(ctx context.Context, w Wait) ([]*gantryv1.ServiceView, error) {
+	ctx, cancel := context.WithTimeout(ctx, 5*lookPause)
+	defer cancel()
 	v, err := client.Call(ctx, s.Client.Apps.Get, &gantryv1.GetAppRequest{Environment: s.Environment, App: w.App})
 	if err != nil {
 		return nil, err
