@@ -20,8 +20,10 @@ import (
 
 const (
 	recallFile = "known.pb"
-	// While what servers say changes all the time, writing it takes at most one part in recallShare of the time.
+	// While what servers say changes all the time, writing it takes at most one part in recallShare of the time, as long as a write
+	// is not slow: then, and after one that failed, the next one waits for recallPause.
 	recallShare = 50
+	recallPause = 5 * time.Second
 )
 
 // recall is what servers said last, on disk: a daemon that starts answers names as the one before did, and a machine that starts
@@ -103,8 +105,9 @@ func (e *endpointState) save() error {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	now := time.Now()
-	e.recall.next = now.Add(now.Sub(began) * recallShare)
+	e.recall.next = now.Add(min(now.Sub(began)*recallShare, recallPause))
 	if err != nil {
+		e.recall.next = now.Add(recallPause)
 		return fault.Wrap(fault.Unavailable, err, "cannot keep what servers say")
 	}
 	e.recall.saved = heard

@@ -213,7 +213,7 @@ func TestLogsAreCompleteWhateverTheMomentOfTheKill(t *testing.T) {
 
 // TestARunWhoseEndIsWrittenDownIsCountedOnce is a daemon that was killed while it cleared away the task of a run that had ended.
 func TestARunWhoseEndIsWrittenDownIsCountedOnce(t *testing.T) {
-	o := prepareCrash(t, map[string]string{"c": "sleep 1; exit 5"})
+	o := prepareCrash(t, map[string]string{"c": "sleep 3; exit 5"})
 	d := startDaemon(t, o)
 	d.do(t, "start", "c")
 	d.kill()

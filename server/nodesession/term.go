@@ -16,8 +16,7 @@ import (
 
 // term is one time of leading: the index over the store's objects, and the sessions.
 type term struct {
-	hub   *Hub
-	began time.Time
+	hub *Hub
 
 	mu        sync.Mutex
 	ended     error
@@ -71,7 +70,7 @@ type instance struct {
 func newTerm(h *Hub) *term {
 	objects := newMachineSet()
 	return &term{
-		hub: h, began: time.Now(), nodes: map[string]*node{}, services: map[string]*service{}, instances: map[string]*instance{},
+		hub: h, nodes: map[string]*node{}, services: map[string]*service{}, instances: map[string]*instance{},
 		scopes: map[string]*scope{}, ingress: map[*service]struct{}{}, objects: objects,
 		networks: map[string]*gantryv1.Network{}, machines: newTopic(objects),
 		users: map[string]map[*session]struct{}{}, pending: map[*topic]struct{}{}, times: silence.After(0, 0),

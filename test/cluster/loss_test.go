@@ -36,7 +36,7 @@ const lossClient = `  load-NUMBER:
 const lossRate = 250
 
 // suspectAfter is the time of silence from which a machine gets no new connections, with what it takes to tell the others.
-const suspectAfter = 2300 * time.Millisecond
+const suspectAfter = 2500 * time.Millisecond
 
 // TestNodeLossUnderLoad cuts the power of one of three machines that serve, while clients on the other two make 500 connections
 // a second to the service's name, and give each up after a second. Some fail at first; later none does.
