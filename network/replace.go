@@ -13,9 +13,6 @@ import (
 	"github.com/gantryd/gantry/fault"
 )
 
-// guard is the chain that keeps a table with other rules than ours from passing anything between nodes.
-const guard = "guard"
-
 // deputy is the name of the table that stands in for ours.
 func (r *ruleset) deputy() string { return r.bridge + "-deputy" }
 
@@ -41,24 +38,36 @@ func (r *ruleset) replace(m *model) error {
 }
 
 func (r *ruleset) replaceOnce(m *model) error {
-	hooks, err := r.hooks()
+	deputy := r.deputy()
+	old, err := r.hooks(r.bridge)
 	if err != nil {
 		return err
 	}
-	if working(hooks) {
-		err := r.under(r.deputy(), func() error { return errors.Join(r.retire(), r.collectAll(m)) })
-		if err = errors.Join(err, r.unhook(hooks)); err != nil {
+	if len(old) > 0 {
+		if err := r.retire(deputy); err != nil {
+			return err
+		}
+		if err := r.under(deputy, func() error { return r.collectAll(m) }); err != nil {
+			return err
+		}
+		if err := r.unhook(old); err != nil {
 			return err
 		}
 	}
-	if r.exists() {
-		r.conn.DelTable(r.table)
-	}
-	deputys := r.under(r.deputy(), func() error { hooks, err = r.hooks(); return err })
-	if err := errors.Join(deputys, r.collectAll(m), r.unhook(hooks)); err != nil {
+	old, err = r.hooks(deputy)
+	if err != nil {
 		return err
 	}
-	return r.under(r.deputy(), r.retire)
+	if r.exists(r.bridge) {
+		r.conn.DelTable(r.table)
+	}
+	if err := r.collectAll(m); err != nil {
+		return err
+	}
+	if err := r.unhook(old); err != nil {
+		return err
+	}
+	return r.retire(deputy)
 }
 
 // collectAll adds the whole table to the transaction.
@@ -68,46 +77,40 @@ func (r *ruleset) collectAll(m *model) error {
 	return err
 }
 
-// unhook takes a table out of the packets' way, with all that the transaction has already, and waits until none is in it.
+// unhook writes the transaction, and with it takes the table of these hooks out of the packets' way; it waits until none is in it.
 func (r *ruleset) unhook(hooks []*nftables.Chain) error {
 	for _, c := range hooks {
 		r.conn.FlushChain(c)
 		r.conn.DelChain(c)
 	}
 	err := r.commit()
-	if len(hooks) > 0 {
+	if err == nil && len(hooks) > 0 {
 		awaitPackets()
 	}
 	return err
 }
 
-// retire deletes the table, if it is there. Somebody else may do so too.
-func (r *ruleset) retire() error {
-	hooks, err := r.hooks()
-	if err != nil || !r.exists() {
+// retire deletes a table, if it is there.
+func (r *ruleset) retire(name string) error {
+	hooks, err := r.hooks(name)
+	if err != nil || !r.exists(name) {
 		return err
 	}
-	err = r.unhook(hooks)
-	r.conn.DelTable(r.table)
-	if err = errors.Join(err, r.commit()); !errors.Is(err, os.ErrNotExist) {
+	if err := r.unhook(hooks); err != nil {
 		return err
 	}
-	return nil
+	r.conn.DelTable(&nftables.Table{Name: name, Family: nftables.TableFamilyINet})
+	return r.commit()
 }
 
-// hooks are the chains of the table through which packets come into it.
-func (r *ruleset) hooks() ([]*nftables.Chain, error) {
+// hooks are the chains of a table through which packets come into it. One without them does nothing.
+func (r *ruleset) hooks(table string) ([]*nftables.Chain, error) {
 	all, err := r.conn.ListChainsOfTableFamily(nftables.TableFamilyINet)
 	if err != nil {
 		return nil, fault.Wrap(fault.Internal, err, "list the chains of nftables")
 	}
-	strange := func(c *nftables.Chain) bool { return c.Table.Name != r.table.Name || c.Hooknum == nil }
+	strange := func(c *nftables.Chain) bool { return c.Table.Name != table || c.Hooknum == nil }
 	return slices.DeleteFunc(all, strange), nil
-}
-
-// working reports whether a table with these hooks does more than to guard.
-func working(hooks []*nftables.Chain) bool {
-	return slices.ContainsFunc(hooks, func(c *nftables.Chain) bool { return c.Name != guard })
 }
 
 // awaitPackets waits until every packet that is on its way through the kernel's rules now has left them. A kernel that keeps some

@@ -154,8 +154,8 @@ func (r *ruleset) commit() error {
 		WithHint("nft list table inet %s shows what is there", r.bridge)
 }
 
-func (r *ruleset) exists() bool {
-	_, err := r.conn.ListTableOfFamily(r.table.Name, nftables.TableFamilyINet)
+func (r *ruleset) exists(table string) bool {
+	_, err := r.conn.ListTableOfFamily(table, nftables.TableFamilyINet)
 	return err == nil
 }
 
@@ -163,27 +163,27 @@ func (r *ruleset) exists() bool {
 // Apply replaces it; if its rules are others than ours, nothing passes between nodes until then.
 func (r *ruleset) ensureBase() error {
 	for _, name := range []string{r.bridge, r.deputy()} {
-		var hooks []*nftables.Chain
-		err := r.under(name, func() (err error) { hooks, err = r.hooks(); return err })
+		hooks, err := r.hooks(name)
 		if err != nil {
 			return err
 		}
-		if working(hooks) {
+		if len(hooks) > 0 {
 			return r.under(name, r.beOnGuard)
 		}
 	}
 	return r.replace(&model{})
 }
 
+// beOnGuard lets nothing pass between nodes if the table has other rules than ours.
 func (r *ruleset) beOnGuard() error {
 	if _, err := r.conn.ListChain(r.table, r.marker()); err == nil || r.overlay == "" {
 		return nil
 	}
-	r.chain(guard, nftables.ChainTypeFilter, nftables.ChainHookPrerouting, nftables.ChainPriorityRaw, join(fromDevice(r.overlay), drop()))
+	r.chain("guard", nftables.ChainTypeFilter, nftables.ChainHookPrerouting, nftables.ChainPriorityRaw, join(fromDevice(r.overlay), drop()))
 	return r.commit()
 }
 
-func (r *ruleset) remove() error { return errors.Join(r.under(r.deputy(), r.retire), r.retire()) }
+func (r *ruleset) remove() error { return errors.Join(r.retire(r.deputy()), r.retire(r.bridge)) }
 
 // base collects the table's sets and fixed rules.
 func (r *ruleset) base() error {

@@ -27,19 +27,23 @@ func (n *Network) watchTable(ctx context.Context) error {
 	}
 	stop := context.AfterFunc(ctx, func() { _ = c.SetReadDeadline(time.Unix(1, 0)) })
 	defer stop()
-	n.checkTable()
+	if n.vanished() { // before anybody watched
+		_ = c.SetReadDeadline(time.Now())
+	}
 	for {
 		events, err := c.Receive()
 		switch {
 		case ctx.Err() != nil:
 			return nil
-		case errors.Is(err, syscall.ENOBUFS), errors.Is(err, os.ErrDeadlineExceeded): // an event was lost, perhaps; the time to try again
+		case errors.Is(err, syscall.ENOBUFS): // events were lost, perhaps the one that matters
+		case errors.Is(err, os.ErrDeadlineExceeded): // the time to put it back, or to try again
 		case err != nil:
 			return fault.Wrap(fault.Internal, err, "watch nftables")
 		case !n.foreign(events):
 			continue
+		default:
+			n.log.Warn("somebody else changed the nftables table; it is written anew", "table", n.opts.Bridge)
 		}
-		n.log.Warn("somebody else changed the nftables table; it is written anew", "table", n.opts.Bridge)
 		again := time.Time{}
 		if err := n.reassert(); err != nil {
 			n.log.Error("the nftables table cannot be restored", "table", n.opts.Bridge, "err", err, "again", retryPool)
@@ -51,17 +55,11 @@ func (n *Network) watchTable(ctx context.Context) error {
 	}
 }
 
-// checkTable notices a table that vanished before anybody watched.
-func (n *Network) checkTable() {
+// vanished reports whether the table is not there.
+func (n *Network) vanished() bool {
 	n.applying.Lock()
-	missing := !n.nft.exists()
-	n.applying.Unlock()
-	if !missing {
-		return
-	}
-	if err := n.reassert(); err != nil {
-		n.log.Error("the nftables table cannot be restored", "table", n.opts.Bridge, "err", err)
-	}
+	defer n.applying.Unlock()
+	return !n.nft.exists(n.opts.Bridge)
 }
 
 // foreign reports whether an event tells of a change of our table that was not ours. Every event about a table, chain,
