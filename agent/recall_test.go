@@ -47,6 +47,13 @@ func TestWhatServersSaidOutlivesTheDaemon(t *testing.T) {
 		t.Errorf("due too early: %v; in time: %v", first.due(next.Add(-1)), first.due(next))
 	}
 
+	path := first.recall.path
+	first.recall.path = filepath.Join(root, "nowhere", recallFile)
+	if err := first.save(); err == nil || first.due(time.Now()) || !first.due(time.Now().Add(recallPause)) {
+		t.Errorf("what cannot be written: %v; due at once: %v, in a while: %v", err, first.due(time.Now()), first.due(time.Now().Add(recallPause)))
+	}
+	first.recall.path = path
+
 	second := start()
 	if second.told {
 		t.Error("what is on disk counts as a server's word")

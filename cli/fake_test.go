@@ -25,8 +25,8 @@ import (
 func itoa(n int) string { return strconv.Itoa(n) }
 
 // fake is a daemon without containers. What an image is called says what becomes of it: "broken" fails, "slow" never
-// gets ready, "crashing" runs and then fails, "lagging" has failed before the view of it running is read, "missing" is in
-// no registry; all else runs at once.
+// gets ready, "crashing" runs and then fails, "lagging" has failed before the view of it running is read, and the first
+// question for it is not answered, "missing" is in no registry; all else runs at once.
 type fake struct {
 	mu      sync.Mutex
 	calls   []string
@@ -36,6 +36,7 @@ type fake struct {
 	images  map[string]bool
 	files   map[string]int64
 	runs    map[string]*gantryv1.CreateInstanceRequest
+	asked   bool // for an app that lags
 }
 
 func newFake() *fake {
@@ -233,7 +234,19 @@ func (f fakeApps) List(context.Context, *connect.Request[gantryv1.ListAppsReques
 }
 
 func (f fakeApps) Get(_ context.Context, r *connect.Request[gantryv1.GetAppRequest]) (*connect.Response[gantryv1.AppView], error) {
-	return answer(f.view(r.Msg.GetApp(), true))
+	v, err := f.view(r.Msg.GetApp(), true)
+	if err == nil && lags(v) {
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		if !f.asked {
+			f.asked, err = true, fault.New(fault.Unavailable, "no server leads")
+		}
+	}
+	return answer(v, err)
+}
+
+func lags(v *gantryv1.AppView) bool {
+	return v.GetServices()[0].GetService().GetSpec().GetContainer().GetImage() == "lagging"
 }
 
 func (f fakeApps) Watch(ctx context.Context, r *connect.Request[gantryv1.GetAppRequest], s *connect.ServerStream[gantryv1.AppView]) error {
@@ -242,7 +255,7 @@ func (f fakeApps) Watch(ctx context.Context, r *connect.Request[gantryv1.GetAppR
 		if err != nil {
 			return wire.Encode(err)
 		}
-		if lags := v.GetServices()[0].GetService().GetSpec().GetContainer().GetImage() == "lagging"; lags && settled {
+		if settled && lags(v) {
 			break
 		}
 		if err := s.Send(v); err != nil {

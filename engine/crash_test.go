@@ -213,23 +213,23 @@ func TestLogsAreCompleteWhateverTheMomentOfTheKill(t *testing.T) {
 
 // TestARunWhoseEndIsWrittenDownIsCountedOnce is a daemon that was killed while it cleared away the task of a run that had ended.
 func TestARunWhoseEndIsWrittenDownIsCountedOnce(t *testing.T) {
-	o := prepareCrash(t, map[string]string{"c": "sleep 3; exit 5"})
+	o := prepareCrash(t, map[string]string{"c": "sleep 1000"})
 	d := startDaemon(t, o)
 	d.do(t, "start", "c")
 	d.kill()
-	awaitProcessesGone(t, o, "c")
+	killProcesses(t, o, "c")
 	path := filepath.Join(o.Root, "containers", "c", "state.json")
 	var was engine.State
 	if err := keep.ReadState(path, &was); err != nil || was.Status != engine.StatusRunning || was.Runs != 1 {
 		t.Fatalf("%+v, %v", was, err)
 	}
-	was.Status, was.Pid, was.ExitCode, was.FinishedAt = engine.StatusExited, 0, 5, time.Now().Add(time.Second) // the shim may notice after us
+	was.Status, was.Pid, was.ExitCode, was.FinishedAt = engine.StatusExited, 0, 137, time.Now().Add(time.Second) // the shim may notice after us
 	if err := keep.State(path, was); err != nil {
 		t.Fatal(err)
 	}
 	e := enginetest.OpenAt(t, o)
 	defer enginetest.Close(t, e)
-	if s := enginetest.AwaitExit(t, e, "c"); s.ExitCode != 5 || s.Runs != 1 || !s.StartedAt.Equal(was.StartedAt) {
+	if s := enginetest.AwaitExit(t, e, "c"); s.ExitCode != 137 || s.Runs != 1 || !s.StartedAt.Equal(was.StartedAt) {
 		t.Errorf("before it was %+v, now %+v", was, s)
 	}
 }
@@ -325,6 +325,16 @@ func processes(o engine.Options, id string) []string {
 
 func count(o engine.Options, id string) int { return len(processes(o, id)) }
 
+// killProcesses ends a container without a daemon.
+func killProcesses(t *testing.T, o engine.Options, id string) {
+	t.Helper()
+	for _, p := range processes(o, id) {
+		pid, _ := strconv.Atoi(p)
+		_ = unix.Kill(pid, unix.SIGKILL)
+	}
+	awaitProcessesGone(t, o, id)
+}
+
 // awaitProcessesGone waits until a container without a daemon has ended.
 func awaitProcessesGone(t *testing.T, o engine.Options, id string) {
 	t.Helper()
@@ -373,12 +383,7 @@ func powerOff(t *testing.T, o engine.Options, id string) {
 	for _, pid := range shims(t, o) {
 		_ = unix.Kill(pid, unix.SIGKILL)
 	}
-	running := processes(o, id)
-	for _, p := range running {
-		pid, _ := strconv.Atoi(p)
-		_ = unix.Kill(pid, unix.SIGKILL)
-	}
-	awaitProcessesGone(t, o, id)
+	killProcesses(t, o, id)
 	mounts, _ := filepath.Glob(filepath.Join(o.Run, "*", "*", "*", "rootfs"))
 	for _, m := range append(mounts, filepath.Join(o.Run, "layers")) {
 		_ = unix.Unmount(m, unix.MNT_DETACH)

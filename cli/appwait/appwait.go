@@ -122,8 +122,8 @@ func (s *Waiter) follow(ctx context.Context, w Wait, show appDisplay, logs failu
 		s.keepLogs(ctx, w, v, logs)
 		return j.hear(v)
 	}
-	var looked time.Time
 	group.Go(func() error {
+		var looked time.Time
 		tick := time.NewTicker(100 * time.Millisecond)
 		defer tick.Stop()
 		for {
@@ -162,12 +162,14 @@ func (s *Waiter) follow(ctx context.Context, w Wait, show appDisplay, logs failu
 	return last, err
 }
 
-// lookPause is between two questions for the app as it is now.
-const lookPause = time.Second
+const (
+	lookPause = time.Second     // between two questions for the app as it is now
+	lookLimit = 5 * time.Second // for the answer to one
+)
 
 // look asks for the app as it is now.
 func (s *Waiter) look(ctx context.Context, w Wait) ([]*gantryv1.ServiceView, error) {
-	ctx, cancel := context.WithTimeout(ctx, 5*lookPause)
+	ctx, cancel := context.WithTimeout(ctx, lookLimit)
 	defer cancel()
 	v, err := client.Call(ctx, s.Client.Apps.Get, &gantryv1.GetAppRequest{Environment: s.Environment, App: w.App})
 	if err != nil {

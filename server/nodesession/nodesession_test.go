@@ -424,42 +424,42 @@ func TestWhatANodeHasStaysWhereItWasUntilItSays(t *testing.T) {
 	one.until("that n3 is down", func() bool { return said() == `i1 "10.64.1.2" true; ` })
 }
 
-func TestASuspectNodeGetsNothingNewWhileAnotherCanServe(t *testing.T) {
-	w := newWorld(t)
-	defer w.lead()()
-	w.put(&gantryv1.Cluster{Meta: store.NewMeta("cluster"), SuspectAfter: durationpb.New(300 * time.Millisecond), DownAfter: durationpb.New(time.Hour)})
+// webOnTwo has nodes called suspect soon and down never; web runs on n1, which has joined, and on n2, which has not, and db on n2
+// alone. It returns n1 and what n2 runs.
+func (w *world) webOnTwo() (one *member, two []*gantryv1.InstanceStatus) {
+	w.put(&gantryv1.Cluster{Meta: store.NewMeta("cluster"), SuspectAfter: durationpb.New(500 * time.Millisecond), DownAfter: durationpb.New(time.Hour)})
 	w.put(machine("n1"), machine("n2"))
 	w.put(service("a", "web", "p/a/default")...)
 	w.put(service("a", "db", "p/a/default")...)
 	w.put(instance("i1", "a", "web", "n1"), instance("i2", "a", "web", "n2"), instance("i3", "a", "db", "n2"))
-	one, two := w.join("n1", running("i1", "10.64.1.2")), []*gantryv1.InstanceStatus{running("i2", "10.64.2.2"), running("i3", "10.64.2.3")}
+	return w.join("n1", running("i1", "10.64.1.2")), []*gantryv1.InstanceStatus{running("i2", "10.64.2.2"), running("i3", "10.64.2.3")}
+}
+
+// serves reports whether so many instances of web and of db get new connections, as the member knows it.
+func (m *member) serves(web, db int) func() bool {
+	return func() bool { return m.ready("p/a/web") == web && m.ready("p/a/db") == db }
+}
+
+func TestASuspectNodeGetsNothingNewWhileAnotherCanServe(t *testing.T) {
+	w := newWorld(t)
+	defer w.lead()()
+	one, two := w.webOnTwo()
 	gone := w.join("n2", two...)
-	ready := func(web, db int) func() bool {
-		return func() bool { return one.ready("p/a/web") == web && one.ready("p/a/db") == db }
-	}
-	one.until("both of web", ready(2, 1))
+	one.until("both of web", one.serves(2, 1))
 	gone.leave()
-	one.until("one of web, and the only one of db", ready(1, 1))
+	one.until("one of web, and the only one of db", one.serves(1, 1))
 	w.join("n2", two...)
-	one.until("both again", ready(2, 1))
+	one.until("both again", one.serves(2, 1))
 }
 
 // TestANodeThatANewLeaderDoesNotHearGetsNothingNew as long as another can serve: it may have died with the leader before.
 func TestANodeThatANewLeaderDoesNotHearGetsNothingNew(t *testing.T) {
 	w := newWorld(t)
 	defer w.lead()()
-	w.put(&gantryv1.Cluster{Meta: store.NewMeta("cluster"), SuspectAfter: durationpb.New(500 * time.Millisecond), DownAfter: durationpb.New(time.Hour)})
-	w.put(machine("n1"), machine("n2"))
-	w.put(service("a", "web", "p/a/default")...)
-	w.put(service("a", "db", "p/a/default")...)
-	w.put(instance("i1", "a", "web", "n1"), instance("i2", "a", "web", "n2"), instance("i3", "a", "db", "n2"))
-	one := w.join("n1", running("i1", "10.64.1.2"))
-	ready := func(web, db int) func() bool {
-		return func() bool { return one.ready("p/a/web") == web && one.ready("p/a/db") == db }
-	}
-	one.until("one of web, and the only one of db", ready(1, 1))
-	w.join("n2", running("i2", "10.64.2.2"), running("i3", "10.64.2.3"))
-	one.until("both", ready(2, 1))
+	one, two := w.webOnTwo()
+	one.until("one of web, and the only one of db", one.serves(1, 1))
+	w.join("n2", two...)
+	one.until("both", one.serves(2, 1))
 }
 
 // raw opens a session without nodelink, for what a well-behaved node does not do.
