@@ -112,7 +112,6 @@ func TestRegistersAreLinearizable(t *testing.T) {
 		long = registerTime(t)
 	}
 	tr := begin(t, three)
-	tr.AwaitVoters(t)
 	random := seeded(t)
 	ctx, cancel := context.WithTimeout(context.Background(), long)
 	defer cancel()
