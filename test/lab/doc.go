@@ -13,9 +13,9 @@
 //		next.AwaitReady(t, "web", 6)
 //	}
 //
-// Cluster and Form make one cluster, whose servers all vote (AwaitVoters, for one that has changed); Machines makes daemons that know nothing of each other; Network and AddNode make machines
-// without a daemon; Beside makes room for a second daemon on a machine. Node.Strays tells what of a daemon's making belongs to no
-// instance. `make lab N=3` gives a person a shell on a cluster.
+// Cluster and Form make one cluster, whose servers all vote (AwaitVoters, for one that has changed); Machines makes daemons that
+// know nothing of each other; Network and AddNode make machines without a daemon; Beside makes room for a second daemon on a
+// machine. Node.Strays tells what of a daemon's making belongs to no instance. `make lab N=3` gives a person a shell on a cluster.
 //
 // # What can go wrong
 //
