@@ -90,6 +90,17 @@ func opens(t *testing.T, o cluster.Options, what string) (refused bool) {
 	return false
 }
 
+// startsHarmed starts a member on a copy of the files to which harm has been done, and takes the copy away: two segments of
+// the log are 128 MB.
+func startsHarmed(t *testing.T, o cluster.Options, what string, harm func(t *testing.T, c cluster.Options)) (refused bool) {
+	t.Run(what, func(t *testing.T) {
+		c := copyOf(t, o)
+		harm(t, c)
+		refused = opens(t, c, what)
+	})
+	return refused
+}
+
 // TestDamage flips bits in the files of a member, and cuts them short: it never starts without what was acknowledged, and
 // never ends the process.
 func TestDamage(t *testing.T) {
@@ -102,30 +113,28 @@ func TestDamage(t *testing.T) {
 	random := rand.New(rand.NewPCG(seed, 0))
 	for _, pattern := range []string{"wal/*.wal", "snap/db"} {
 		refused, rounds := 0, 12
+		size := len(used(t, newest(t, o, pattern)))
 		for range rounds {
-			c := copyOf(t, o)
-			path := newest(t, c, pattern)
-			size := len(used(t, path))
-			text, err := os.ReadFile(path)
-			check(t, err)
-			at, bit := random.IntN(size), byte(1)<<random.IntN(8)
-			text[at] ^= bit
-			check(t, os.WriteFile(path, text, 0o600))
-			if opens(t, c, fmt.Sprintf("%s: bit %x of byte %d flipped", pattern, bit, at)) {
+			at, bit, to := random.IntN(size), byte(1)<<random.IntN(8), random.IntN(size)
+			if startsHarmed(t, o, fmt.Sprintf("%s: bit %x of byte %d flipped", pattern, bit, at), func(t *testing.T, c cluster.Options) {
+				text, err := os.ReadFile(newest(t, c, pattern))
+				check(t, err)
+				text[at] ^= bit
+				check(t, os.WriteFile(newest(t, c, pattern), text, 0o600))
+			}) {
 				refused++
 			}
-			c = copyOf(t, o)
-			to := random.IntN(size)
-			check(t, os.Truncate(newest(t, c, pattern), int64(to)))
-			if !opens(t, c, fmt.Sprintf("%s: cut to %d", pattern, to)) {
+			if !startsHarmed(t, o, fmt.Sprintf("%s: cut to %d", pattern, to), func(t *testing.T, c cluster.Options) {
+				check(t, os.Truncate(newest(t, c, pattern), int64(to)))
+			}) {
 				t.Errorf("%s cut to %d of %d bytes: it starts", pattern, to, size)
 			}
 		}
 		t.Logf("%s: %d of %d flipped bits were refused", pattern, refused, rounds)
 	}
-	c := copyOf(t, o)
-	check(t, os.Remove(newest(t, c, "snap/db")))
-	opens(t, c, "no database") // all of it may be in the log
+	startsHarmed(t, o, "no database", func(t *testing.T, c cluster.Options) { // all of it may be in the log
+		check(t, os.Remove(newest(t, c, "snap/db")))
+	})
 }
 
 // TestTornWrite has the end of a change at the end of the log, as a power cut leaves it: that change was never acknowledged.
