@@ -11,6 +11,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	gantryv1 "github.com/gantryd/gantry/api/gen/gantry/v1"
+	"github.com/gantryd/gantry/network/addresses"
 	"github.com/gantryd/gantry/network/overlay"
 	"github.com/gantryd/gantry/network/segment"
 )
@@ -71,7 +72,7 @@ func TestSegmentsOfServicesThatAreGoneAreForgotten(t *testing.T) {
 func randomPeers(rng *rand.Rand) (out []overlay.Peer) {
 	for n := range 5 {
 		if rng.IntN(2) == 0 {
-			out = append(out, overlay.Peer{Address: address(192<<24 | uint32(n+1)), Subnet: netip.PrefixFrom(address(10<<24|uint32(n)<<8), 24)})
+			out = append(out, overlay.Peer{Address: addresses.At(192<<24 | uint32(n+1)), Subnet: netip.PrefixFrom(addresses.At(10<<24|uint32(n)<<8), 24)})
 		}
 	}
 	return out

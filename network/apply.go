@@ -6,7 +6,6 @@ import (
 	"net/netip"
 	"time"
 
-	"github.com/gantryd/gantry/fault"
 	"github.com/gantryd/gantry/network/overlay"
 )
 
@@ -139,76 +138,4 @@ func compare(old, want *model) changes {
 func (c changes) empty() bool {
 	return c.segments.empty() && c.reach.empty() && c.internal.empty() && c.hairpins.empty() && c.services.empty() && c.ports.empty() &&
 		c.nodes.empty() && c.gateways.empty()
-}
-
-// flows says which tracked connections are to be forgotten.
-type flows struct {
-	gone  map[netip.Addr]bool // every flow of these containers
-	moved map[netip.Addr]bool // flows with containers they may not talk to any more
-	left  map[netip.Addr]bool // datagrams translated to these, which a service has lost: there is no connection to drain
-	ports map[uint16]bool     // datagrams that reached these ports of the node before they were published
-	model *model
-}
-
-func (f flows) empty() bool { return len(f.gone)+len(f.moved)+len(f.left)+len(f.ports) == 0 }
-
-// staleFlows lists what must not go on after changes that led to a model.
-func staleFlows(c changes, want *model) flows {
-	f := flows{map[netip.Addr]bool{}, map[netip.Addr]bool{}, map[netip.Addr]bool{}, map[uint16]bool{}, want}
-	for a := range c.instances.del {
-		f.gone[a] = true
-	}
-	for a := range c.segments.del {
-		f.moved[a] = !f.gone[a]
-	}
-	for a := range c.internal.add {
-		_, isNew := c.instances.add[a]
-		f.moved[a] = !isNew
-	}
-	noLonger(&f, c.services)
-	noLonger(&f, c.ports)
-	for k := range c.ports.add {
-		if _, was := c.ports.del[k]; !was && k.proto == protoUDP {
-			f.ports[k.port] = true
-		}
-	}
-	return f
-}
-
-// noLonger collects backends that a service or port had and has not any more.
-func noLonger[K comparable](f *flows, d delta[K, target]) {
-	for k, was := range d.del {
-		now := map[netip.Addr]bool{}
-		for _, a := range d.add[k].backends {
-			now[a] = true
-		}
-		for _, a := range was.backends {
-			if !now[a] && !f.gone[a] {
-				f.left[a] = true
-			}
-		}
-	}
-}
-
-// has6 reports whether IPv6 flows can be among them.
-func (f flows) has6() bool {
-	for _, m := range []map[netip.Addr]bool{f.gone, f.moved} {
-		for a, is := range m {
-			if is && a.Is6() {
-				return true
-			}
-		}
-	}
-	return false
-}
-
-// cut forgets flows, so that their next packet is judged anew: by then its backend is gone, and it is answered by a reset.
-func (n *Network) cut(f flows) error {
-	if f.empty() {
-		return nil
-	}
-	if err := deleteFlows(n.links, f); err != nil {
-		return fault.Wrap(fault.Internal, err, "cut connections of instances that are gone")
-	}
-	return nil
 }

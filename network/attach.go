@@ -119,7 +119,7 @@ func (n *Network) pick(id string, o AttachOptions) (*record, error) {
 			n.poke()
 			return r, nil
 		}
-		a, err := n.addresses.take()
+		a, err := n.addresses.Take()
 		if err != nil && len(n.ready) > 0 { // the last free addresses are in the pool
 			a, err = n.takeReady(n.ready[0].Address), nil
 		}
@@ -128,9 +128,10 @@ func (n *Network) pick(id string, o AttachOptions) (*record, error) {
 		}
 		return n.make(&record{ID: id, Address: a, MAC: o.MAC})
 	}
-	if !n.addresses.usable(o.Address) {
+	if !n.addresses.Usable(o.Address) {
+		first, last := n.addresses.Range()
 		return nil, fault.New(fault.Invalid, "address %s is not one of this node's %s", o.Address, n.opts.Subnet).
-			WithHint("choose one from %s to %s", address(n.addresses.first), address(n.addresses.last))
+			WithHint("choose one from %s to %s", first, last)
 	}
 	i := slices.IndexFunc(n.ready, func(r *record) bool { return r.Address == o.Address })
 	if i >= 0 && o.MAC == "" {
@@ -140,7 +141,7 @@ func (n *Network) pick(id string, o AttachOptions) (*record, error) {
 	}
 	if i >= 0 {
 		n.takeReady(o.Address)
-	} else if !n.addresses.reserve(o.Address) {
+	} else if !n.addresses.Reserve(o.Address) {
 		return nil, n.addressTaken(o.Address)
 	}
 	return n.make(&record{ID: id, Address: o.Address, MAC: o.MAC})
@@ -166,7 +167,7 @@ func (n *Network) addressTaken(a netip.Addr) error {
 // make builds a link for a reserved address and frees the address when that fails.
 func (n *Network) make(r *record) (*record, error) {
 	if err := n.build(r); err != nil {
-		n.addresses.free(r.Address)
+		n.addresses.Free(r.Address)
 		return nil, err
 	}
 	return r, nil
@@ -266,7 +267,7 @@ func (n *Network) readRecord(name string) *record {
 	if err == nil {
 		err = json.Unmarshal(b, r)
 	}
-	if err != nil || r.ID+".json" != name || !n.addresses.usable(r.Address) || !n.addresses.reserve(r.Address) {
+	if err != nil || r.ID+".json" != name || !n.addresses.Usable(r.Address) || !n.addresses.Reserve(r.Address) {
 		n.log.Warn("a container's network record cannot be used and is removed", "record", name, "err", err)
 		os.Remove(path)
 		return nil

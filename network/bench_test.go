@@ -16,6 +16,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	gantryv1 "github.com/gantryd/gantry/api/gen/gantry/v1"
+	"github.com/gantryd/gantry/network/addresses"
 	"github.com/gantryd/gantry/network/overlay"
 )
 
@@ -57,7 +58,7 @@ func many(services, instances int) State {
 			s.Networks = append(s.Networks, network(key+"/default", uint32(i/5+1), false))
 		}
 		for j := range instances {
-			e.Endpoints = append(e.Endpoints, &gantryv1.Endpoint{Address: address(10<<24 | 64<<16 | uint32(i*instances+j+2)).String(), Ready: true})
+			e.Endpoints = append(e.Endpoints, &gantryv1.Endpoint{Address: addresses.At(10<<24 | 64<<16 | uint32(i*instances+j+2)).String(), Ready: true})
 		}
 		s.Endpoints = append(s.Endpoints, e)
 	}
@@ -75,7 +76,7 @@ func flipped(e *gantryv1.ServiceEndpoints) *gantryv1.ServiceEndpoints {
 // that it knows, of 20 instances each: one instance turns ready or not; a service comes or goes; the only instance of a
 // network moves here or away; the whole table is written anew.
 func BenchmarkChange(b *testing.B) {
-	here, elsewhere := address(10<<24|64<<16|3<<8|250).String(), address(10<<24|200<<16|2).String()
+	here, elsewhere := addresses.At(10<<24|64<<16|3<<8|250).String(), addresses.At(10<<24|200<<16|2).String()
 	for _, services := range []int{100, 1000, 5000} {
 		l := newLab(b)
 		s := many(services, 20)

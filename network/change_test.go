@@ -11,6 +11,7 @@ import (
 	"github.com/google/nftables/expr"
 
 	gantryv1 "github.com/gantryd/gantry/api/gen/gantry/v1"
+	"github.com/gantryd/gantry/network/addresses"
 )
 
 // TestDifferencesAddUp applies random states one after the other and compares the kernel's table with one written anew.
@@ -52,7 +53,7 @@ func randomState(rng *rand.Rand) State {
 			}
 		}
 		for range rng.IntN(4) {
-			a := address(next + uint32(rng.IntN(2)))
+			a := addresses.At(next + uint32(rng.IntN(2)))
 			next += 2
 			e.Endpoints = append(e.Endpoints, &gantryv1.Endpoint{Address: a.String(), Address6: "fd00::" + fmt.Sprint(a.As4()[3]), Ready: rng.IntN(3) > 0})
 		}

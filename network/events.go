@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/gantryd/gantry/fault"
+	"github.com/gantryd/gantry/network/addresses"
 	"github.com/gantryd/gantry/network/event"
 	"github.com/gantryd/gantry/network/overlay"
 )
@@ -173,5 +174,5 @@ func linkAddress(name string) netip.Addr {
 	if !ours || err != nil || len(hex) != 8 {
 		return netip.Addr{}
 	}
-	return address(uint32(v))
+	return addresses.At(uint32(v))
 }

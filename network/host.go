@@ -15,6 +15,7 @@ import (
 	"github.com/vishvananda/netlink"
 
 	"github.com/gantryd/gantry/fault"
+	"github.com/gantryd/gantry/network/event"
 	"github.com/gantryd/gantry/network/overlay"
 )
 
@@ -160,7 +161,7 @@ func (n *Network) checkRoutes(bridge int) error {
 			continue
 		}
 		bits, _ := r.Dst.Mask.Size()
-		dst := netip.PrefixFrom(toAddr(r.Dst.IP), bits)
+		dst := netip.PrefixFrom(event.Address(r.Dst.IP), bits)
 		for _, ours := range []netip.Prefix{n.opts.Subnet, n.opts.VirtualIPs, n.opts.NodeRange} {
 			if !ours.IsValid() || bits < ours.Bits() || !ours.Contains(dst.Addr()) {
 				continue // a wider route, such as the default one, gives way to ours

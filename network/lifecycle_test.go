@@ -7,9 +7,11 @@ import (
 	"os"
 	"os/exec"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/google/nftables"
+	mdlayher "github.com/mdlayher/netlink"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
@@ -250,6 +252,32 @@ func TestFlushedTableComesBack(t *testing.T) {
 		}
 		stranger.cannotReach(a.IPv4.String() + ":80")
 	}
+}
+
+func TestATableThatCouldNotBeWrittenComesBackALittleLater(t *testing.T) {
+	l := newLab(t)
+	l.apply(nil)
+	c, err := nftables.New()
+	must(t, err)
+	forward := &nftables.Chain{Name: "forward", Table: &nftables.Table{Name: "gantry0", Family: nftables.TableFamilyINet}}
+	await(t, "the watch", func() bool { // somebody listens to the group of nftables, the seventh
+		sockets, err := os.ReadFile("/proc/thread-self/net/netlink")
+		must(t, err)
+		return strings.Contains(string(sockets), " 00000040 ")
+	})
+	fails := func([]mdlayher.Message) ([]mdlayher.Message, error) { return nil, syscall.ENOBUFS }
+	l.applying.Lock()
+	l.nft.close()
+	l.nft.conn, err = nftables.New(nftables.WithTestDial(fails))
+	must(t, err)
+	c.FlushChain(forward) // a single event
+	must(t, c.Flush())
+	l.applying.Unlock()
+	await(t, "the second attempt", func() bool {
+		all, err := c.GetRules(forward.Table, forward)
+		must(t, err)
+		return len(all) > 0
+	})
 }
 
 func TestTheTableCanBeListed(t *testing.T) {

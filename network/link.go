@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/gantryd/gantry/fault"
+	"github.com/gantryd/gantry/network/addresses"
 )
 
 // inside is the name of the device in a container.
@@ -28,7 +29,7 @@ const trash = 0x3fffffff
 func hostMAC() net.HardwareAddr { return net.HardwareAddr{0x02, 0x67, 0, 0, 0, 1} }
 
 // linkName names the host's end of an address's link, and the namespace's file.
-func linkName(a netip.Addr) string { return fmt.Sprintf("gv%08x", number(a)) }
+func linkName(a netip.Addr) string { return fmt.Sprintf("gv%08x", addresses.Number(a)) }
 
 func (n *Network) netnsPath(a netip.Addr) string { return filepath.Join(n.names.netns, linkName(a)) }
 

@@ -23,6 +23,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/gantryd/gantry/fault"
+	"github.com/gantryd/gantry/network/addresses"
 	"github.com/gantryd/gantry/network/overlay"
 	"github.com/gantryd/gantry/network/segment"
 )
@@ -81,7 +82,7 @@ type Network struct {
 	overlay *overlay.Overlay
 
 	mu        sync.Mutex
-	addresses *addressPool
+	addresses *addresses.Pool
 	attached  map[string]*record
 	ready     []*record // links made ahead, without an owner
 	dying     []*record // links whose owner is gone, to be deleted together
@@ -89,11 +90,12 @@ type Network struct {
 
 	applying sync.Mutex
 	segments *segment.Table
-	applied  *builder        // the model that the kernel has; nil until the first Apply
-	met      *[]overlay.Peer // that the overlay has; nil before the first time
-	removed  bool            // by Cleanup: nobody may put the table back
-	lost     unanswered      // backends that a service has lost since unanswered connections were last looked for
-	losing   chan struct{}   // has one when there are such
+	applied  *builder            // the model that the kernel has; nil until the first Apply
+	met      *[]overlay.Peer     // that the overlay has; nil before the first time
+	removed  bool                // by Cleanup: nobody may put the table back
+	lost     unanswered          // backends that a service has lost since unanswered connections were last looked for
+	losing   chan struct{}       // has one when there are such
+	closed   map[netip.Addr]bool // containers that are gone, and may have closed connections left
 
 	figures Figures
 }
@@ -131,7 +133,7 @@ func (n *Network) open(ctx context.Context) (err error) {
 	if err := n.chooseIPv6(); err != nil {
 		return err
 	}
-	n.addresses = newAddressPool(n.opts.Subnet)
+	n.addresses = addresses.New(n.opts.Subnet)
 	if err := n.prepareHost(); err != nil {
 		return err
 	}

@@ -12,6 +12,7 @@ import (
 
 	gantryv1 "github.com/gantryd/gantry/api/gen/gantry/v1"
 	"github.com/gantryd/gantry/fault"
+	"github.com/gantryd/gantry/network/event"
 	"github.com/gantryd/gantry/network/overlay"
 )
 
@@ -164,7 +165,7 @@ func (n *Network) uplink() netlink.Link {
 	}
 	addrs, _ := whole(func() ([]netlink.Addr, error) { return n.links.AddrList(nil, family) })
 	for _, a := range addrs {
-		if toAddr(a.IP) != n.opts.Address {
+		if event.Address(a.IP) != n.opts.Address {
 			continue
 		}
 		if l, err := n.links.LinkByIndex(a.LinkIndex); err == nil {

@@ -8,6 +8,8 @@ import (
 
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
+
+	"github.com/gantryd/gantry/network/addresses"
 )
 
 // retryPool is how long keepPool waits after a failure, such as no memory for another namespace.
@@ -47,11 +49,11 @@ func (n *Network) refill(ctx context.Context) error {
 	for ctx.Err() == nil {
 		n.mu.Lock()
 		// The last addresses are left for Attach: one that is being prepared here would look taken to it.
-		if len(n.ready) >= n.opts.PoolSize || n.addresses.left() <= n.opts.PoolSize {
+		if len(n.ready) >= n.opts.PoolSize || n.addresses.Left() <= n.opts.PoolSize {
 			n.mu.Unlock()
 			return nil
 		}
-		a, err := n.addresses.take()
+		a, err := n.addresses.Take()
 		n.mu.Unlock()
 		if err != nil {
 			return nil // a full range is reported by the Attach that needs an address
@@ -62,7 +64,7 @@ func (n *Network) refill(ctx context.Context) error {
 		if err == nil {
 			n.ready = append(n.ready, r)
 		} else {
-			n.addresses.free(a)
+			n.addresses.Free(a)
 		}
 		n.mu.Unlock()
 		if err != nil {
@@ -85,7 +87,7 @@ func (n *Network) reap() {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	for _, r := range dying {
-		n.addresses.free(r.Address)
+		n.addresses.Free(r.Address)
 	}
 }
 
@@ -112,7 +114,7 @@ func (n *Network) Cleanup(context.Context) error {
 	}
 	n.deleteLinks(func(string) bool { return true })
 	n.attached, n.ready, n.dying = map[string]*record{}, nil, nil
-	n.addresses = newAddressPool(n.opts.Subnet)
+	n.addresses = addresses.New(n.opts.Subnet)
 	n.ports.close()
 	if err := n.removeTable(); err != nil {
 		return err

@@ -107,7 +107,7 @@ func (r *ruleset) retire(name string) error {
 func (r *ruleset) hooks(table string) ([]*nftables.Chain, error) {
 	all, err := r.conn.ListChainsOfTableFamily(nftables.TableFamilyINet)
 	if err != nil {
-		return nil, fault.Wrap(fault.Internal, err, "list the chains of nftables")
+		return nil, fault.Wrap(fault.Internal, r.reconnected(err), "list the chains of nftables")
 	}
 	strange := func(c *nftables.Chain) bool { return c.Table.Name != table || c.Hooknum == nil }
 	return slices.DeleteFunc(all, strange), nil

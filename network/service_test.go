@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	gantryv1 "github.com/gantryd/gantry/api/gen/gantry/v1"
+	"github.com/gantryd/gantry/network/tracked"
 )
 
 func TestVirtualAddressReachesReadyInstancesInTurn(t *testing.T) {
@@ -169,9 +170,7 @@ func TestConnectionsThatNobodyHasAnsweredMoveToAnotherInstance(t *testing.T) {
 		})
 	}()
 	await(t, "the connection is on its way", func() bool {
-		all, err := netlink.ConntrackTableList(netlink.ConntrackTable, netlink.FAMILY_V4)
-		must(t, err)
-		return slices.ContainsFunc(all, unanswered{a.IPv4: true}.MatchConntrackFlow)
+		return l.finds(unanswered{a.IPv4: true}.MatchConntrackFlow)
 	})
 	web = service("prod", "web", "10.96.0.1", []string{"front"}, a, b)
 	web.Endpoints[0].Ready = false
@@ -179,6 +178,110 @@ func TestConnectionsThatNobodyHasAnsweredMoveToAnotherInstance(t *testing.T) {
 	if err := <-connected; err != nil || who != "b" {
 		t.Fatalf("answered by %q, %v", who, err)
 	}
+}
+
+// whileListed is only asked about flows from one port, and does something first: between the list and what becomes of the flow.
+type whileListed struct {
+	flows
+	port uint16
+	do   func()
+}
+
+func (w whileListed) MatchConntrackFlow(flow *netlink.ConntrackFlow) bool {
+	if flow.Forward.SrcPort != w.port {
+		return false
+	}
+	w.do()
+	return w.flows.MatchConntrackFlow(flow)
+}
+
+func TestAConnectionThatBeginsWhileOthersAreCutStays(t *testing.T) {
+	const first, ports = 20000, 20 // the kernel does not always put the new connection in the place of the old one
+	l := newLab(t)
+	a, b, client := l.container("a"), l.container("b"), l.container("client")
+	a.serve(80)
+	b.serve(80)
+	must(t, do(t, client.ns, func() error { return os.WriteFile("/proc/sys/net/ipv4/tcp_tw_reuse", []byte("1"), 0) }))
+	nets := []*gantryv1.Network{network("prod/shop/front", 1, false)}
+	caller := service("prod", "client", "", []string{"front"}, client)
+	l.apply(nets, service("prod", "web", "10.96.0.1", []string{"front"}, a), caller)
+	for i := range ports {
+		if who, _, err := ask(client.dialFrom(first+i, "10.96.0.1:80")); err != nil || who != "a" {
+			t.Fatalf("answered by %q, %v", who, err)
+		}
+	}
+	web := service("prod", "web", "10.96.0.1", []string{"front"}, a, b)
+	web.Endpoints[0].Ready = false
+	l.apply(nets, web, caller)
+	for i := range ports {
+		f := newFlows(&l.applied.model)
+		f.gone[a.IPv4] = true
+		var again net.Conn
+		must(t, tracked.Forget(l.links, whileListed{f, uint16(first + i), func() {
+			await(t, "the port can be used again", func() (open bool) { // after a second
+				var err error
+				again, err = client.dialFrom(first+i, "10.96.0.1:80")
+				return err == nil
+			})
+		}}))
+		if who, _ := banner(t, again); who != "b" {
+			t.Errorf("the new connection goes to %s", who)
+		}
+		if !l.tracks(first + i) {
+			t.Errorf("the connection from port %d is forgotten", first+i)
+		}
+		_ = again.Close()
+	}
+}
+
+func TestClosedConnectionsAreForgottenWhenSomebodyElseGetsTheAddress(t *testing.T) {
+	const port = 30000 // no other test's: the kernel remembers those too
+	l := newLab(t)
+	a, client := l.container("a"), l.container("client")
+	a.serve(80)
+	nets := []*gantryv1.Network{network("prod/shop/front", 1, false)}
+	caller := service("prod", "client", "", []string{"front"}, client)
+	web := service("prod", "web", "10.96.0.1", []string{"front"}, a)
+	l.apply(nets, web, caller)
+	_, _, err := ask(client.dialFrom(port, "10.96.0.1:80"))
+	must(t, err)
+	await(t, "it is closed", func() bool { return l.finds(tracked.Closed) })
+	l.apply(nets, caller)
+	l.apply(nets, service("prod", "other", "", []string{"front"}, l.container("other")), caller)
+	if !l.tracks(port) {
+		t.Error("what ends by itself was forgotten with its container")
+	}
+	l.apply(nets, web, caller)
+	if l.tracks(port) {
+		t.Error("the address has been given again, and the kernel still knows a connection to it")
+	}
+}
+
+// tracks reports whether the kernel knows a connection from a port.
+func (l *lab) tracks(port int) bool {
+	return l.finds(func(flow *netlink.ConntrackFlow) bool { return int(flow.Forward.SrcPort) == port })
+}
+
+func (l *lab) finds(what func(*netlink.ConntrackFlow) bool) bool {
+	l.t.Helper()
+	all, err := netlink.ConntrackTableList(netlink.ConntrackTable, netlink.FAMILY_V4)
+	must(l.t, err)
+	return slices.ContainsFunc(all, what)
+}
+
+// dialFrom connects from a port that may have been used a moment before.
+func (c *container) dialFrom(port int, addr string) (conn net.Conn, err error) {
+	reuse := func(_, _ string, raw syscall.RawConn) error {
+		var failed error
+		err := raw.Control(func(fd uintptr) { failed = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_REUSEADDR, 1) })
+		return errors.Join(err, failed)
+	}
+	d := net.Dialer{Timeout: 2 * time.Second, LocalAddr: &net.TCPAddr{Port: port}, Control: reuse}
+	err = do(c.t, c.ns, func() (err error) {
+		conn, err = d.Dial("tcp", addr)
+		return err
+	})
+	return conn, err
 }
 
 func banner(t *testing.T, conn net.Conn) (server, client string) {

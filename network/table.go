@@ -145,13 +145,15 @@ func (r *ruleset) commit() error {
 	if err == nil {
 		return nil
 	}
-	// Answers to the rest of the transaction may still come and would be taken for those to the next one.
-	r.close()
-	if again := r.connect(); again != nil {
-		return again
-	}
-	return fault.Wrap(fault.Internal, err, "write the nftables table %s", r.bridge).
+	return fault.Wrap(fault.Internal, r.reconnected(err), "write the nftables table %s", r.bridge).
 		WithHint("nft list table inet %s shows what is there", r.bridge)
+}
+
+// reconnected opens another connection after a failure: answers to what failed may still come, and would be taken for those to
+// what follows.
+func (r *ruleset) reconnected(err error) error {
+	r.close()
+	return errors.Join(err, r.connect())
 }
 
 func (r *ruleset) exists(table string) bool {

@@ -8,7 +8,8 @@ import (
 	"time"
 
 	"github.com/vishvananda/netlink"
-	"github.com/vishvananda/netlink/nl"
+
+	"github.com/gantryd/gantry/network/tracked"
 )
 
 // unanswered is backends that services have lost. The kernel remembers for two minutes where it has sent the first packet of a
@@ -21,11 +22,12 @@ const answerTime = 200 * time.Millisecond
 
 // MatchConntrackFlow reports whether a flow is a connection to one of them that has got no answer.
 func (u unanswered) MatchConntrackFlow(flow *netlink.ConntrackFlow) bool {
-	tcp, is := flow.ProtoInfo.(*netlink.ProtoInfoTCP)
-	return is && tcp.State == nl.TCP_CONNTRACK_SYN_SENT && translated(flow) && u[toAddr(flow.Reverse.SrcIP)]
+	_, to := tracked.Between(flow)
+	return u[to] && tracked.Unanswered(flow) && tracked.Translated(flow)
 }
 
-func (u unanswered) has6() bool {
+// Has6 reports whether IPv6 flows can be among them.
+func (u unanswered) Has6() bool {
 	return slices.ContainsFunc(slices.Collect(maps.Keys(u)), netip.Addr.Is6)
 }
 
@@ -83,5 +85,5 @@ func (n *Network) cutUnanswered(lost unanswered) error {
 	if len(lost) == 0 {
 		return nil
 	}
-	return deleteFlows(n.links, lost)
+	return tracked.Forget(n.links, lost)
 }

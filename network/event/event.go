@@ -18,7 +18,7 @@ func ForwardingOff(data []byte) bool {
 // Address is the address that an attribute holds; the zero value if it holds none.
 func Address(b []byte) netip.Addr {
 	a, _ := netip.AddrFromSlice(b)
-	return a
+	return a.Unmap()
 }
 
 // Attribute is the value of the first attribute of a kind in a message, after its header.

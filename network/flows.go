@@ -1,0 +1,140 @@
+package network
+
+import (
+	"net/netip"
+
+	"github.com/vishvananda/netlink"
+
+	"github.com/gantryd/gantry/fault"
+	"github.com/gantryd/gantry/network/tracked"
+)
+
+// flows says which tracked connections are to be forgotten.
+type flows struct {
+	gone   map[netip.Addr]bool // flows of these containers, but closed ones
+	closed map[netip.Addr]bool // those of them that were found to have closed ones
+	again  map[netip.Addr]bool // flows of others that had the addresses of these containers, closed or not
+	moved  map[netip.Addr]bool // flows with containers they may not talk to any more
+	left   map[netip.Addr]bool // datagrams translated to these, which a service has lost: there is no connection to drain
+	ports  map[uint16]bool     // datagrams that reached these ports of the node before they were published
+	model  *model
+}
+
+func newFlows(want *model) flows {
+	set := func() map[netip.Addr]bool { return map[netip.Addr]bool{} }
+	return flows{set(), set(), set(), set(), set(), map[uint16]bool{}, want}
+}
+
+func (f flows) empty() bool {
+	return len(f.gone)+len(f.again)+len(f.moved)+len(f.left)+len(f.ports) == 0
+}
+
+// staleFlows lists what must not go on after changes that led to a model.
+func staleFlows(c changes, want *model) flows {
+	f := newFlows(want)
+	for a := range c.instances.del {
+		f.gone[a] = true
+	}
+	for a := range c.segments.del {
+		f.moved[a] = !f.gone[a]
+	}
+	for a := range c.internal.add {
+		_, isNew := c.instances.add[a]
+		f.moved[a] = !isNew
+	}
+	noLonger(&f, c.services)
+	noLonger(&f, c.ports)
+	for k := range c.ports.add {
+		if _, was := c.ports.del[k]; !was && k.proto == protoUDP {
+			f.ports[k.port] = true
+		}
+	}
+	return f
+}
+
+// noLonger collects backends that a service or port had and has not any more.
+func noLonger[K comparable](f *flows, d delta[K, target]) {
+	for k, was := range d.del {
+		now := map[netip.Addr]bool{}
+		for _, a := range d.add[k].backends {
+			now[a] = true
+		}
+		for _, a := range was.backends {
+			if !now[a] && !f.gone[a] {
+				f.left[a] = true
+			}
+		}
+	}
+}
+
+// Has6 reports whether IPv6 flows can be among them.
+func (f flows) Has6() bool {
+	for _, m := range []map[netip.Addr]bool{f.gone, f.again, f.moved} {
+		for a, is := range m {
+			if is && a.Is6() {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// cut forgets flows, so that their next packet is judged anew: by then its backend is gone, and it is answered by a reset. What
+// is closed is left to end by itself, unless somebody gets the address before.
+func (n *Network) cut(f flows) error {
+	for a := range n.closed {
+		if _, there := f.model.instances[a]; there {
+			f.again[a] = true
+		}
+	}
+	if f.empty() {
+		return nil
+	}
+	for a := range n.closed {
+		if !f.again[a] {
+			f.gone[a] = true
+		}
+	}
+	n.closed = f.gone
+	if err := tracked.Forget(n.links, f); err != nil {
+		return fault.Wrap(fault.Internal, err, "cut connections of instances that are gone")
+	}
+	n.closed = f.closed
+	return nil
+}
+
+// MatchConntrackFlow reports whether a flow is to be forgotten.
+func (f flows) MatchConntrackFlow(flow *netlink.ConntrackFlow) bool {
+	from, to := tracked.Between(flow)
+	if f.again[from] || f.again[to] {
+		return true
+	}
+	if f.gone[from] || f.gone[to] {
+		closed := tracked.Closed(flow)
+		for _, a := range []netip.Addr{from, to} {
+			if closed && f.gone[a] {
+				f.closed[a] = true
+			}
+		}
+		return !closed
+	}
+	if (f.moved[from] || f.moved[to]) && !f.allowed(from, to) {
+		return true
+	}
+	if flow.Forward.Protocol != protoUDP {
+		return false
+	}
+	translated := tracked.Translated(flow)
+	return translated && f.left[to] || !translated && f.ports[flow.Forward.DstPort]
+}
+
+// allowed repeats what the table's rules would say of a new connection.
+func (f flows) allowed(from, to netip.Addr) bool {
+	s, isContainer := f.model.segments[from]
+	t, toContainer := f.model.segments[to]
+	if isContainer && toContainer {
+		return f.model.table.Share(s, t)
+	}
+	_, internal := f.model.internal[from]
+	return !internal
+}
