@@ -181,14 +181,19 @@ func (c *container) serve(port int) {
 	serveIn(c.t, c.ns, port, c.id)
 }
 
-func serveIn(t testing.TB, ns *os.File, port int, name string) {
+func listenIn(t testing.TB, ns *os.File, port int) (l net.Listener) {
 	t.Helper()
-	var l net.Listener
 	must(t, do(t, ns, func() (err error) {
 		l, err = net.Listen("tcp", fmt.Sprintf(":%d", port))
 		return err
 	}))
 	t.Cleanup(func() { l.Close() })
+	return l
+}
+
+func serveIn(t testing.TB, ns *os.File, port int, name string) {
+	t.Helper()
+	l := listenIn(t, ns, port)
 	go func() {
 		for {
 			c, err := l.Accept()

@@ -180,6 +180,36 @@ func TestConnectionsThatNobodyHasAnsweredMoveToAnotherInstance(t *testing.T) {
 	}
 }
 
+func TestAConnectionFromThePortOfABrokenOneGoesToAnInstanceThatIsThere(t *testing.T) {
+	const port = 30001 // no other test's: the kernel remembers those too
+	l := newLab(t)
+	a, b, client := l.container("a"), l.container("b"), l.container("client")
+	b.serve(80)
+	listener := listenIn(t, a.ns, 80)
+	go func() {
+		if conn, err := listener.Accept(); err == nil {
+			_ = conn.(*net.TCPConn).SetLinger(0) // it ends with a reset, as when a process is killed
+			_ = conn.Close()
+		}
+	}()
+	nets := []*gantryv1.Network{network("prod/shop/front", 1, false)}
+	caller := service("prod", "client", "", []string{"front"}, client)
+	web := service("prod", "web", "10.96.0.1", []string{"front"}, a, b)
+	web.Endpoints[1].Ready = false
+	l.apply(nets, web, caller)
+	if _, _, err := ask(client.dialFrom(port, "10.96.0.1:80")); !errors.Is(err, syscall.ECONNRESET) {
+		t.Fatalf("%v, not a reset", err)
+	}
+	await(t, "it is broken", func() bool { return l.finds(tracked.Broken) })
+	web = service("prod", "web", "10.96.0.1", []string{"front"}, a, b)
+	web.Endpoints[0].Ready = false
+	l.apply(nets, web, caller)
+	await(t, "the kernel forgets it", func() bool { return !l.tracks(port) })
+	if who, _, err := ask(client.dialFrom(port, "10.96.0.1:80")); err != nil || who != "b" {
+		t.Fatalf("answered by %q, %v", who, err)
+	}
+}
+
 // whileListed is only asked about flows from one port, and does something first: between the list and what becomes of the flow.
 type whileListed struct {
 	flows

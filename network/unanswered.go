@@ -20,10 +20,10 @@ type unanswered map[netip.Addr]bool
 // answered then waits for one that is dead.
 const answerTime = 200 * time.Millisecond
 
-// MatchConntrackFlow reports whether a flow is a connection to one of them that has got no answer.
+// MatchConntrackFlow reports whether a flow is a connection to one of them that has got no answer, or that it has broken off.
 func (u unanswered) MatchConntrackFlow(flow *netlink.ConntrackFlow) bool {
 	_, to := tracked.Between(flow)
-	return u[to] && tracked.Unanswered(flow) && tracked.Translated(flow)
+	return u[to] && (tracked.Unanswered(flow) || tracked.Broken(flow)) && tracked.Translated(flow)
 }
 
 // Has6 reports whether IPv6 flows can be among them.

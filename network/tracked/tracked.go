@@ -46,6 +46,10 @@ func Translated(flow *netlink.ConntrackFlow) bool {
 // Unanswered reports whether a flow is a TCP connection whose first packet has got no answer yet.
 func Unanswered(flow *netlink.ConntrackFlow) bool { return is(flow, nl.TCP_CONNTRACK_SYN_SENT) }
 
+// Broken reports whether a flow is a TCP connection that ended with a reset. For ten seconds the kernel sends a new one of the same
+// ports where that one went, if the reset came from there.
+func Broken(flow *netlink.ConntrackFlow) bool { return is(flow, nl.TCP_CONNTRACK_CLOSE) }
+
 // Closed reports whether a flow is a TCP connection that both sides have closed. The kernel remembers it for two minutes, and
 // takes it away when one of the same ports begins, often to put the new one in its place, with its number. Who reads the list
 // of flows and then forgets a closed one may forget the one that has begun since.
