@@ -17,6 +17,7 @@ func (d *decision) drive() {
 		return
 	}
 	d.acquit()
+	d.holds = d.clears()
 	if d.judge(); d.turned || !operation.Active(d.op) || d.op.State == operation.Paused || d.waits() {
 		return
 	}
@@ -62,10 +63,17 @@ func (d *decision) perform(step *gantryv1.OperationStep) bool {
 		return d.all(len(d.slots), d.arrived)
 	case rollouts.Clear:
 		d.take(len(d.slots))
-		d.holds = !d.all(len(d.slots), func(s *slot) bool { return len(s.old) == 0 && s.leaving == 0 || s.stuck })
+		d.holds = d.clears()
 		return !d.holds
 	}
 	return true
+}
+
+// clears reports that all old instances are to end, and have not. On the way back they are from the moment it is taken.
+func (d *decision) clears() bool {
+	step := operation.Current(d.op)
+	return step.GetAction() == rollouts.Clear && (step.StartedAt != nil || d.op.Rollout.Back) &&
+		!d.all(len(d.slots), func(s *slot) bool { return len(s.old) == 0 && s.leaving == 0 || s.stuck })
 }
 
 // target is how many slots a step moves.

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	gantryv1 "github.com/gantryd/gantry/api/gen/gantry/v1"
+	"github.com/gantryd/gantry/operation"
 	"github.com/gantryd/gantry/store/placement"
 	"github.com/gantryd/gantry/store/progress"
 )
@@ -125,7 +126,7 @@ func (d *decision) moved(n int) bool {
 
 // paid reports that a slot is being moved because the rollout said so when it stored its progress.
 func (d *decision) paid(n int) bool {
-	return d.op != nil && !d.op.Rollout.Back && n < int(d.op.Rollout.Moved)
+	return d.holds && d.op.State != operation.Paused || d.op != nil && !d.op.Rollout.Back && n < int(d.op.Rollout.Moved)
 }
 
 // wanted is the release of which an instance is to be made in a slot.

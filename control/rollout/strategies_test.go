@@ -1,6 +1,7 @@
 package rollout_test
 
 import (
+	"slices"
 	"testing"
 	"time"
 
@@ -128,29 +129,60 @@ func TestRecreateEndsAllBeforeItStartsAny(t *testing.T) {
 	w := newWorld(3, &gantryv1.UpdateConfig{Strategy: "recreate"})
 	w.settle(t)
 	w.update()
-	for w.op.State != operation.Done {
+	w.neverBoth(t)
+	w.wants(t, operation.Done, 3)
+}
+
+func TestTheWayBackOfARecreateEndsAllBeforeItStartsAny(t *testing.T) {
+	for name, turn := range map[string]func(w *world){
+		"by itself": func(w *world) { w.breakNext() },
+		"aborted": func(w *world) {
+			w.update()
+			for w.count(2, phaseRunning) < 2 {
+				w.round(t)
+			}
+			w.turn()
+		},
+		"aborted at once": func(w *world) {
+			w.update()
+			w.round(t)
+			w.turn()
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(3, &gantryv1.UpdateConfig{Strategy: "recreate", FailureAction: "rollback"})
+			w.settle(t)
+			turn(w)
+			w.neverBoth(t)
+			w.settle(t)
+			if w.service.Release != 1 || w.count(1, phaseRunning) != 3 {
+				t.Fatal(w)
+			}
+		})
+	}
+}
+
+// neverBoth follows a rollout to its end, one instance after the other: at no time may both releases run.
+func (w *world) neverBoth(t *testing.T) {
+	t.Helper()
+	for operation.Active(w.op) {
 		w.step(t)
 		w.now = w.now.Add(time.Second)
-		old, fresh := 0, 0
+		runs := map[int64]int{}
 		for _, i := range w.instances {
-			if i.Instance.Release == 1 {
-				old++
-			} else {
-				fresh++
+			if i.Status.Phase != phaseFailed && i.Status.Phase != phaseExited {
+				runs[i.Instance.Release]++
 			}
 		}
-		if old > 0 && fresh > 0 {
+		if len(runs) > 1 {
 			t.Fatalf("both releases at once: %s", w)
 		}
-		if n := len(w.instances); n > 0 {
-			for _, i := range append([]*gantryv1.InstanceView(nil), w.instances...) {
-				if w.node(i) {
-					break
-				}
+		for _, i := range slices.Clone(w.instances) {
+			if w.node(i) {
+				break
 			}
 		}
 	}
-	w.wants(t, operation.Done, 3)
 }
 
 func TestAbortGoesBack(t *testing.T) {

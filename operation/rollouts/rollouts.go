@@ -61,7 +61,10 @@ func Begin(tx *store.Tx, s *gantryv1.Service, who, cause string, now time.Time) 
 func Plan(s *gantryv1.Service, from int64, cause string) *gantryv1.Operation {
 	r := &gantryv1.Rollout{From: from, To: s.Release, Update: settings(s.Spec.GetUpdate()), Rollback: settings(s.Spec.GetRollback())}
 	if cause == CauseRollback {
-		r.Update = settings(s.Spec.GetRollback())
+		strategy := r.Update.Strategy
+		if r.Update = settings(s.Spec.GetRollback()); r.Update.Strategy == "" && strategy == Recreate {
+			r.Update.Strategy = Recreate // releases that must not meet must not meet on the way back either
+		}
 	}
 	return &gantryv1.Operation{Kind: Kind, Subject: s.Meta.Key, Cause: cause, Rollout: r, Steps: steps(r)}
 }
@@ -176,6 +179,9 @@ func Return(op *gantryv1.Operation, state gantryv1.Operation_State, now time.Tim
 		}
 	}
 	op.Rollout.Back = true
+	if op.Rollout.Update.GetStrategy() == Recreate {
+		op.Steps = append(op.Steps, step(Clear, "end all instances of release %d", op.Rollout.To))
+	}
 	op.Steps = append(op.Steps, step(Back, "all instances back to release %d, %s", op.Rollout.From, pace(op.Rollout.Rollback)))
 	op.State, op.Waiting = operation.Running, ""
 	if op.StartedAt == nil {

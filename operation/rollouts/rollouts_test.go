@@ -51,6 +51,15 @@ func TestStepsOfEachStrategy(t *testing.T) {
 	}
 }
 
+// TestAReleaseThatMustNotMeetAnotherDoesNotOnTheWayBack is about `gantry rollback`, which has settings of its own.
+func TestAReleaseThatMustNotMeetAnotherDoesNotOnTheWayBack(t *testing.T) {
+	spec := &gantryv1.ServiceSpec{Update: &gantryv1.UpdateConfig{Strategy: rollouts.Recreate}, Rollback: &gantryv1.UpdateConfig{Parallelism: 2}}
+	s := &gantryv1.Service{Meta: store.NewMeta("p/a/web"), Release: 1, Spec: spec}
+	if got := actions(rollouts.Plan(s, 2, rollouts.CauseRollback).Steps); got != "clear move" {
+		t.Fatal(got)
+	}
+}
+
 // TestTheReleaseToReturnToIsOneThatWorked goes through releases of which some fail.
 func TestTheReleaseToReturnToIsOneThatWorked(t *testing.T) {
 	st := storetest.New(t)
