@@ -211,6 +211,25 @@ func TestAWayBackThatFailsIsSaid(t *testing.T) {
 	}
 }
 
+func TestAWayBackThatIsResumedStillSaysWhatFailed(t *testing.T) {
+	w := newWorld(3, &gantryv1.UpdateConfig{FailureAction: "rollback"})
+	w.settle(t)
+	w.breakNext()
+	for !w.op.Rollout.Back {
+		w.round(t)
+	}
+	why := w.op.Error
+	if err := operation.Pause(w.op); err != nil || why == "" {
+		t.Fatal(err, w)
+	}
+	resume(t, w)
+	w.settle(t)
+	w.wants(t, operation.RolledBack, 3)
+	if w.op.Error != why || w.op.Hint == "" {
+		t.Fatal(w)
+	}
+}
+
 func TestAPausedWayBackHolds(t *testing.T) {
 	for _, order := range []string{"start-first", "stop-first"} {
 		t.Run(order, func(t *testing.T) {

@@ -215,9 +215,12 @@ func Abort(tx *store.Tx, op *gantryv1.Operation, who string, now time.Time) erro
 
 // Resume lets a rollout go on. What had failed before is made again.
 func Resume(op *gantryv1.Operation, now time.Time) error {
-	failed := op.Waiting == operation.ForFailure
+	failed, why, hint := op.Waiting == operation.ForFailure, op.Error, op.Hint
 	if err := operation.Resume(op, now); err != nil {
 		return err
+	}
+	if op.Rollout.Back { // still for that reason
+		op.Error, op.Hint = why, hint
 	}
 	if failed {
 		op.Rollout.RetriedAt = timestamppb.New(now)
