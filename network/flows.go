@@ -1,6 +1,7 @@
 package network
 
 import (
+	"maps"
 	"net/netip"
 
 	"github.com/vishvananda/netlink"
@@ -13,7 +14,7 @@ import (
 type flows struct {
 	gone   map[netip.Addr]bool // flows of these containers, but closed ones
 	closed map[netip.Addr]bool // those of them that were found to have closed ones
-	again  map[netip.Addr]bool // flows of others that had the addresses of these containers, closed or not
+	again  map[netip.Addr]bool // closed flows of others that had the addresses of these containers
 	moved  map[netip.Addr]bool // flows with containers they may not talk to any more
 	left   map[netip.Addr]bool // datagrams translated to these, which a service has lost: there is no connection to drain
 	ports  map[uint16]bool     // datagrams that reached these ports of the node before they were published
@@ -23,6 +24,18 @@ type flows struct {
 func newFlows(want *model) flows {
 	set := func() map[netip.Addr]bool { return map[netip.Addr]bool{} }
 	return flows{set(), set(), set(), set(), set(), map[uint16]bool{}, want}
+}
+
+// join adds what could not be forgotten before, but for containers that have come back.
+func (f flows) join(uncut flows) {
+	for a := range uncut.gone {
+		if _, there := f.model.instances[a]; !there {
+			f.gone[a] = true
+		}
+	}
+	maps.Copy(f.moved, uncut.moved)
+	maps.Copy(f.left, uncut.left)
+	maps.Copy(f.ports, uncut.ports)
 }
 
 func (f flows) empty() bool {
@@ -82,6 +95,7 @@ func (f flows) Has6() bool {
 // cut forgets flows, so that their next packet is judged anew: by then its backend is gone, and it is answered by a reset. What
 // is closed is left to end by itself, unless somebody gets the address before.
 func (n *Network) cut(f flows) error {
+	f.join(n.uncut)
 	for a := range n.closed {
 		if _, there := f.model.instances[a]; there {
 			f.again[a] = true
@@ -95,8 +109,9 @@ func (n *Network) cut(f flows) error {
 			f.gone[a] = true
 		}
 	}
-	n.closed = f.gone
+	n.uncut = flows{}
 	if err := tracked.Forget(n.links, f); err != nil {
+		n.uncut = f
 		return fault.Wrap(fault.Internal, err, "cut connections of instances that are gone")
 	}
 	n.closed = f.closed
@@ -106,7 +121,7 @@ func (n *Network) cut(f flows) error {
 // MatchConntrackFlow reports whether a flow is to be forgotten.
 func (f flows) MatchConntrackFlow(flow *netlink.ConntrackFlow) bool {
 	from, to := tracked.Between(flow)
-	if f.again[from] || f.again[to] {
+	if (f.again[from] || f.again[to]) && tracked.Closed(flow) {
 		return true
 	}
 	if f.gone[from] || f.gone[to] {

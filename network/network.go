@@ -96,6 +96,7 @@ type Network struct {
 	lost     unanswered          // backends that a service has lost since unanswered connections were last looked for
 	losing   chan struct{}       // has one when there are such
 	closed   map[netip.Addr]bool // containers that are gone, and may have closed connections left
+	uncut    flows               // what could not be forgotten, and is to be with the next Apply
 
 	figures Figures
 }

@@ -170,7 +170,9 @@ func TestConnectionsThatNobodyHasAnsweredMoveToAnotherInstance(t *testing.T) {
 		})
 	}()
 	await(t, "the connection is on its way", func() bool {
-		return l.finds(unanswered{a.IPv4: true}.MatchConntrackFlow)
+		all, err := netlink.ConntrackTableList(netlink.ConntrackTable, netlink.FAMILY_V4)
+		must(t, err)
+		return slices.ContainsFunc(all, unanswered{a.IPv4: true}.MatchConntrackFlow)
 	})
 	web = service("prod", "web", "10.96.0.1", []string{"front"}, a, b)
 	web.Endpoints[0].Ready = false
@@ -200,11 +202,11 @@ func TestAConnectionFromThePortOfABrokenOneGoesToAnInstanceThatIsThere(t *testin
 	if _, _, err := ask(client.dialFrom(port, "10.96.0.1:80")); !errors.Is(err, syscall.ECONNRESET) {
 		t.Fatalf("%v, not a reset", err)
 	}
-	await(t, "it is broken", func() bool { return l.finds(tracked.Broken) })
+	await(t, "it is broken", func() bool { return l.finds(client, port, tracked.Broken) })
 	web = service("prod", "web", "10.96.0.1", []string{"front"}, a, b)
 	web.Endpoints[0].Ready = false
 	l.apply(nets, web, caller)
-	await(t, "the kernel forgets it", func() bool { return !l.tracks(port) })
+	await(t, "the kernel forgets it", func() bool { return !l.finds(client, port, anyhow) })
 	if who, _, err := ask(client.dialFrom(port, "10.96.0.1:80")); err != nil || who != "b" {
 		t.Fatalf("answered by %q, %v", who, err)
 	}
@@ -213,12 +215,13 @@ func TestAConnectionFromThePortOfABrokenOneGoesToAnInstanceThatIsThere(t *testin
 // whileListed is only asked about flows from one port, and does something first: between the list and what becomes of the flow.
 type whileListed struct {
 	flows
-	port uint16
-	do   func()
+	client *container
+	port   int
+	do     func()
 }
 
 func (w whileListed) MatchConntrackFlow(flow *netlink.ConntrackFlow) bool {
-	if flow.Forward.SrcPort != w.port {
+	if !w.client.began(flow, w.port) {
 		return false
 	}
 	w.do()
@@ -247,7 +250,7 @@ func TestAConnectionThatBeginsWhileOthersAreCutStays(t *testing.T) {
 		f := newFlows(&l.applied.model)
 		f.gone[a.IPv4] = true
 		var again net.Conn
-		must(t, tracked.Forget(l.links, whileListed{f, uint16(first + i), func() {
+		must(t, tracked.Forget(l.links, whileListed{f, client, first + i, func() {
 			await(t, "the port can be used again", func() (open bool) { // after a second
 				var err error
 				again, err = client.dialFrom(first+i, "10.96.0.1:80")
@@ -257,7 +260,7 @@ func TestAConnectionThatBeginsWhileOthersAreCutStays(t *testing.T) {
 		if who, _ := banner(t, again); who != "b" {
 			t.Errorf("the new connection goes to %s", who)
 		}
-		if !l.tracks(first + i) {
+		if !l.finds(client, first+i, anyhow) {
 			t.Errorf("the connection from port %d is forgotten", first+i)
 		}
 		_ = again.Close()
@@ -275,28 +278,81 @@ func TestClosedConnectionsAreForgottenWhenSomebodyElseGetsTheAddress(t *testing.
 	l.apply(nets, web, caller)
 	_, _, err := ask(client.dialFrom(port, "10.96.0.1:80"))
 	must(t, err)
-	await(t, "it is closed", func() bool { return l.finds(tracked.Closed) })
+	await(t, "it is closed", func() bool { return l.finds(client, port, tracked.Closed) })
 	l.apply(nets, caller)
 	l.apply(nets, service("prod", "other", "", []string{"front"}, l.container("other")), caller)
-	if !l.tracks(port) {
+	if !l.finds(client, port, anyhow) {
 		t.Error("what ends by itself was forgotten with its container")
 	}
 	l.apply(nets, web, caller)
-	if l.tracks(port) {
+	if l.finds(client, port, anyhow) {
 		t.Error("the address has been given again, and the kernel still knows a connection to it")
 	}
 }
 
-// tracks reports whether the kernel knows a connection from a port.
-func (l *lab) tracks(port int) bool {
-	return l.finds(func(flow *netlink.ConntrackFlow) bool { return int(flow.Forward.SrcPort) == port })
+func TestOpenConnectionsToANewOwnerOfAnAddressStay(t *testing.T) {
+	l := newLab(t)
+	a, client := l.container("a"), l.container("client")
+	a.serve(80)
+	front := []*gantryv1.Network{network("prod/shop/front", 1, false)}
+	caller := service("prod", "client", "", []string{"front"}, client)
+	l.apply(front, service("prod", "web", "10.96.0.1", []string{"front"}, a), caller)
+	conn, err := client.dial("10.96.0.1:80")
+	must(t, err)
+	defer conn.Close()
+	banner(t, conn)
+	f := newFlows(&l.applied.model)
+	f.again[a.IPv4] = true
+	must(t, l.cut(f))
+	if !l.finds(client, conn.LocalAddr().(*net.TCPAddr).Port, anyhow) {
+		t.Error("it is cut")
+	}
 }
 
-func (l *lab) finds(what func(*netlink.ConntrackFlow) bool) bool {
+// TestWhatCouldNotBeCutIsCutWithTheNextChange takes the process its file descriptors, without which it cannot ask the kernel.
+func TestWhatCouldNotBeCutIsCutWithTheNextChange(t *testing.T) {
+	l := newLab(t, func(o *Options) { o.PoolSize = -1 })
+	a, client := l.container("a"), l.container("client")
+	a.serve(80)
+	front := []*gantryv1.Network{network("prod/shop/front", 1, false)}
+	caller := service("prod", "client", "", []string{"front"}, client)
+	l.apply(front, service("prod", "web", "10.96.0.1", []string{"front"}, a), caller)
+	conn, err := client.dial("10.96.0.1:80")
+	must(t, err)
+	defer conn.Close()
+	banner(t, conn)
+	without := State{Networks: front, Endpoints: []*gantryv1.ServiceEndpoints{caller}}
+	links := l.links
+	l.links = &netlink.Handle{} // which opens a socket for each question
+	var was unix.Rlimit
+	must(t, unix.Getrlimit(unix.RLIMIT_NOFILE, &was))
+	must(t, unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: 3, Max: was.Max}))
+	err = l.Apply(t.Context(), without)
+	must(t, unix.Setrlimit(unix.RLIMIT_NOFILE, &was))
+	l.links = links
+	if !errors.Is(err, syscall.EMFILE) {
+		t.Fatalf("the kernel was asked nevertheless: %v", err)
+	}
+	must(t, l.Apply(t.Context(), without))
+	port := conn.LocalAddr().(*net.TCPAddr).Port
+	if l.finds(client, port, anyhow) {
+		t.Error("the connection to what is gone goes on")
+	}
+}
+
+// finds reports whether the kernel knows a connection of a client from a port, and it is so.
+func (l *lab) finds(client *container, port int, so func(*netlink.ConntrackFlow) bool) bool {
 	l.t.Helper()
 	all, err := netlink.ConntrackTableList(netlink.ConntrackTable, netlink.FAMILY_V4)
 	must(l.t, err)
-	return slices.ContainsFunc(all, what)
+	return slices.ContainsFunc(all, func(flow *netlink.ConntrackFlow) bool { return client.began(flow, port) && so(flow) })
+}
+
+func anyhow(*netlink.ConntrackFlow) bool { return true }
+
+// began reports whether a flow is a connection that the container began from a port.
+func (c *container) began(flow *netlink.ConntrackFlow, port int) bool {
+	return int(flow.Forward.SrcPort) == port && flow.Forward.SrcIP.Equal(c.IPv4.AsSlice())
 }
 
 // dialFrom connects from a port that may have been used a moment before.

@@ -93,11 +93,12 @@ func openRuleset(o tableOptions) (*ruleset, error) {
 	return r, nil
 }
 
-func (r *ruleset) connect() (err error) {
-	r.conn, err = nftables.New(nftables.AsLasting(), nftables.WithSockOptions(r.prepareSocket))
+func (r *ruleset) connect() error {
+	c, err := nftables.New(nftables.AsLasting(), nftables.WithSockOptions(r.prepareSocket))
 	if err != nil {
 		return fault.Wrap(fault.Unsupported, err, "open nftables").WithHint("modprobe nf_tables")
 	}
+	r.conn = c
 	return nil
 }
 

@@ -105,6 +105,7 @@ type decision struct {
 	op       *gantryv1.Operation    // the rollout while it is on its way, to be changed; else nil
 	settings *gantryv1.UpdateConfig // in force now
 	slots    []slot                 // slot n at n-1, or those of Slots that there are to be
+	leaving  int                    // instances without a slot that are to go, and have not
 	budget   int                    // slots that may be taken in hand now
 	holds    bool                   // nothing may be made before the old set is gone
 	turned   bool                   // the way back has just been taken: the slots are to be looked at again

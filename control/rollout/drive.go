@@ -12,12 +12,12 @@ import (
 
 // drive takes the rollout as many steps on as what is observed allows. What it decides is stored before or with what follows.
 func (d *decision) drive() {
+	d.holds = d.clears()
 	d.budget = d.parallelism() - d.inFlight()
 	if d.op == nil {
 		return
 	}
 	d.acquit()
-	d.holds = d.clears()
 	if d.judge(); d.turned || !operation.Active(d.op) || d.op.State == operation.Paused || d.waits() {
 		return
 	}
@@ -62,7 +62,9 @@ func (d *decision) perform(step *gantryv1.OperationStep) bool {
 	case rollouts.Retire, rollouts.Back:
 		return d.all(len(d.slots), d.arrived)
 	case rollouts.Clear:
-		d.take(len(d.slots))
+		if !d.op.Rollout.Back {
+			d.take(len(d.slots))
+		}
 		d.holds = d.clears()
 		return !d.holds
 	}
@@ -72,8 +74,10 @@ func (d *decision) perform(step *gantryv1.OperationStep) bool {
 // clears reports that all old instances are to end, and have not. On the way back they are from the moment it is taken.
 func (d *decision) clears() bool {
 	step := operation.Current(d.op)
-	return step.GetAction() == rollouts.Clear && (step.StartedAt != nil || d.op.Rollout.Back) &&
-		!d.all(len(d.slots), func(s *slot) bool { return len(s.old) == 0 && s.leaving == 0 || s.stuck })
+	if step.GetAction() != rollouts.Clear || step.StartedAt == nil && !d.op.Rollout.Back {
+		return false
+	}
+	return d.leaving > 0 || !d.all(len(d.slots), func(s *slot) bool { return len(s.old) == 0 && s.leaving == 0 || s.stuck })
 }
 
 // target is how many slots a step moves.

@@ -44,6 +44,7 @@ func (d *decision) sort() {
 	default:
 		d.slots = make([]slot, min(max(d.Service.Replicas, 0), mostSlots))
 	}
+	d.leaving = 0
 	for _, i := range d.Instances {
 		d.place(i)
 	}
@@ -59,12 +60,16 @@ func (d *decision) place(i *gantryv1.InstanceView) {
 	switch {
 	case state == progress.NodeRemoved:
 		d.add(Change{Action: Forget, Instance: i.Instance.Meta.Key, Cause: "node " + i.Instance.Node + " was removed"})
+	case i.Instance.Desired == removed && state == progress.NodeLost:
+	case i.Instance.Desired == removed && s != nil:
+		s.leaving++
 	case i.Instance.Desired == removed:
-		if s != nil && state != progress.NodeLost {
-			s.leaving++
-		}
+		d.leaving++
 	case s == nil, i.Instance.Job != 0: // the service was a job before
 		d.set(i, removed)
+		if state != progress.NodeLost {
+			d.leaving++
+		}
 	case d.buried(i, s):
 	case state == progress.NodeLost && !pinned && !placement.IsGlobal(d.Service.Spec):
 		d.setFor(i, removed, fmt.Sprintf("node %s is down", i.Instance.Node))
@@ -124,7 +129,7 @@ func (d *decision) moved(n int) bool {
 	return d.op == nil || d.op.Rollout.Back || n < int(d.op.Rollout.Moved) || d.switched()
 }
 
-// paid reports that a slot is being moved because the rollout said so when it stored its progress.
+// paid reports that a slot is being moved because the rollout said so when it stored its progress, or ends all instances.
 func (d *decision) paid(n int) bool {
 	return d.holds && d.op.State != operation.Paused || d.op != nil && !d.op.Rollout.Back && n < int(d.op.Rollout.Moved)
 }

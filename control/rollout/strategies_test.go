@@ -134,16 +134,16 @@ func TestRecreateEndsAllBeforeItStartsAny(t *testing.T) {
 }
 
 func TestTheWayBackOfARecreateEndsAllBeforeItStartsAny(t *testing.T) {
-	for name, turn := range map[string]func(w *world){
-		"by itself": func(w *world) { w.breakNext() },
-		"aborted": func(w *world) {
+	for name, turn := range map[string]func(t *testing.T, w *world){
+		"by itself": func(_ *testing.T, w *world) { w.breakNext() },
+		"aborted": func(t *testing.T, w *world) {
 			w.update()
 			for w.count(2, phaseRunning) < 2 {
 				w.round(t)
 			}
 			w.turn()
 		},
-		"aborted at once": func(w *world) {
+		"aborted at once": func(t *testing.T, w *world) {
 			w.update()
 			w.round(t)
 			w.turn()
@@ -152,7 +152,7 @@ func TestTheWayBackOfARecreateEndsAllBeforeItStartsAny(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			w := newWorld(3, &gantryv1.UpdateConfig{Strategy: "recreate", FailureAction: "rollback"})
 			w.settle(t)
-			turn(w)
+			turn(t, w)
 			w.neverBoth(t)
 			w.settle(t)
 			if w.service.Release != 1 || w.count(1, phaseRunning) != 3 {
@@ -162,25 +162,95 @@ func TestTheWayBackOfARecreateEndsAllBeforeItStartsAny(t *testing.T) {
 	}
 }
 
+func TestARecreateWaitsForInstancesThatAScaleTakesAway(t *testing.T) {
+	w := newWorld(5, &gantryv1.UpdateConfig{Strategy: "recreate"})
+	w.settle(t)
+	w.service.Replicas = 3
+	w.update()
+	for w.op.State == operation.Pending || w.count(1, phaseRunning) > 2 { // the last two are slow to end
+		w.step(t)
+		if !w.node(w.instances[0]) {
+			t.Fatal(w)
+		}
+	}
+	w.neverBoth(t)
+	w.wants(t, operation.Done, 3)
+}
+
+func TestARecreateEndsWhatNeverWorked(t *testing.T) {
+	w := newWorld(3, &gantryv1.UpdateConfig{Strategy: "recreate", FailureAction: "continue"})
+	w.round(t)
+	w.update()
+	w.op = rollouts.Plan(w.service, 0, "test")
+	w.op.State = operation.Pending
+	w.neverBoth(t)
+	w.wants(t, operation.Done, 3)
+}
+
+func TestAPausedRecreateStartsNothingBesideTheOld(t *testing.T) {
+	for name, turn := range map[string]func(w *world){"forth": func(*world) {}, "back": (*world).turn} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(3, &gantryv1.UpdateConfig{Strategy: "recreate"})
+			w.settle(t)
+			w.update()
+			for name == "back" && w.count(2, phaseRunning) < 3 {
+				w.round(t)
+			}
+			turn(w)
+			w.step(t)
+			if err := operation.Pause(w.op); err != nil {
+				t.Fatal(err)
+			}
+			for range 20 {
+				w.oneNeverBoth(t)
+			}
+			resume(t, w)
+			w.neverBoth(t)
+		})
+	}
+}
+
+func TestARecreateThatHasTouchedNothingHasMovedNothing(t *testing.T) {
+	w := newWorld(3, &gantryv1.UpdateConfig{Strategy: "recreate"})
+	w.settle(t)
+	w.blocked = true
+	w.update()
+	w.step(t)
+	w.turn()
+	w.settle(t)
+	w.wants(t, operation.Aborted, 3)
+	if w.op.Rollout.Moved != 0 { // what depends on it would be restarted
+		t.Fatal(w)
+	}
+}
+
 // neverBoth follows a rollout to its end, one instance after the other: at no time may both releases run.
 func (w *world) neverBoth(t *testing.T) {
 	t.Helper()
-	for operation.Active(w.op) {
-		w.step(t)
-		w.now = w.now.Add(time.Second)
-		runs := map[int64]int{}
-		for _, i := range w.instances {
-			if i.Status.Phase != phaseFailed && i.Status.Phase != phaseExited {
-				runs[i.Instance.Release]++
-			}
+	for round := 0; operation.Active(w.op); round++ {
+		if w.oneNeverBoth(t); round > 1000 {
+			t.Fatalf("it does not end: %s", w)
 		}
-		if len(runs) > 1 {
-			t.Fatalf("both releases at once: %s", w)
+	}
+}
+
+// oneNeverBoth is one decision, and what one instance makes of it.
+func (w *world) oneNeverBoth(t *testing.T) {
+	t.Helper()
+	w.step(t)
+	w.now = w.now.Add(time.Second)
+	runs := map[int64]int{}
+	for _, i := range w.instances {
+		if i.Status.Phase != phaseFailed && i.Status.Phase != phaseExited {
+			runs[i.Instance.Release]++
 		}
-		for _, i := range slices.Clone(w.instances) {
-			if w.node(i) {
-				break
-			}
+	}
+	if len(runs) > 1 {
+		t.Fatalf("both releases at once: %s", w)
+	}
+	for _, i := range slices.Clone(w.instances) {
+		if w.node(i) {
+			break
 		}
 	}
 }

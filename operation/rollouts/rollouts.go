@@ -106,7 +106,10 @@ func Goal(op *gantryv1.Operation) int64 {
 
 func steps(r *gantryv1.Rollout) []*gantryv1.OperationStep {
 	all := step(Move, "all instances to release %d, %s", r.To, pace(r.Update))
-	if r.From == 0 {
+	switch {
+	case r.From == 0 && r.Update.Strategy == Recreate: // there may be some of a release that never worked
+		return []*gantryv1.OperationStep{step(Clear, "end all instances of other releases"), step(Move, "start all instances of release %d", r.To)}
+	case r.From == 0:
 		return []*gantryv1.OperationStep{step(Move, "all instances of release %d", r.To)}
 	}
 	switch r.Update.Strategy {
@@ -180,9 +183,11 @@ func Return(op *gantryv1.Operation, state gantryv1.Operation_State, now time.Tim
 	}
 	op.Rollout.Back = true
 	if op.Rollout.Update.GetStrategy() == Recreate {
-		op.Steps = append(op.Steps, step(Clear, "end all instances of release %d", op.Rollout.To))
+		op.Steps = append(op.Steps, step(Clear, "end all instances of release %d", op.Rollout.To),
+			step(Back, "start all instances of release %d", op.Rollout.From))
+	} else {
+		op.Steps = append(op.Steps, step(Back, "all instances back to release %d, %s", op.Rollout.From, pace(op.Rollout.Rollback)))
 	}
-	op.Steps = append(op.Steps, step(Back, "all instances back to release %d, %s", op.Rollout.From, pace(op.Rollout.Rollback)))
 	op.State, op.Waiting = operation.Running, ""
 	if op.StartedAt == nil {
 		op.StartedAt = timestamppb.New(now)
@@ -203,7 +208,7 @@ func Abort(tx *store.Tx, op *gantryv1.Operation, who string, now time.Time) erro
 			WithHint("gantry up with a corrected file takes its place, gantry down removes it")
 	}
 	Return(op, operation.Aborted, now)
-	op.Rollout.Aborted, op.Error = true, "aborted"
+	op.Rollout.Aborted, op.Error, op.Hint = true, "aborted", ""
 	if who != "" {
 		op.Error += " by " + who
 	}

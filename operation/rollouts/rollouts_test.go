@@ -37,6 +37,7 @@ func TestStepsOfEachStrategy(t *testing.T) {
 	}{
 		"nothing said":     {nil, 1, "move"},
 		"the first":        {&gantryv1.UpdateConfig{Strategy: rollouts.BlueGreen}, 0, "move"},
+		"the first, alone": {&gantryv1.UpdateConfig{Strategy: rollouts.Recreate}, 0, "clear move"},
 		"recreate":         {&gantryv1.UpdateConfig{Strategy: rollouts.Recreate}, 1, "clear move"},
 		"blue-green":       {&gantryv1.UpdateConfig{Strategy: rollouts.BlueGreen}, 1, "prepare switch retire"},
 		"blue-green, kept": {&gantryv1.UpdateConfig{Strategy: rollouts.BlueGreen, Keep: durationpb.New(time.Hour)}, 1, "prepare switch keep retire"},
