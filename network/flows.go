@@ -3,8 +3,7 @@ package network
 import (
 	"maps"
 	"net/netip"
-
-	"github.com/vishvananda/netlink"
+	"slices"
 
 	"github.com/gantryd/gantry/fault"
 	"github.com/gantryd/gantry/network/tracked"
@@ -80,16 +79,13 @@ func noLonger[K comparable](f *flows, d delta[K, target]) {
 	}
 }
 
-// Has6 reports whether IPv6 flows can be among them.
-func (f flows) Has6() bool {
-	for _, m := range []map[netip.Addr]bool{f.gone, f.again, f.moved} {
-		for a, is := range m {
-			if is && a.Is6() {
-				return true
-			}
-		}
+// Ends lists the containers that a flow which matches begins or ends at.
+func (f flows) Ends() ([]netip.Addr, bool) {
+	ends := slices.Collect(maps.Keys(f.gone))
+	for _, m := range []map[netip.Addr]bool{f.again, f.moved, f.left} {
+		ends = slices.AppendSeq(ends, maps.Keys(m))
 	}
-	return false
+	return ends, len(f.ports) == 0
 }
 
 // cut forgets flows, so that their next packet is judged anew: by then its backend is gone, and it is answered by a reset. What
@@ -110,7 +106,7 @@ func (n *Network) cut(f flows) error {
 		}
 	}
 	n.uncut = flows{}
-	if err := tracked.Forget(n.links, f); err != nil {
+	if err := tracked.Forget(f); err != nil {
 		n.uncut = f
 		return fault.Wrap(fault.Internal, err, "cut connections of instances that are gone")
 	}
@@ -118,29 +114,27 @@ func (n *Network) cut(f flows) error {
 	return nil
 }
 
-// MatchConntrackFlow reports whether a flow is to be forgotten.
-func (f flows) MatchConntrackFlow(flow *netlink.ConntrackFlow) bool {
-	from, to := tracked.Between(flow)
-	if (f.again[from] || f.again[to]) && tracked.Closed(flow) {
+// Match reports whether a flow is to be forgotten.
+func (f flows) Match(flow tracked.Flow) bool {
+	from, to := flow.From, flow.To
+	if (f.again[from] || f.again[to]) && flow.Closed() {
 		return true
 	}
 	if f.gone[from] || f.gone[to] {
-		closed := tracked.Closed(flow)
 		for _, a := range []netip.Addr{from, to} {
-			if closed && f.gone[a] {
+			if flow.Closed() && f.gone[a] {
 				f.closed[a] = true
 			}
 		}
-		return !closed
+		return !flow.Closed()
 	}
 	if (f.moved[from] || f.moved[to]) && !f.allowed(from, to) {
 		return true
 	}
-	if flow.Forward.Protocol != protoUDP {
+	if flow.Protocol != protoUDP {
 		return false
 	}
-	translated := tracked.Translated(flow)
-	return translated && f.left[to] || !translated && f.ports[flow.Forward.DstPort]
+	return flow.Translated() && f.left[to] || !flow.Translated() && f.ports[flow.Port]
 }
 
 // allowed repeats what the table's rules would say of a new connection.

@@ -170,9 +170,9 @@ func TestConnectionsThatNobodyHasAnsweredMoveToAnotherInstance(t *testing.T) {
 		})
 	}()
 	await(t, "the connection is on its way", func() bool {
-		all, err := netlink.ConntrackTableList(netlink.ConntrackTable, netlink.FAMILY_V4)
+		all, err := tracked.List()
 		must(t, err)
-		return slices.ContainsFunc(all, unanswered{a.IPv4: true}.MatchConntrackFlow)
+		return slices.ContainsFunc(all, unanswered{a.IPv4: true}.Match)
 	})
 	web = service("prod", "web", "10.96.0.1", []string{"front"}, a, b)
 	web.Endpoints[0].Ready = false
@@ -202,7 +202,7 @@ func TestAConnectionFromThePortOfABrokenOneGoesToAnInstanceThatIsThere(t *testin
 	if _, _, err := ask(client.dialFrom(port, "10.96.0.1:80")); !errors.Is(err, syscall.ECONNRESET) {
 		t.Fatalf("%v, not a reset", err)
 	}
-	await(t, "it is broken", func() bool { return l.finds(client, port, tracked.Broken) })
+	await(t, "it is broken", func() bool { return l.finds(client, port, tracked.Flow.Broken) })
 	web = service("prod", "web", "10.96.0.1", []string{"front"}, a, b)
 	web.Endpoints[0].Ready = false
 	l.apply(nets, web, caller)
@@ -220,12 +220,12 @@ type whileListed struct {
 	do     func()
 }
 
-func (w whileListed) MatchConntrackFlow(flow *netlink.ConntrackFlow) bool {
+func (w whileListed) Match(flow tracked.Flow) bool {
 	if !w.client.began(flow, w.port) {
 		return false
 	}
 	w.do()
-	return w.flows.MatchConntrackFlow(flow)
+	return w.flows.Match(flow)
 }
 
 func TestAConnectionThatBeginsWhileOthersAreCutStays(t *testing.T) {
@@ -250,7 +250,7 @@ func TestAConnectionThatBeginsWhileOthersAreCutStays(t *testing.T) {
 		f := newFlows(&l.applied.model)
 		f.gone[a.IPv4] = true
 		var again net.Conn
-		must(t, tracked.Forget(l.links, whileListed{f, client, first + i, func() {
+		must(t, tracked.Forget(whileListed{f, client, first + i, func() {
 			await(t, "the port can be used again", func() (open bool) { // after a second
 				var err error
 				again, err = client.dialFrom(first+i, "10.96.0.1:80")
@@ -278,7 +278,7 @@ func TestClosedConnectionsAreForgottenWhenSomebodyElseGetsTheAddress(t *testing.
 	l.apply(nets, web, caller)
 	_, _, err := ask(client.dialFrom(port, "10.96.0.1:80"))
 	must(t, err)
-	await(t, "it is closed", func() bool { return l.finds(client, port, tracked.Closed) })
+	await(t, "it is closed", func() bool { return l.finds(client, port, tracked.Flow.Closed) })
 	l.apply(nets, caller)
 	l.apply(nets, service("prod", "other", "", []string{"front"}, l.container("other")), caller)
 	if !l.finds(client, port, anyhow) {
@@ -322,14 +322,11 @@ func TestWhatCouldNotBeCutIsCutWithTheNextChange(t *testing.T) {
 	defer conn.Close()
 	banner(t, conn)
 	without := State{Networks: front, Endpoints: []*gantryv1.ServiceEndpoints{caller}}
-	links := l.links
-	l.links = &netlink.Handle{} // which opens a socket for each question
 	var was unix.Rlimit
 	must(t, unix.Getrlimit(unix.RLIMIT_NOFILE, &was))
 	must(t, unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: 3, Max: was.Max}))
 	err = l.Apply(t.Context(), without)
 	must(t, unix.Setrlimit(unix.RLIMIT_NOFILE, &was))
-	l.links = links
 	if !errors.Is(err, syscall.EMFILE) {
 		t.Fatalf("the kernel was asked nevertheless: %v", err)
 	}
@@ -341,18 +338,18 @@ func TestWhatCouldNotBeCutIsCutWithTheNextChange(t *testing.T) {
 }
 
 // finds reports whether the kernel knows a connection of a client from a port, and it is so.
-func (l *lab) finds(client *container, port int, so func(*netlink.ConntrackFlow) bool) bool {
+func (l *lab) finds(client *container, port int, so func(tracked.Flow) bool) bool {
 	l.t.Helper()
-	all, err := netlink.ConntrackTableList(netlink.ConntrackTable, netlink.FAMILY_V4)
+	all, err := tracked.List()
 	must(l.t, err)
-	return slices.ContainsFunc(all, func(flow *netlink.ConntrackFlow) bool { return client.began(flow, port) && so(flow) })
+	return slices.ContainsFunc(all, func(flow tracked.Flow) bool { return client.began(flow, port) && so(flow) })
 }
 
-func anyhow(*netlink.ConntrackFlow) bool { return true }
+func anyhow(tracked.Flow) bool { return true }
 
 // began reports whether a flow is a connection that the container began from a port.
-func (c *container) began(flow *netlink.ConntrackFlow, port int) bool {
-	return int(flow.Forward.SrcPort) == port && flow.Forward.SrcIP.Equal(c.IPv4.AsSlice())
+func (c *container) began(flow tracked.Flow, port int) bool {
+	return int(flow.FromPort) == port && flow.From == c.IPv4
 }
 
 // dialFrom connects from a port that may have been used a moment before.

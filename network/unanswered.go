@@ -7,8 +7,6 @@ import (
 	"slices"
 	"time"
 
-	"github.com/vishvananda/netlink"
-
 	"github.com/gantryd/gantry/network/tracked"
 )
 
@@ -20,16 +18,13 @@ type unanswered map[netip.Addr]bool
 // answered then waits for one that is dead.
 const answerTime = 200 * time.Millisecond
 
-// MatchConntrackFlow reports whether a flow is a connection to one of them that has got no answer, or that it has broken off.
-func (u unanswered) MatchConntrackFlow(flow *netlink.ConntrackFlow) bool {
-	_, to := tracked.Between(flow)
-	return u[to] && (tracked.Unanswered(flow) || tracked.Broken(flow)) && tracked.Translated(flow)
+// Match reports whether a flow is a connection to one of them that has got no answer, or that it has broken off.
+func (u unanswered) Match(flow tracked.Flow) bool {
+	return u[flow.To] && flow.Translated() && (flow.Unanswered() || flow.Broken())
 }
 
-// Has6 reports whether IPv6 flows can be among them.
-func (u unanswered) Has6() bool {
-	return slices.ContainsFunc(slices.Collect(maps.Keys(u)), netip.Addr.Is6)
-}
+// Ends lists the backends.
+func (u unanswered) Ends() ([]netip.Addr, bool) { return slices.Collect(maps.Keys(u)), true }
 
 // lose notes backends that a service has lost. The caller holds applying.
 func (n *Network) lose(backends map[netip.Addr]bool) {
@@ -85,5 +80,5 @@ func (n *Network) cutUnanswered(lost unanswered) error {
 	if len(lost) == 0 {
 		return nil
 	}
-	return tracked.Forget(n.links, lost)
+	return tracked.Forget(lost)
 }
