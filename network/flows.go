@@ -100,17 +100,15 @@ func (n *Network) cut(f flows) error {
 	if f.empty() {
 		return nil
 	}
-	for a := range n.closed {
-		if !f.again[a] {
-			f.gone[a] = true
-		}
-	}
-	n.uncut = flows{}
 	if err := tracked.Forget(f); err != nil {
 		n.uncut = f
 		return fault.Wrap(fault.Internal, err, "cut connections of instances that are gone")
 	}
-	n.closed = f.closed
+	n.uncut = flows{}
+	for a := range f.again {
+		delete(n.closed, a)
+	}
+	maps.Copy(n.closed, f.closed)
 	return nil
 }
 

@@ -95,7 +95,7 @@ type Network struct {
 	removed  bool                // by Cleanup: nobody may put the table back
 	lost     unanswered          // backends that a service has lost since unanswered connections were last looked for
 	losing   chan struct{}       // has one when there are such
-	closed   map[netip.Addr]bool // containers that are gone, and may have closed connections left
+	closed   map[netip.Addr]bool // containers that are gone, and had closed connections left
 	uncut    flows               // what could not be forgotten, and is to be with the next Apply
 
 	figures Figures
@@ -111,7 +111,7 @@ func Open(ctx context.Context, opts Options) (*Network, error) {
 		return nil, err
 	}
 	n := &Network{opts: opts, log: opts.Logger, group: groupOf(opts.Bridge), attached: map[string]*record{},
-		wake: make(chan struct{}, 1), losing: make(chan struct{}, 1), lost: unanswered{}, segments: segment.New(), names: namesUnder(opts)}
+		wake: make(chan struct{}, 1), losing: make(chan struct{}, 1), lost: unanswered{}, closed: map[netip.Addr]bool{}, segments: segment.New(), names: namesUnder(opts)}
 	for _, dir := range []string{n.names.netns, n.names.records} {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
 			return nil, fault.Wrap(fault.Unavailable, err, "make the network's directory")

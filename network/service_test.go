@@ -288,6 +288,9 @@ func TestClosedConnectionsAreForgottenWhenSomebodyElseGetsTheAddress(t *testing.
 	if l.finds(client, port, anyhow) {
 		t.Error("the address has been given again, and the kernel still knows a connection to it")
 	}
+	if l.closed[a.IPv4] {
+		t.Error("that is done, and will be done again")
+	}
 }
 
 func TestOpenConnectionsToANewOwnerOfAnAddressStay(t *testing.T) {
