@@ -274,9 +274,8 @@ func TestATableThatCouldNotBeWrittenComesBackALittleLater(t *testing.T) {
 	must(t, c.Flush())
 	l.applying.Unlock()
 	await(t, "the second attempt", func() bool {
-		all, err := c.GetRules(forward.Table, forward)
-		must(t, err)
-		return len(all) > 0
+		all, err := c.GetRules(forward.Table, forward) // which may be interrupted
+		return err == nil && len(all) > 0
 	})
 }
 
