@@ -28,7 +28,7 @@ func (n *Network) readyCount() int {
 // ourLinks lists the host's ends of containers' links.
 func (l *lab) ourLinks() []string {
 	l.t.Helper()
-	links, err := netlink.LinkList()
+	links, err := whole(netlink.LinkList)
 	must(l.t, err)
 	var names []string
 	for _, link := range links {

@@ -574,7 +574,7 @@ func deleteRoute(device string, to netip.Prefix) error {
 }
 
 func deleteAddresses(link netlink.Link) error {
-	addrs, err := netlink.AddrList(link, netlink.FAMILY_ALL)
+	addrs, err := whole(func() ([]netlink.Addr, error) { return netlink.AddrList(link, netlink.FAMILY_ALL) })
 	for _, a := range addrs {
 		err = errors.Join(err, netlink.AddrDel(link, &a))
 	}
@@ -584,7 +584,7 @@ func deleteAddresses(link netlink.Link) error {
 func deleteNeighbours(link netlink.Link) error {
 	var failures []error
 	for _, family := range []int{unix.AF_BRIDGE, netlink.FAMILY_V4, netlink.FAMILY_V6} {
-		entries, err := netlink.NeighList(link.Attrs().Index, family)
+		entries, err := whole(func() ([]netlink.Neigh, error) { return netlink.NeighList(link.Attrs().Index, family) })
 		failures = append(failures, err)
 		for _, e := range entries {
 			if e.State&netlink.NUD_PERMANENT != 0 {
@@ -687,7 +687,7 @@ func TestCleanupLeavesNothingOfTheOverlay(t *testing.T) {
 			t.Errorf("routes stay: %v", routes)
 		}
 		m.inside(func() error {
-			links, err := netlink.LinkList()
+			links, err := whole(netlink.LinkList)
 			for _, link := range links {
 				if name := link.Attrs().Name; name != "lo" && name != "eth0" {
 					t.Errorf("the device %s stays", name)
